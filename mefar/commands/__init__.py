@@ -1,0 +1,1 @@
+"""One short file per verb of the `mefar` command: parse, call, print."""
