@@ -1,0 +1,71 @@
+# Short names for what mefar does. `make` or `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MEFAR := $(BIN)/mefar
+# Rewritten only when what it depends on has changed: every target below is quick to start.
+READY := $(VENV)/.mefar-ready
+DEMO_CORPORA := runs/demo/corpora
+
+# $(call need,NAME,example): stop with one line when the variable NAME was not given.
+need = @if [ -z "$($(1))" ]; then echo "make $@: error: $(1) is missing; say for example: make $@ $(2)" >&2; exit 2; fi
+
+.PHONY: help setup demo test lint pretrain loso sweep bench clean
+
+help:  ## list these targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything in it [PYTHON=python3 TORCH="torch==2.9.1 --index-url URL" for another torch build]
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make setup: error: $(PYTHON) is older than Python 3.11; name another: make setup PYTHON=python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef TORCH
+	$(BIN)/python -m pip install $(TORCH)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+else
+	cp constraints.txt $(VENV)/constraints.txt
+endif
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## from nothing to a composite table on rendered faces, in runs/demo [ARGS=]
+	$(MEFAR) demo $(ARGS)
+
+test: $(READY)  ## run the tests [ARGS="-k name"]
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+pretrain: $(READY)  ## train the tokenizer on VOXCELEB=DIR; without it on the demo's rendered faces [ARGS=]
+ifdef VOXCELEB
+	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data "$(VOXCELEB)" $(ARGS)
+else
+	@echo "VOXCELEB is not set: training on the demo's rendered faces, $(DEMO_CORPORA)/voxceleb"
+	test -d $(DEMO_CORPORA)/voxceleb || $(MEFAR) make-demo $(DEMO_CORPORA)
+	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data $(DEMO_CORPORA)/voxceleb $(ARGS)
+endif
+
+loso: $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
+	$(call need,DATASET,DATASET=samm DATA=/data/SAMM TOKENIZER=runs/pretrain/checkpoints/last.ckpt)
+	$(call need,DATA,DATASET=$(DATASET) DATA=/data/$(DATASET) TOKENIZER=runs/pretrain/checkpoints/last.ckpt)
+	$(call need,TOKENIZER,DATASET=$(DATASET) DATA=$(DATA) TOKENIZER=runs/pretrain/checkpoints/last.ckpt)
+	$(MEFAR) loso --dataset $(DATASET) --data "$(DATA)" --tokenizer "$(TOKENIZER)" $(if $(CLASSES),--classes $(CLASSES)) $(ARGS)
+
+sweep: $(READY)  ## a W&B sweep of experiments/sweeps/SWEEP.yaml: SWEEP=loso|pretrain (needs a W&B account) [COUNT=20]
+	$(call need,SWEEP,SWEEP=loso)
+	@BIN=$(BIN) experiments/sweeps/run $(SWEEP) $(COUNT)
+
+bench: $(READY)  ## every speed claim, both sides and the ratio
+	@for script in experiments/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove caches and build leftovers; keeps .venv, runs and data
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find mefar datamodules experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
