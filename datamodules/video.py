@@ -62,6 +62,18 @@ def info(path: Path) -> VideoInfo:
     return _index(Path(path)).info
 
 
+def moments(path: Path) -> NDArray[np.float64]:
+    """When each frame is shown -> (T,) float64 seconds since the first, from the packets (no decoding).
+
+    Raises:
+        DataError: as `info`.
+    """
+    index = _index(Path(path))
+    if index.stamps is None:
+        return np.arange(index.info.frames) / index.info.fps
+    return (np.array(index.stamps) - index.stamps[0]) * index.seconds
+
+
 def frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -> UInt8:
     """Frames by number, in the order asked for; repeats allowed.
 

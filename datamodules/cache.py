@@ -1,0 +1,386 @@
+"""One decoding pass over a folder of face videos -> shards of aligned crops that training reads at memory speed.
+
+Each utterance is decoded once, in order, by one worker process. It is cut into windows of at most two seconds,
+short enough that the head stays in its crop; each window has one alignment (faces.FaceAligner) and, when
+`stabilise` is on, each of its frames one residual rigid motion against the window's middle frame
+(motion.Stabiliser), applied in the same interpolation.
+
+On disk:
+- plan.json: what is being built and the list of files; written first. A second call with other settings or another
+  list refuses to mix.
+- shard-00012.npy (N, side, side, 3) uint8 and shard-00012.json (its windows; its quarantined files); a shard is
+  there when its .json is. Killed at any moment, a second call makes only the shards that are not there.
+- index.json, index.npz: all windows; written last: a cache is complete when index.json is there.
+- quarantine.csv (path, reason): files that gave no window. They are listed, never replaced by others.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.faces import FaceAligner, FaceMode, Stabiliser, compose
+from datamodules.sample import DataError
+from datamodules.utterances import Utterance, cut, find_utterances
+
+VERSION = 1
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """What a cache holds.
+
+    Attributes:
+        utterances: files that gave at least one window.
+        windows: pieces of at most two seconds, each aligned once.
+        frames: crops stored.
+        quarantined: files that gave none; see quarantine.csv.
+        speakers: speakers with at least one window.
+        bytes: size of the crops on disk.
+    """
+
+    utterances: int
+    windows: int
+    frames: int
+    quarantined: int
+    speakers: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that decides a shard's content; what plan.json holds beside the list of files."""
+
+    version: int
+    source: str
+    files: str  # hash of the list
+    size: int
+    margin: int
+    frames_per_utterance: int
+    faces: FaceMode
+    stabilise: bool
+    seed: int
+    per_shard: int
+
+
+def margin_for(size: int) -> int:
+    """Pixels kept around a crop of `size` on each side, for random crops in training: a sixteenth."""
+    return max(1, round(size / 16))
+
+
+def build(
+    voxceleb: Path,
+    out: Path,
+    size: int,
+    frames_per_utterance: int = 25,
+    faces: FaceMode = "align",
+    workers: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stabilise: bool = True,
+) -> CacheSummary:
+    """Decode, align and store; resumes where a killed call stopped; returns at once when all is there.
+
+    Args:
+        voxceleb: folder of videos, see `find_utterances`.
+        out: folder of the cache, made if missing.
+        size: side in pixels of the crops that training will see; stored with a margin of a sixteenth around.
+        frames_per_utterance: crops kept per file: 25 cover one window of two seconds at 80 ms steps, more give
+            more windows, or finer steps where the file is short.
+        faces: `align`, or `precropped` for files that are face crops already.
+        workers: processes; 0 works in this one.
+        seed: which windows of a long file are kept.
+        progress: called with (files done, files in all, files per second).
+        stabilise: remove the head's rigid motion inside each window.
+
+    Raises:
+        DataError: missing folder, no video, a cache of other settings in `out`, not enough disk.
+    """
+    voxceleb, out = Path(voxceleb), Path(out)
+    utterances = find_utterances(voxceleb)
+    if size < 16 or frames_per_utterance < 2:
+        raise DataError(
+            f"cache: size {size} must be 16 or more, frames per utterance {frames_per_utterance} 2 or more"
+        )
+    listing = "\n".join(utterance.path for utterance in utterances)
+    plan = _Plan(
+        version=VERSION,
+        source=str(voxceleb.resolve()),
+        files=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        size=size,
+        margin=margin_for(size),
+        frames_per_utterance=frames_per_utterance,
+        faces=faces,
+        stabilise=stabilise,
+        seed=seed,
+        per_shard=int(np.clip(len(utterances) // 200, 4, 256)),
+    )
+    _check_plan(out, plan)
+    if (out / "index.json").is_file():
+        return summary(out)
+    chunks = [utterances[i : i + plan.per_shard] for i in range(0, len(utterances), plan.per_shard)]
+    todo = [i for i in range(len(chunks)) if not (out / f"shard-{i:05d}.json").is_file()]
+    _check_disk(out, plan, sum(len(chunks[i]) for i in todo))
+    try:
+        _atomic_text(out / "plan.json", json.dumps(asdict(plan), indent=1))
+        _work(voxceleb, out, plan, chunks, todo, workers, progress)
+        return _finish(out, plan, chunks)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{out}: cannot write the cache ({reason}); make room and call again") from error
+
+
+def summary(out: Path) -> CacheSummary:
+    """What a finished cache holds.
+
+    Raises:
+        DataError: `out` is no finished cache.
+    """
+    return CacheSummary(**_read_json(Path(out) / "index.json")["summary"])
+
+
+def read_index(out: Path) -> tuple[dict[str, Any], tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """A finished cache's table.
+
+    Returns:
+        index.json (keys `plan`, `summary`, `shards`, `speakers`, `paths`: one file name per window), and two arrays:
+        windows (N, 4) int64: shard, first row in it, frames, speaker; times (sum of frames,) float64 seconds, the
+        windows' frames one after another.
+
+    Raises:
+        DataError: `out` is no finished cache.
+    """
+    document = _read_json(Path(out) / "index.json")
+    try:
+        with np.load(Path(out) / "index.npz") as arrays:
+            return document, (arrays["windows"], arrays["times"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{out}: index.npz is missing or damaged; delete the cache folder and build it again"
+        ) from error
+
+
+def _check_plan(out: Path, plan: _Plan) -> None:
+    if not (out / "plan.json").is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        return
+    old, new = _read_json(out / "plan.json"), asdict(plan)
+    different = [key for key in new if old.get(key) != new[key]]
+    if different:
+        key = different[0]
+        what = (
+            "the list of videos changed"
+            if key == "files"
+            else f"{key} is {old.get(key)!r} there, {new[key]!r} now"
+        )
+        raise DataError(f"{out}: is a cache made otherwise ({what}); choose another folder or delete it")
+
+
+def _check_disk(out: Path, plan: _Plan, count: int) -> None:
+    need = count * plan.frames_per_utterance * (plan.size + 2 * plan.margin) ** 2 * 3
+    free = shutil.disk_usage(out).free
+    if need > 0.95 * free:
+        raise DataError(
+            f"{out}: the cache may need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+            "choose another folder or fewer frames per utterance"
+        )
+
+
+def _work(
+    root: Path,
+    out: Path,
+    plan: _Plan,
+    chunks: list[list[Utterance]],
+    todo: list[int],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    total, started, made = sum(map(len, chunks)), time.monotonic(), 0
+    done = total - sum(len(chunks[i]) for i in todo)
+
+    def report(shard: int) -> None:
+        nonlocal made, done
+        made, done = made + len(chunks[shard]), done + len(chunks[shard])
+        if progress is not None:
+            progress(done, total, made / max(time.monotonic() - started, 1e-6))
+
+    if workers <= 0 or len(todo) <= 1:
+        for shard in todo:
+            _make_shard(root, out, plan, shard, chunks[shard])
+            report(shard)
+        return
+    # Spawned, not forked: a forked child inherits the locks of decoder and thread pools in whatever state.
+    with ProcessPoolExecutor(
+        min(workers, len(todo)), get_context("spawn"), _start_worker, (os.getpid(),)
+    ) as pool:
+        waiting = iter(todo)
+        running: dict[Future[None], int] = {}
+        try:
+            while True:
+                for shard in islice(waiting, 2 * workers - len(running)):
+                    running[pool.submit(_make_shard, root, out, plan, shard, chunks[shard])] = shard
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    shard = running.pop(future)
+                    future.result()
+                    report(shard)
+        except BrokenProcessPool as error:
+            names = ", ".join(chunks[shard][0].path for shard in running.values())
+            raise DataError(
+                f"{root}: a worker died (memory? a decoder crash?) after one of {names}; try again"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(parent: int) -> None:
+    cv2.setNumThreads(1)
+
+    def watch() -> None:  # a killed parent must not leave workers behind that wait for ever
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_shard(root: Path, out: Path, plan: _Plan, shard: int, chunk: list[Utterance]) -> None:
+    side = plan.size + 2 * plan.margin
+    aligner = FaceAligner(plan.size, plan.faces, plan.margin)
+    crops: list[NDArray[np.uint8]] = []
+    windows: list[dict[str, Any]] = []
+    bad: list[dict[str, str]] = []
+    for utterance in chunk:
+        reasons, kept = [], 0
+        try:
+            for times, images in cut(
+                root / utterance.path, plan.frames_per_utterance, f"{plan.seed}/{utterance.path}"
+            ):
+                matrix = aligner.estimate_many([images[0], images[len(images) // 2], images[-1]])
+                if matrix is None:
+                    reasons.append("no face, or the face leaves the picture")
+                    continue
+                windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
+                crops.append(_crop(aligner, images, matrix, plan.stabilise))
+                kept += 1
+        except DataError as error:
+            reasons.append(str(error).removeprefix(f"{root / utterance.path}: "))
+        if not kept:
+            bad.append({"path": utterance.path, "reason": reasons[0] if reasons else "too short"})
+    array = np.concatenate(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
+    temporary = out / f"shard-{shard:05d}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        os.replace(temporary, out / f"shard-{shard:05d}.npy")
+    finally:
+        temporary.unlink(missing_ok=True)
+    _atomic_text(out / f"shard-{shard:05d}.json", json.dumps({"windows": windows, "bad": bad}))
+
+
+def _crop(
+    aligner: FaceAligner, images: list[NDArray[np.uint8]], matrix: NDArray[np.float64], steady: bool
+) -> NDArray[np.uint8]:
+    """Frames of one window -> (N, side, side, 3) crops."""
+    crops = [aligner.crop(image, matrix) for image in images]
+    if steady:
+        middle = len(images) // 2
+        stabiliser = Stabiliser(
+            crops[middle], "aligned" if aligner.mode == "align" else "any", aligner.margin
+        )
+        for order in (range(middle + 1, len(images)), range(middle - 1, -1, -1)):
+            guess = None
+            for i in order:  # outward from the middle: each frame starts from its neighbour's answer
+                guess = stabiliser.motion(crops[i], guess)
+                crops[i] = aligner.crop(images[i], compose(guess, matrix))
+    return np.stack(crops)
+
+
+def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSummary:
+    windows: list[tuple[int, int, int, int]] = []  # shard, first row, frames, speaker
+    moments: list[float] = []
+    paths: list[str] = []
+    speakers: dict[str, int] = {}
+    bad: list[dict[str, str]] = []
+    for shard in range(len(chunks)):
+        part, row = _read_json(out / f"shard-{shard:05d}.json"), 0
+        bad += part["bad"]
+        for window in part["windows"]:
+            speaker = speakers.setdefault(window["speaker"], len(speakers))
+            windows.append((shard, row, len(window["times"]), speaker))
+            paths.append(window["path"])
+            moments += window["times"]
+            row += len(window["times"])
+    side = plan.size + 2 * plan.margin
+    result = CacheSummary(
+        utterances=len(set(paths)),
+        windows=len(windows),
+        frames=len(moments),
+        quarantined=len(bad),
+        speakers=len(speakers),
+        bytes=len(moments) * side * side * 3,
+    )
+    temporary = out / "index.npz.tmp"
+    with temporary.open("wb") as file:
+        np.savez(
+            file, windows=np.array(windows, np.int64).reshape(-1, 4), times=np.array(moments, np.float64)
+        )
+    os.replace(temporary, out / "index.npz")
+    rows = out / "quarantine.csv.tmp"
+    with rows.open("w", newline="") as table:
+        writer = csv.DictWriter(table, ("path", "reason"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(bad)
+    os.replace(rows, out / "quarantine.csv")
+    document = {
+        "plan": asdict(plan),
+        "summary": asdict(result),
+        "shards": len(chunks),
+        "speakers": list(speakers),
+        "paths": paths,
+    }
+    _atomic_text(out / "index.json", json.dumps(document))
+    return result
+
+
+def _atomic_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: no such file; the cache is not finished, call `mefar cache` again"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged; delete the cache folder and build it again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged; delete the cache folder and build it again")
+    return content
