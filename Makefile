@@ -11,10 +11,10 @@ MEFAR := $(BIN)/mefar
 READY := $(VENV)/.mefar-ready
 DEMO_CORPORA := runs/demo/corpora
 
-# $(call need,NAME,example): stop with one line when the variable NAME was not given.
-need = @if [ -z "$($(1))" ]; then echo "make $@: error: $(1) is missing; say for example: make $@ $(2)" >&2; exit 2; fi
-
 .PHONY: help setup demo test lint pretrain loso sweep bench clean
+
+need-%:
+	$(if $($*),,$(error make $(MAKECMDGOALS): $* is missing; `make help` shows how to give it))
 
 help:  ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,14 +53,10 @@ else
 	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data $(DEMO_CORPORA)/voxceleb $(ARGS)
 endif
 
-loso: $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
-	$(call need,DATASET,DATASET=samm DATA=/data/SAMM TOKENIZER=runs/pretrain/checkpoints/last.ckpt)
-	$(call need,DATA,DATASET=$(DATASET) DATA=/data/$(DATASET) TOKENIZER=runs/pretrain/checkpoints/last.ckpt)
-	$(call need,TOKENIZER,DATASET=$(DATASET) DATA=$(DATA) TOKENIZER=runs/pretrain/checkpoints/last.ckpt)
+loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
 	$(MEFAR) loso --dataset $(DATASET) --data "$(DATA)" --tokenizer "$(TOKENIZER)" $(if $(CLASSES),--classes $(CLASSES)) $(ARGS)
 
-sweep: $(READY)  ## a W&B sweep of experiments/sweeps/SWEEP.yaml: SWEEP=loso|pretrain (needs a W&B account) [COUNT=20]
-	$(call need,SWEEP,SWEEP=loso)
+sweep: need-SWEEP $(READY)  ## a W&B sweep of experiments/sweeps/SWEEP.yaml: SWEEP=loso|pretrain (needs a W&B account) [COUNT=20]
 	@BIN=$(BIN) experiments/sweeps/run $(SWEEP) $(COUNT)
 
 bench: $(READY)  ## every speed claim, both sides and the ratio

@@ -1,1 +1,212 @@
-"""One short file per verb of the `mefar` command: parse, call, print."""
+"""One short file per verb of the `mefar` command: parse, call, print.
+
+What the verbs share lives here: a typed function becomes a command line (`run_function`), and a
+mistake of the user's becomes one line and exit code 2 (`guard`). Nothing heavy is imported before
+a verb needs it: `mefar --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_type_hints
+
+USER_ERROR = 2
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+# Lines of Lightning that tell our users nothing: hardware inventories, advertisements, advice
+# about loaders that are small on purpose. Warnings about data or numbers stay.
+_CHATTER = (
+    r"GPU available|TPU available|HPU available|IPU available",
+    r"💡|litlogger|litmodels|Tip:|lightning\.ai",
+    r"does not have many workers",
+    r"The number of training batches .* is smaller than the logging interval",
+    r"Seed set to",
+    r"LightningCLI's args parameter is intended",
+    r"Experiment logs directory .* exists and is not empty",
+    r"Checkpoint directory .* exists and is not empty",
+    r"isinstance\(treespec, LeafSpec\)",
+    r"instantiate_classes. was deprecated|JsonargparseDeprecationWarning",
+    r"`srun` command is available",
+    r"tensorboardX",
+)
+_TALKERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+
+
+def run_function(function: Callable[..., int | None], argv: Sequence[str], prog: str) -> int:
+    """Run a function as a command; its signature and Google docstring are the command line.
+
+    A required `Path` that may be given by position becomes a positional argument; every other
+    parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`).
+    Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these.
+    `--config FILE` reads any of the options from YAML.
+
+    Args:
+        function: what to run; returns an exit code, or None for success.
+        argv: arguments after the verb.
+        prog: what the user typed so far, for example `mefar loso`.
+
+    Returns:
+        Exit code: the function's own, 2 after a user's mistake (one line on stderr).
+    """
+
+    def call() -> int:
+        parser, names = _parser(function, prog)
+        namespace = parser.parse_args(list(argv))
+        return function(**{name: namespace[name] for name in names}) or 0
+
+    return guard(prog, call, argv)
+
+
+def _parser(function: Callable[..., Any], prog: str) -> tuple[Any, list[str]]:
+    from jsonargparse import ArgumentParser
+
+    hints = get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    positional: set[str | int] = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.default is parameter.empty
+        and hints.get(name) is Path
+    }
+    text = inspect.getdoc(function) or ""
+    description = re.split(r"\n(?:Args|Returns|Raises):", text)[0].strip()
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    options: set[str | int] = {name for name in parameters if name not in positional}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
+    return parser, list(parameters)
+
+
+def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
+    """Call, and turn what the user can mend into one line on stderr and exit code 2.
+
+    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
+
+    Args:
+        prog: what the user typed so far; opens the line.
+        call: the command.
+        argv: its arguments; `--config` files among them are named in the line.
+
+    Returns:
+        Exit code.
+    """
+    try:
+        with quiet():
+            return call()
+    except KeyboardInterrupt:
+        return _interrupted(prog)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
+            return _interrupted(prog)
+        if isinstance(stop.code, str):
+            return _complain(prog, stop.code)
+        return stop.code or 0
+    except argparse.ArgumentError as error:
+        read = _configs(argv)
+        where = f" (config {', '.join(read)})" if read else ""
+        return _complain(prog, f"{plain(str(error))}{where}; see `{prog} --help`")
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, _user_errors()):
+            cause = cause.__cause__  # the parser wraps what a constructor raised
+        if cause is None:
+            raise
+        return _complain(prog, plain(str(cause)))
+
+
+def _interrupted(prog: str) -> int:
+    print(f"{prog}: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _complain(prog: str, line: str) -> int:
+    print(f"{prog}: error: {line}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    # Imported only after something went wrong: mefar.tokens brings torch with it.
+    from datamodules.sample import DataError
+    from mefar.tokens import InputError
+
+    return (DataError, InputError)
+
+
+def _configs(argv: Sequence[str]) -> list[str]:
+    found = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word in ("-c", "--config"):
+            found.append(following)
+        elif word.startswith("--config="):
+            found.append(word.removeprefix("--config="))
+    return found
+
+
+def plain(message: str) -> str:
+    """An error message as one line of ordinary words.
+
+    Undoes the wrapping of loader workers ("Caught DataError in DataLoader worker process 0...") and
+    the type jargon of the option parser, of which the innermost complaint is kept.
+    """
+    if "Original Traceback" in message:
+        last = message.strip().splitlines()[-1]
+        message = re.sub(r"^[\w.]*(?:Error|Exception): ", "", last)
+    line = " ".join(message.split())
+    # A class that was found: what is wrong inside it.  Otherwise: the types that would have done.
+    line = re.sub(
+        r"Does not validate against .*? Problem with given class_path '([^']*)': (.*?)"
+        r"(?: - [A-Z].*)? Given value type: .*",
+        r"\1: \2",
+        line,
+    )
+    line = re.sub(r"(?:- Expected a path but .*? )?- Does not validate", "Does not validate", line)
+    line = re.sub(r".*Expected a dot import path string: (\S+).*", r"no class \1 is known", line)
+    line = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*?"
+        r"Given value type: .*? Given value: ",
+        r"expected one of \1; got ",
+        line,
+    )
+    line = re.sub(r'(?:Parser|Validation) key "([^"]*)": ?', r"\1: ", line)
+    line = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1; got ", line)
+    line = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", lambda hit: "one of " + hit[1].replace("'", ""), line)
+    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line).replace("NoneType", "null")
+    return line[0].lower() + line[1:] if re.match(r"[A-Z][a-z]+ ", line) else line
+
+
+class _Chatter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not re.search("|".join(_CHATTER), record.getMessage())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep libraries from talking over our output; undone on the way out."""
+    chatter = _Chatter()
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    with warnings.catch_warnings():
+        for pattern in _CHATTER:
+            warnings.filterwarnings("ignore", message=f"(?s).*(?:{pattern})")
+        for logger in loggers:
+            logger.addFilter(chatter)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(chatter)

@@ -1,0 +1,76 @@
+"""The `mefar` command: a table of verbs, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from mefar import __version__
+from mefar.commands import USER_ERROR, guard
+
+TRAINER_VERBS = {
+    "fit": "train a model: mefar fit --config experiments/configs/pretrain.yaml",
+    "validate": "one pass over the validation data",
+    "test": "one pass over the test data",
+    "predict": "run a trained model over data",
+}
+"""Verbs of LightningCLI; `mefar.commands.train` runs all four."""
+
+VERBS = {
+    "demo": ("mefar.commands.demo", "from nothing to a composite table on rendered faces"),
+    "make-demo": ("mefar.commands.make_demo", "render the demo corpora into a folder"),
+    "loso": ("mefar.commands.loso", "leave-one-subject-out over action tokens"),
+    "cache": ("mefar.commands.cache", "decode a video tree once into aligned face shards"),
+    "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
+    "report": ("mefar.commands.report", "write the report page of a finished run"),
+}
+"""Our own verbs: name -> (module with `main(argv) -> int`, one line of help)."""
+
+
+def usage() -> str:
+    """The table that `mefar --help` prints."""
+    lines = ["usage: mefar VERB [options]      mefar VERB --help explains one verb", ""]
+    lines += ["training (LightningCLI, configured by YAML):"]
+    lines += [f"  {verb:<10} {phrase}" for verb, phrase in TRAINER_VERBS.items()]
+    lines += ["", "everything else:"]
+    lines += [f"  {verb:<10} {phrase}" for verb, (_, phrase) in VERBS.items()]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: arguments after `mefar`; None takes them from the command line.
+
+    Returns:
+        Exit code: 0, or 2 after a mistake the user can mend.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb in ("--version", "-V"):
+        print(f"mefar {__version__}")
+        return 0
+    if verb in TRAINER_VERBS:
+        module, rest = "mefar.commands.train", words
+    elif verb in VERBS:
+        module = VERBS[verb][0]
+    else:
+        known = ", ".join([*TRAINER_VERBS, *VERBS])
+        print(f"mefar: error: no verb {verb!r}; choose from {known}", file=sys.stderr)
+        return USER_ERROR
+    return guard(f"mefar {verb}", lambda: int(import_module(module).main(rest)), rest)
+
+
+def run() -> NoReturn:
+    """Console entry."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,146 @@
+"""`mefar fit | validate | test | predict`: LightningCLI over our modules.
+
+Classes are named by `class_path` in YAML; short names work because the packages are imported here.
+Everything of one training lies in one folder, `trainer.default_root_dir` (default
+`runs/VERB-CLASS`): config.yaml, metrics.csv and checkpoints/, so `--ckpt_path last` resumes it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+import datamodules.micro
+import datamodules.voxceleb
+import mefar.classifier
+import mefar.edclip
+import mefar.tokenizer  # noqa: F401
+from mefar.commands import guard
+from mefar.tokens import InputError
+
+_FOUND_BY_TRAINER = ("last", "best", "hpc", "registry")
+
+
+class MefarCLI(LightningCLI):
+    """LightningCLI with one folder per training and plain words for checkpoints that do not fit."""
+
+    def _parse_ckpt_path(self) -> None:
+        # The inherited one lets a checkpoint's hyperparameters overrule what the user wrote.
+        checkpoint = self.config[self.config.subcommand].get("ckpt_path")
+        if checkpoint and not str(checkpoint).startswith(_FOUND_BY_TRAINER):
+            check_checkpoint(Path(checkpoint))
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        verb = str(self.subcommand)
+        root = Path(config["default_root_dir"] or f"runs/{verb}-{type(self.model).__name__}")
+        config["default_root_dir"] = str(root)
+        present = config["callbacks"] or []
+        config["callbacks"] = [*(present if isinstance(present, list) else [present])]
+        if config["logger"] in (None, True) and not config["fast_dev_run"]:
+            # Other verbs than fit get a subfolder: they must not touch the training's own record.
+            log = root if verb == "fit" else root / verb
+            _keep(log / "metrics.csv")
+            config["logger"] = CSVLogger(root, name="", version="" if verb == "fit" else verb)
+        if config["enable_checkpointing"] is not False:
+            if not any(isinstance(c, Checkpoint) for c in config["callbacks"]):
+                config["callbacks"].append(ModelCheckpoint(save_last=True))
+            for callback in config["callbacks"]:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str((root / "checkpoints").absolute())
+        bar = config["enable_progress_bar"] is not False
+        if bar and not any(isinstance(c, ProgressBar) for c in config["callbacks"]):
+            config["callbacks"].append(RichProgressBar())
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def _keep(record: Path) -> None:
+    # CSVLogger begins by deleting the file of an earlier start; a resumed training keeps its curve.
+    if record.is_file():
+        number = 1
+        while (older := record.with_name(f"{record.stem}-{number}{record.suffix}")).exists():
+            number += 1
+        record.rename(older)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a file that is no checkpoint of Lightning's.
+
+    Raises:
+        InputError: no such file, unreadable, or without model weights.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; give a .ckpt file, or `last` to resume the newest")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: not a checkpoint that can be read; it may be cut short") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
+
+
+def misfit(message: str) -> str:
+    """The first disagreement of a failed `load_state_dict`, as part of one line.
+
+    Args:
+        message: text of torch's RuntimeError.
+    """
+    shapes = re.findall(
+        r"size mismatch for ([\w.]+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", message
+    )
+    if shapes:
+        name, theirs, ours = shapes[0]
+        more = f" (and {len(shapes) - 1} more)" if len(shapes) > 1 else ""
+        return f"{name} is {theirs} in the file and {ours} here{more}"
+    missing = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (\S+)", message)
+    return f"{missing[1].lower()} tensor {missing[2].strip(',.')}" if missing else "other tensors"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb of the Trainer.
+
+    Args:
+        argv: the verb, then its options.
+
+    Returns:
+        Exit code.
+    """
+    verb = argv[0]
+    return guard(f"mefar {verb}", lambda: _train(verb, argv), argv)
+
+
+def _train(verb: str, argv: Sequence[str]) -> int:
+    class OneVerb(MefarCLI):
+        """Builds the parser of one verb only; building all four takes seconds."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {verb: LightningCLI.subcommands()[verb]}
+
+    try:
+        OneVerb(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "mefar", "exit_on_error": False, verb: {"exit_on_error": False}},
+            args=list(argv),
+        )
+    except MisconfigurationException as error:
+        raise InputError(str(error)) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise InputError(f"the checkpoint does not fit this model: {misfit(str(error))}") from error
+    return 0
