@@ -16,7 +16,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 USER_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -52,7 +55,8 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
     A required `Path` that may be given by position becomes a positional argument; every other
     parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`).
     Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these.
-    `--config FILE` reads any of the options from YAML.
+    `--config FILE` reads any of the options from YAML; `--text-model` and `--text_model` are the
+    same, and `--download` alone means `--download true`.
 
     Args:
         function: what to run; returns an exit code, or None for success.
@@ -64,14 +68,14 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
     """
 
     def call() -> int:
-        parser, names = _parser(function, prog)
-        namespace = parser.parse_args(list(argv))
-        return function(**{name: namespace[name] for name in names}) or 0
+        parser = _parser(function, prog)
+        namespace = parser.parse_args(_spelled(function, argv))
+        return function(**{name: namespace[name] for name in inspect.signature(function).parameters}) or 0
 
     return guard(prog, call, argv)
 
 
-def _parser(function: Callable[..., Any], prog: str) -> tuple[Any, list[str]]:
+def _parser(function: Callable[..., Any], prog: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     hints = get_type_hints(function)
@@ -90,7 +94,21 @@ def _parser(function: Callable[..., Any], prog: str) -> tuple[Any, list[str]]:
     options: set[str | int] = {name for name in parameters if name not in positional}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
-    return parser, list(parameters)
+    return parser
+
+
+def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
+    # The parser knows options by the parameter's name, and every option by name and value.
+    hints = get_type_hints(function)
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
+        option, equals, value = word.partition("=")
+        name = option[2:].replace("-", "_")
+        known = option.startswith("--") and name in hints
+        words.append(f"--{name}{equals}{value}" if known else word)
+        if known and hints[name] is bool and not equals and following.startswith("-"):
+            words.append("true")
+    return words
 
 
 def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
@@ -150,7 +168,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 def _configs(argv: Sequence[str]) -> list[str]:
     found = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word in ("-c", "--config"):
             found.append(following)
         elif word.startswith("--config="):

@@ -20,11 +20,12 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+# Imported for their class names: YAML may then say `class_path: VoxCelebDataModule`.
 import datamodules.micro
 import datamodules.voxceleb
 import mefar.classifier
 import mefar.edclip
-import mefar.tokenizer  # noqa: F401
+import mefar.tokenizer
 from mefar.commands import guard
 from mefar.tokens import InputError
 
