@@ -1,15 +1,15 @@
-"""One decoding pass over a folder of face videos -> shards of aligned crops that training reads at memory speed.
+"""One decoding pass over a folder of face videos -> shards of aligned crops for training.
 
-Each utterance is decoded once, in order, by one worker process. It is cut into windows of at most two seconds,
-short enough that the head stays in its crop; each window has one alignment (faces.FaceAligner) and, when
-`stabilise` is on, each of its frames one residual rigid motion against the window's middle frame
+Each utterance is decoded once, in order, by one worker process. It is cut into windows of at most two
+seconds, short enough that the head stays in its crop; each window has one alignment (faces.FaceAligner) and,
+when `stabilise` is on, each of its frames one residual rigid motion against the window's middle frame
 (motion.Stabiliser), applied in the same interpolation.
 
 On disk:
-- plan.json: what is being built and the list of files; written first. A second call with other settings or another
-  list refuses to mix.
-- shard-00012.npy (N, side, side, 3) uint8 and shard-00012.json (its windows; its quarantined files); a shard is
-  there when its .json is. Killed at any moment, a second call makes only the shards that are not there.
+- plan.json: what is being built and the list of files; written first. A second call with other settings or
+  another list refuses to mix.
+- shard-00012.npy (N, side, side, 3) uint8 and shard-00012.json (its windows; its quarantined files); a shard
+  is there when its .json is. Killed at any moment, a second call makes only the shards that are not there.
 - index.json, index.npz: all windows; written last: a cache is complete when index.json is there.
 - quarantine.csv (path, reason): files that gave no window. They are listed, never replaced by others.
 """
@@ -41,6 +41,7 @@ from datamodules.sample import DataError
 from datamodules.utterances import Utterance, cut, find_utterances
 
 VERSION = 1
+NO_FACE = "no face found that stays in the picture"
 Progress = Callable[[int, int, float], None]
 
 
@@ -103,8 +104,8 @@ def build(
         voxceleb: folder of videos, see `find_utterances`.
         out: folder of the cache, made if missing.
         size: side in pixels of the crops that training will see; stored with a margin of a sixteenth around.
-        frames_per_utterance: crops kept per file: 25 cover one window of two seconds at 80 ms steps, more give
-            more windows, or finer steps where the file is short.
+        frames_per_utterance: crops kept per file: 25 cover one window of two seconds at 80 ms steps, more
+            give more windows, or finer steps where the file is short.
         faces: `align`, or `precropped` for files that are face crops already.
         workers: processes; 0 works in this one.
         seed: which windows of a long file are kept.
@@ -161,9 +162,9 @@ def read_index(out: Path) -> tuple[dict[str, Any], tuple[NDArray[np.int64], NDAr
     """A finished cache's table.
 
     Returns:
-        index.json (keys `plan`, `summary`, `shards`, `speakers`, `paths`: one file name per window), and two arrays:
-        windows (N, 4) int64: shard, first row in it, frames, speaker; times (sum of frames,) float64 seconds, the
-        windows' frames one after another.
+        index.json (keys `plan`, `summary`, `shards`, `speakers`, `paths`: one file name per window), and two
+        arrays: windows (N, 4) int64: shard, first row in it, frames, speaker; times (sum of frames,) float64
+        seconds, the windows' frames one after another.
 
     Raises:
         DataError: `out` is no finished cache.
@@ -271,22 +272,17 @@ def _make_shard(root: Path, out: Path, plan: _Plan, shard: int, chunk: list[Utte
     windows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
     for utterance in chunk:
-        reasons, kept = [], 0
         try:
-            for times, images in cut(
-                root / utterance.path, plan.frames_per_utterance, f"{plan.seed}/{utterance.path}"
-            ):
-                matrix = aligner.estimate_many([images[0], images[len(images) // 2], images[-1]])
-                if matrix is None:
-                    reasons.append("no face, or the face leaves the picture")
-                    continue
-                windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
-                crops.append(_crop(aligner, images, matrix, plan.stabilise))
-                kept += 1
+            found = _read_windows(root / utterance.path, utterance.path, aligner, plan)
         except DataError as error:
-            reasons.append(str(error).removeprefix(f"{root / utterance.path}: "))
-        if not kept:
-            bad.append({"path": utterance.path, "reason": reasons[0] if reasons else "too short"})
+            reason = str(error).removeprefix(f"{root / utterance.path}: ")
+            bad.append({"path": utterance.path, "reason": reason})
+            continue
+        if not found:
+            bad.append({"path": utterance.path, "reason": NO_FACE})
+        for times, images in found:
+            windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
+            crops.append(images)
     array = np.concatenate(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
     temporary = out / f"shard-{shard:05d}.{os.getpid()}.tmp"
     try:
@@ -296,6 +292,21 @@ def _make_shard(root: Path, out: Path, plan: _Plan, shard: int, chunk: list[Utte
     finally:
         temporary.unlink(missing_ok=True)
     _atomic_text(out / f"shard-{shard:05d}.json", json.dumps({"windows": windows, "bad": bad}))
+
+
+def _read_windows(
+    path: Path, name: str, aligner: FaceAligner, plan: _Plan
+) -> list[tuple[list[float], NDArray[np.uint8]]]:
+    """Seconds and crops of each window of one video that shows one face throughout."""
+    found = []
+    for attempt in range(3):  # a long video may show no face where the first windows fell
+        for times, images in cut(path, plan.frames_per_utterance, f"{plan.seed}/{name}/{attempt}"):
+            matrix = aligner.estimate_many([images[0], images[len(images) // 2], images[-1]])
+            if matrix is not None:
+                found.append((times, _crop(aligner, images, matrix, plan.stabilise)))
+        if found:
+            break
+    return found
 
 
 def _crop(

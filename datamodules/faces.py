@@ -47,7 +47,8 @@ class Face:
     Attributes:
         box: (4,) x0, y0, x1, y1.
         score: confidence in [0, 1].
-        points: (5, 2) the eye on the left of the picture, the right eye, nose tip, left and right mouth corner.
+        points: (5, 2) the eye on the left of the picture, the right eye, nose tip, left and right mouth
+            corner.
     """
 
     box: Float
@@ -184,7 +185,7 @@ class FaceAligner:
         self._detectors: list[FaceDetector] = []
 
     def detect(self, frame: UInt8) -> list[Face]:
-        """Faces of a frame, the largest near the centre first; looks for small ones only if there is no large one."""
+        """Faces of a frame, the largest near the centre first; small ones only if there is no large one."""
         if not self._detectors:  # built on first use, so that an aligner can be sent to worker processes
             self._detectors = [FaceDetector(), FaceDetector(smallest=0.07, working_side=480)]
         for detector in self._detectors:
@@ -206,11 +207,11 @@ class FaceAligner:
         return self.from_points(faces[0].points) if faces else None
 
     def estimate_many(self, frames: Sequence[UInt8]) -> Float | None:
-        """One transform for a whole clip from several of its frames: the median of their points (less jitter).
+        """One transform for a whole clip: from the median of the points in several of its frames.
 
         The face followed is the main one of the first frame; in each further frame it is the face nearest to
-        the last position. Returns None where a frame has no face, or none within half a face width of the
-        last one: the face left, or the picture was cut.
+        the last position. Returns None where a frame has no face, or where it is so far from the median that
+        it would leave the crop: the face went away, or the picture was cut.
         """
         if self.mode == "precropped":
             return self._fit(frames[0])
@@ -220,7 +221,9 @@ class FaceAligner:
             if face is None:
                 return None
             track.append(face)
-        return self.from_points(np.median([face.points for face in track], 0))
+        points = np.median([face.points for face in track], 0)
+        drift = max(float(np.hypot(*(face.points - points).mean(0))) / face.width for face in track)
+        return self.from_points(points) if drift < 0.35 else None
 
     def _follow(self, frame: UInt8, last: Face) -> Face | None:
         face = self._detectors[0].follow(frame, last)
@@ -245,10 +248,10 @@ class FaceAligner:
         return np.concatenate([linear, (centre - linear @ ((eyes + mouth) / 2))[:, None]], 1)
 
     def crop(self, frame: UInt8, matrix: Float) -> UInt8:
-        """Apply a transform -> (side, side, 3) uint8 RGB, side = size + 2 margin; edges are repeated outside the frame.
+        """Apply a transform -> (side, side, 3) uint8 RGB, side = size + 2 margin.
 
         Frames much larger than the crop are averaged down first: plain interpolation would skip pixels and
-        alias camera noise and skin texture into the crop.
+        alias camera noise and skin texture into the crop. Outside the frame its edges are repeated.
         """
         image, matrix = _rgb(frame), np.asarray(matrix, np.float64)
         side = self.size + 2 * self.margin

@@ -2,7 +2,8 @@
 
 After alignment once per clip the head still drifts. For pretraining that drift is removed (METHOD.md 9: it
 is what tokens learn first, because it dominates the pixels). Faces move where expressions are, so the
-motion is read from forehead, temples, nose bridge and outer cheeks, and pixels that disagree are weighted down.
+motion is read from forehead, temples, nose bridge and outer cheeks, and pixels that disagree are weighted
+down.
 
 Two steps: corners tracked by pyramidal Lucas-Kanade, checked forward and backward, through RANSAC, give a
 start that survives large motion; then Gauss-Newton on the brightness of *all* stable pixels (Baker and
@@ -146,12 +147,12 @@ class Stabiliser:
 
 
 def stabilise(reference: UInt8, frame: UInt8, region: Region = "aligned", margin: int = 0) -> Float:
-    """Rigid motion frame -> reference between two aligned (S, S[, 3]) uint8 crops -> (2, 3); see `Stabiliser`."""
+    """Motion frame -> reference of two aligned (S, S[, 3]) uint8 crops -> (2, 3); see `Stabiliser`."""
     return Stabiliser(reference, region, margin).motion(frame)
 
 
 def _modest(matrix: Float, size: int) -> bool:
-    """At most a quarter of the crop, 20 degrees, 20 % in scale: beyond that it is another view, not a motion."""
+    """At most a quarter of the crop, 20 degrees, 20 % in scale: beyond that it is another view."""
     centre = np.array([(size - 1) / 2, (size - 1) / 2, 1.0])
     moved = float(np.hypot(*(matrix @ centre - centre[:2])))
     scale, angle = (

@@ -3,10 +3,11 @@
 What changes between onset and apex must be the face alone, so place, size, colour and camera are drawn once
 per pair. Only the noise of the sensor is drawn per frame, because a real camera does so.
 
-Nothing here has a state: what is drawn depends on (seed, number, view) only, where the caller gives every pair of
-a run another number. So workers, ranks and epochs all differ, and a run repeats from its seed, in whatever
-order and by however many processes its pairs are made. (albumentations' own generator would be copied into each
-worker and make them all repeat the same draws; it is reseeded from the number before every call.)
+Nothing here has a state: what is drawn depends on (seed, number, view) only, where the caller gives every
+pair of a run another number. So workers, ranks and epochs all differ, and a run repeats from its seed, in
+whatever order and by however many processes its pairs are made. (albumentations' own generator would be
+copied into each worker and make them all repeat the same draws; it is reseeded from the number before every
+call.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _WORD = (1 << 64) - 1
 def uniforms(seed: int, numbers: NDArray[np.int64], count: int) -> Float:
     """Reproducible random numbers by counter: (N,) int64 -> (N, count) float64 in [0, 1).
 
-    splitmix64 (Steele, Lea, Flood 2014) of (seed, number, column): any row can be drawn by anybody at any time.
+    splitmix64 (Steele, Lea, Flood 2014) of (seed, number, column): any row, at any time, anywhere.
     """
     start = np.uint64((seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & _WORD)
     rows = _mix(_mix(start + numbers.astype(np.uint64)))
@@ -73,8 +74,8 @@ class PairTransform:
     """The same random crop, flip, light and camera for onset and apex; other noise for each.
 
     Args:
-        image_size: side of the pictures returned, in pixels. Larger input is cropped to its middle, so input that
-            has a margin loses it.
+        image_size: side of the pictures returned, in pixels. Larger input is cropped to its middle, so input
+            that has a margin loses it.
         train: False only crops the middle.
         seed: of all draws.
         turn: degrees, at most, either way.
@@ -104,7 +105,7 @@ class PairTransform:
         self.flip, self.gray, self.camera, self.noise = flip, gray, camera, noise
 
     def draw(self, numbers: NDArray[np.int64], view: int = 0) -> list[Draw]:
-        """What is drawn for pairs with these numbers. All views of a pair share the flip, because its labels do."""
+        """What is drawn for pairs with these numbers. Views of a pair share the flip: its labels do."""
         u = uniforms(self.seed * 1009 + view, numbers, 14)
         flips = u[:, 0] if view == 0 else uniforms(self.seed * 1009, numbers, 1)[:, 0]
         both = 2.0 * u - 1.0
@@ -167,7 +168,7 @@ class PairTransform:
         return self.apply(self.draw(np.array([number]), view)[0], onset, apex)
 
     def middle(self, frame: UInt8) -> UInt8:
-        """The middle (image_size, image_size, 3) of a frame that is at least as large; smaller ones are enlarged."""
+        """The middle (image_size, image_size, 3) of a frame; smaller frames are enlarged."""
         size, (height, width) = self.image_size, frame.shape[:2]
         if height < size or width < size:
             return np.asarray(cv2.resize(frame, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)

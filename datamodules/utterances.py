@@ -1,6 +1,6 @@
 """Which video files a folder holds, of whom; and the windows that are cut from each.
 
-A window is at most two seconds long: short enough that a talking head stays inside a crop that is aligned once.
+A window is at most two seconds long: short enough that a talking head stays inside one aligned crop.
 """
 
 from __future__ import annotations

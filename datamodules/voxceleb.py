@@ -1,8 +1,9 @@
 """Pretraining pairs from talking faces: two frames of one utterance, a fraction of a second apart.
 
-VoxCeleb2 (Chung, Nagrani, Zisserman 2018): `{dev,test}/mp4/id00012/21Uxsk56VDQ/00001.mp4`, 224x224 face tracks at
-25 fps, 5,994 + 118 speakers, 1.09 M + 36 k utterances. VoxCeleb1 (2017): 1,251 speakers, nested the same way or flat
-as `idNNNNN#video#start#end.mp4`. Any other folder of videos works: each file is then its own speaker.
+VoxCeleb2 (Chung, Nagrani, Zisserman 2018): `{dev,test}/mp4/id00012/21Uxsk56VDQ/00001.mp4`, 224x224 face
+tracks at 25 fps, 5,994 + 118 speakers, 1.09 M + 36 k utterances. VoxCeleb1 (2017): 1,251 speakers, nested the
+same way or flat as `idNNNNN#video#start#end.mp4`. Any other folder of videos works: each file is then its own
+speaker.
 
 Frames come from a cache (datamodules.cache) that is built on first use. Split by speaker, never by clip.
 """
@@ -39,7 +40,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         gap_seconds: smallest and largest time between onset and apex.
         transform: applied to every pair.
         pairs: numbers count * pairs to (count + 1) * pairs - 1 are one epoch and visit the windows evenly.
-        two_views: also make `onset_view`, `apex_view`: the same pair under a second draw of crop, colour and noise.
+        two_views: also make `onset_view`, `apex_view`: the same pair under a second draw of crop, colour and
+            noise.
         seed: of the draws.
 
     Raises:
@@ -74,7 +76,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             )
         if not keep.any():
             raise DataError(
-                f"{folder}: holds no {gap_seconds[0]} s of one face of {len(speakers or document['speakers'])} speakers; "
+                f"{folder}: none of {len(speakers or document['speakers'])} speakers shows a face for "
+                f"{gap_seconds[0]} s; "
                 "see quarantine.csv there, or lower gap_seconds"
             )
         self.windows, self.starts, self.times = windows[keep], starts[keep], times
@@ -170,8 +173,8 @@ class PairSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         whole = self.pairs // (self.batch_size * self.num_replicas)
-        # Every rank makes the same number of steps; what does not fill a step of all ranks comes next epoch. On one
-        # rank the last, smaller batch is made too.
+        # Every rank makes the same number of steps; what does not fill one is left out.
+        # On one rank the last, smaller batch is made too.
         return whole if self.num_replicas > 1 else -(-self.pairs // self.batch_size)
 
 
