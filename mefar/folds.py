@@ -1,0 +1,135 @@
+"""All folds of a leave-one-subject-out study, trained at once; which rank trains which fold.
+
+With a frozen tokenizer a clip is a handful of vectors, and folds differ only in which clips they may
+see, so F folds x S seeds train as groups of models side by side (grouped.py).
+
+Groups are fixed by the study before anything runs, and ranks are dealt whole groups: no result depends
+on how many ranks there are, no gradient travels, nothing is padded, lost or doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mefar.classifier import HeadSize
+from mefar.grouped import GroupTrainer, Model, TokenSet, Training, random_seed
+from mefar.tokens import InputError
+
+
+@dataclass(frozen=True, order=True)
+class Fold:
+    """One model of a study: the subject it never sees, and its seed."""
+
+    subject: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of the fold, the source of its random numbers."""
+        return f"{self.subject} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """Held-out predictions of one fold.
+
+    Attributes:
+        fold: subject and seed.
+        rows: n row numbers of the subject's clips in the study.
+        probabilities: n x C, of the last epoch.
+        predictions: selection -> n class indices; `last`, `oracle` and, when asked for, `inner`.
+        epochs: selection -> the epoch it took, counted from 1.
+    """
+
+    fold: Fold
+    rows: list[int]
+    probabilities: list[list[float]]
+    predictions: dict[str, list[int]]
+    epochs: dict[str, int]
+
+
+def plan(subjects: Sequence[str], seeds: Sequence[int], group: int) -> list[tuple[Fold, ...]]:
+    """Split all folds x seeds into groups of at most `group` models, always in the same way.
+
+    Subjects with equally many clips sit together, because held-out batches are padded to the largest.
+
+    Args:
+        subjects: subject key of every clip.
+        seeds: one model per subject and seed.
+        group: G, models per group.
+    """
+    if group < 1:
+        raise InputError(f"group is {group}; give at least 1 model per group")
+    clips = {subject: subjects.count(subject) for subject in set(subjects)}
+    folds = [Fold(subject, seed) for subject in clips for seed in seeds]
+    folds.sort(key=lambda fold: (clips[fold.subject], fold))
+    return [tuple(folds[start : start + group]) for start in range(0, len(folds), group)]
+
+
+def fold_model(data: TokenSet, fold: Fold) -> Model:
+    """The model of a fold: learns from everybody but the subject, is tested on the subject."""
+    held_out = torch.tensor([subject == fold.subject for subject in data.subjects])
+    if not held_out.any():
+        raise ValueError(f"no clip of subject {fold.subject!r}")
+    return Model(fold.key, (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0])
+
+
+def inner_model(data: TokenSet, fold: Fold) -> Model:
+    """The companion that selects an epoch: tested on a fifth of the fold's training subjects."""
+    others = sorted(set(data.subjects) - {fold.subject})
+    if len(others) < 2:
+        raise InputError("inner selection needs at least 3 subjects; switch training.inner off")
+    generator = torch.Generator().manual_seed(random_seed(fold.key, "inner"))
+    order = torch.randperm(len(others), generator=generator).tolist()
+    inside = {others[i] for i in order[: max(1, len(others) // 5)]}
+    test = [row for row, subject in enumerate(data.subjects) if subject in inside]
+    train = [row for row, subject in enumerate(data.subjects) if subject not in inside | {fold.subject}]
+    return Model(fold.key, torch.tensor(train), torch.tensor(test))
+
+
+def train_group(
+    data: TokenSet,
+    group: Sequence[Fold],
+    size: HeadSize,
+    training: Training,
+    each_epoch: Callable[[], None] | None = None,
+) -> list[FoldResult]:
+    """Train the folds of one group together and predict their held-out clips.
+
+    Args:
+        data: tokens, on the device to train on; their dtype is the arithmetic's.
+        group: folds to train.
+        size: of the head.
+        training: how to train.
+        each_epoch: called after every epoch.
+
+    Raises:
+        InputError: the loss of a fold is no longer finite.
+    """
+    models = [fold_model(data, fold) for fold in group]
+    if training.inner:
+        models += [inner_model(data, fold) for fold in group]
+    paths = GroupTrainer(data, models, size, training).run(each_epoch)
+    results = []
+    for index, fold in enumerate(group):
+        model, path = models[index], paths[index]
+        guesses = path.argmax(-1)  # (epochs, n)
+        # Ties go to the earliest epoch, as in published scripts, which keep strict improvements.
+        epochs = {"last": training.epochs, "oracle": _best_epoch(guesses, data.labels.cpu()[model.test])}
+        if training.inner:
+            inside = len(group) + index
+            labels = data.labels.cpu()[models[inside].test]
+            epochs["inner"] = _best_epoch(paths[inside].argmax(-1), labels)
+        chosen = {selection: guesses[epoch - 1].tolist() for selection, epoch in epochs.items()}
+        results.append(FoldResult(fold, model.test.tolist(), path[-1].tolist(), chosen, epochs))
+    return results
+
+
+def _best_epoch(guesses: Tensor, labels: Tensor) -> int:
+    """First epoch, from 1, with the most right guesses: (epochs, n), (n,)."""
+    right = (guesses == labels).sum(1)
+    return int((right == right.max()).nonzero()[0]) + 1

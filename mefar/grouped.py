@@ -1,0 +1,350 @@
+"""G models trained side by side on one set of tokens, as one batched program.
+
+Each model has its own clips, initial values, data order, views, dropout stream, input scaling, class
+weights, optimiser state, learning-rate schedule and gradient clipping (classifier.TokenHead holds the
+parameters). A model's numbers depend on itself alone: trained by itself it gives the same result up to
+rounding (tests/test_folds.py).
+
+Models may have unequal numbers of clips: batches are padded with clips of the model itself at weight 0,
+and a model whose epoch is over rests, untouched, until the last one is done.
+
+Shapes: N clips, V views, L tokens, D token width, G models, B batch, C classes, P parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from mefar import losses
+from mefar.classifier import DropoutNoise, HeadOutput, HeadSize, TokenHead
+from mefar.tokens import InputError
+
+
+@dataclass(frozen=True)
+class TextAnchors:
+    """What EDCLIP aligns to.
+
+    Attributes:
+        vectors: (C, E) unit vectors, zero for classes without text.
+        described: (C,) bool, which classes have text.
+    """
+
+    vectors: Tensor
+    described: Tensor
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """The tokens of every clip of a study.
+
+    Attributes:
+        tokens: (N, V, L, D) float, view 0 of the untouched clip.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys; a subject is (database, number), so keys never collide.
+        class_names: C names.
+        anchors: text anchors of the classes, or None.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    subjects: tuple[str, ...]
+    class_names: tuple[str, ...]
+    anchors: TextAnchors | None = None
+
+    def __post_init__(self) -> None:
+        N, C = len(self.labels), len(self.class_names)
+        if self.tokens.ndim != 4 or len(self.tokens) != N or len(self.subjects) != N:
+            raise ValueError(
+                f"tokens {tuple(self.tokens.shape)}, {N} labels, {len(self.subjects)} subjects do not match"
+            )
+        if len(set(self.subjects)) < 2:
+            raise InputError(
+                f"leave-one-subject-out needs at least 2 subjects, found {len(set(self.subjects))}; add data"
+            )
+        counts = torch.bincount(self.labels, minlength=C)
+        if len(counts) > C:
+            raise ValueError(f"label {len(counts) - 1} but only {C} classes")
+        if absent := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
+            raise InputError(
+                f"no clip of class {absent[0]!r} in the study; add data or take another protocol"
+            )
+
+    def to(self, device: torch.device) -> TokenSet:
+        """The same set on another device."""
+        anchors = self.anchors
+        if anchors is not None:
+            anchors = TextAnchors(anchors.vectors.to(device), anchors.described.to(device))
+        return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device), anchors=anchors)
+
+    def fingerprint(self) -> str:
+        """Hash of everything the training sees."""
+        digest = hashlib.sha256(repr((tuple(self.tokens.shape), self.subjects, self.class_names)).encode())
+        parts = [self.tokens, self.labels]
+        if self.anchors is not None:
+            parts += [self.anchors.vectors, self.anchors.described]
+        for part in parts:
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every model of a study is trained.
+
+    Attributes:
+        epochs: fixed number of epochs (published: at most 120, stopped on the test subject).
+        batch_size: clips per step (published: 16).
+        learning_rate: peak of AdamW's (published: 2e-4).
+        betas: of AdamW (published: 0.85, 0.98).
+        weight_decay: of AdamW (published: 1e-5).
+        schedule: `cosine` falls to 0 over the epochs after 5 % warm-up; `constant` as published.
+        clip_norm: largest gradient norm of a model.
+        label_smoothing: probability in [0, 1) spread over all classes.
+        entropy_weight: of the pooling entropy (published: 1e-3).
+        edclip_weight: of the alignment with text, where anchors are given (published: 0.3).
+        others_weight: of classes without text inside the alignment (published: 0.2).
+        normalise: scale token dimensions to mean 0 and deviation 1 over the fold's training clips.
+        eval_views: a held-out clip is predicted from the mean probability over this many views.
+        inner: also select the epoch on a fifth of the training subjects, held out from a second
+            model of the fold; doubles the time.
+    """
+
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.1
+    entropy_weight: float = 1e-3
+    edclip_weight: float = 0.3
+    others_weight: float = 0.2
+    normalise: bool = True
+    eval_views: int = 1
+    inner: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_views"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training: {name} is {getattr(self, name)}; give at least 1")
+
+
+def random_seed(key: str, purpose: str) -> int:
+    """A seed in [0, 2**63) that depends on a model's key and the purpose, not on its neighbours."""
+    return int.from_bytes(hashlib.sha256(f"{key}\n{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one model of a group may see.
+
+    Attributes:
+        key: its name; every random number of the model follows from it.
+        train: (n,) int64 rows it learns from.
+        test: (m,) int64 rows it is evaluated on after every epoch.
+    """
+
+    key: str
+    train: Tensor
+    test: Tensor
+
+
+class GroupedAdamW:
+    """AdamW for G models stored as the rows of one matrix, each with its own step count.
+
+    Args:
+        values: (G, P) parameters, changed in place.
+        betas: decay of the two moments.
+        weight_decay: decoupled.
+    """
+
+    def __init__(self, values: Tensor, betas: tuple[float, float], weight_decay: float) -> None:
+        self.values, self.betas, self.weight_decay = values, betas, weight_decay
+        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+        self.steps = torch.zeros(len(values), 1, device=values.device, dtype=values.dtype)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, rate: Tensor, active: Tensor) -> None:
+        """One update; a resting model keeps every number it has.
+
+        Args:
+            gradient: (G, P).
+            rate: (G, 1) learning rates.
+            active: (G, 1), 1 for a model that takes part and 0 for one that rests.
+        """
+        first, second = self.betas
+        self.steps += active
+        # Weights of 0 leave the resting rows bit for bit as they are: x + 0 * (y - x) is x.
+        self.mean.lerp_(gradient, (1 - first) * active)
+        self.square.lerp_(gradient.square(), (1 - second) * active)
+        count = self.steps.clamp(min=1)
+        scale = (self.square / (1 - second**count)).sqrt_().add_(1e-8)
+        rate = rate * active
+        self.values.mul_(1 - rate * self.weight_decay)
+        self.values.sub_(self.mean / scale * (rate / (1 - first**count)))
+
+
+class GroupTrainer:
+    """Trains models side by side on one token set.
+
+    Args:
+        data: tokens; device and dtype of the work are theirs.
+        models: G models.
+        size: of the head.
+        training: how to train.
+    """
+
+    def __init__(self, data: TokenSet, models: Sequence[Model], size: HeadSize, training: Training) -> None:
+        _, self.views, L, D = data.tokens.shape
+        self.data, self.models, self.training = data, models, training
+        self.device, dtype = data.tokens.device, data.tokens.dtype
+        if training.eval_views > self.views:
+            raise InputError(
+                f"training: eval_views is {training.eval_views} but there are {self.views} views; lower it"
+            )
+        align = data.anchors is not None and training.edclip_weight > 0
+        text_dim = data.anchors.vectors.shape[1] if align and data.anchors is not None else None
+        seeds = [random_seed(model.key, "values") for model in models]
+        C = len(data.class_names)
+        self.head = TokenHead(L, D, C, size, text_dim, seeds).to(self.device, dtype)
+        self.shapes = {name: value.shape for name, value in self.head.named_parameters()}
+        parts = [value.detach().reshape(len(models), -1) for value in self.head.parameters()]
+        self.widths = [part.shape[1] for part in parts]
+        self.values = torch.cat(parts, 1).requires_grad_()  # (G, P)
+        self.optimiser = GroupedAdamW(self.values, training.betas, training.weight_decay)
+        labels = data.labels.cpu()
+        weights = [losses.class_weights(labels[model.train], C) for model in models]
+        self.class_weights = torch.stack(weights).to(self.device, dtype)  # (G, C)
+        self.mean, self.scale = self._statistics(dtype)
+        steps = [math.ceil(len(model.train) / training.batch_size) for model in models]
+        self.steps = torch.tensor(steps)
+        streams = [torch.Generator(self.device) for _ in models]
+        self.streams, self.noise = streams, DropoutNoise(streams, size.dropout)
+
+    def _statistics(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / deviation of each token dimension over each model's training clips: (G, 1, 1, D)."""
+        G, D = len(self.models), self.data.tokens.shape[-1]
+        if not self.training.normalise:
+            shape = (G, 1, 1, D)
+            return torch.zeros(shape, device=self.device, dtype=dtype), torch.ones(
+                shape, device=self.device, dtype=dtype
+            )
+        # Per clip first: the clips are few, the models many.
+        tokens = self.data.tokens.double().flatten(1, 2)
+        means, squares = tokens.mean(1), tokens.square().mean(1)  # (N, D)
+        rows = [model.train.to(self.device) for model in self.models]
+        mean = torch.stack([means[each].mean(0) for each in rows])
+        square = torch.stack([squares[each].mean(0) for each in rows])
+        deviation = (square - mean.square()).clamp(min=0).sqrt()
+        # A dimension that never moves carries nothing; dividing by its rounding noise would invent something.
+        floor = 1e-3 * deviation.mean(1, keepdim=True) + 1e-12
+        shape = (G, 1, 1, D)
+        return mean.to(dtype).view(shape), (1 / deviation.clamp(min=floor)).to(dtype).view(shape)
+
+    def run(self, each_epoch: Callable[[], None] | None = None) -> list[Tensor]:
+        """Train all epochs.
+
+        Returns:
+            Per model (epochs, m, C) float32 on the CPU: probabilities of its test clips after each epoch.
+        """
+        paths = []
+        for epoch in range(self.training.epochs):
+            self._train_epoch(epoch)
+            paths.append(self._predict())
+            if each_epoch is not None:
+                each_epoch()
+        path = torch.stack(paths, 1)  # (G, epochs, M, C)
+        return [path[i, :, : len(model.test)] for i, model in enumerate(self.models)]
+
+    def forward(self, tokens: Tensor, noise: DropoutNoise | None) -> HeadOutput:
+        """The heads with the current values on (G, B, L, D) tokens."""
+        pieces = torch.split(self.values, self.widths, 1)
+        values = {
+            name: piece.reshape(shape)
+            for piece, (name, shape) in zip(pieces, self.shapes.items(), strict=True)
+        }
+        scaled = (tokens - self.mean) * self.scale
+        output: HeadOutput = functional_call(self.head, values, (scaled, noise))
+        return output
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips, views and mask of an epoch: each (G, steps * B); padding repeats a model's own clip."""
+        length = int(self.steps.max()) * self.training.batch_size
+        rows, views = torch.empty(2, len(self.models), length, dtype=torch.int64)
+        mask = torch.zeros(len(self.models), length)
+        for i, model in enumerate(self.models):
+            n = len(model.train)
+            generator = torch.Generator().manual_seed(random_seed(model.key, f"order {epoch}"))
+            shuffled = model.train[torch.randperm(n, generator=generator)]
+            rows[i, :n], rows[i, n:] = shuffled, shuffled[0]
+            views[i, :n], views[i, n:] = torch.randint(self.views, (n,), generator=generator), 0
+            mask[i, :n] = 1
+        return rows.to(self.device), views.to(self.device), mask.to(self.device, self.values.dtype)
+
+    def _train_epoch(self, epoch: int) -> None:
+        B = self.training.batch_size
+        rows, views, mask = self._order(epoch)
+        labels = self.data.labels[rows]
+        for model, stream in zip(self.models, self.streams, strict=True):
+            stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
+        for step in range(int(self.steps.max())):
+            part = slice(step * B, (step + 1) * B)
+            output = self.forward(self.data.tokens[rows[:, part], views[:, part]], self.noise)
+            loss = self._loss(output, labels[:, part], mask[:, part])
+            (gradient,) = torch.autograd.grad(loss.sum(), self.values)
+            norm = gradient.norm(dim=1, keepdim=True)
+            gradient = gradient * (self.training.clip_norm / (norm + 1e-6)).clamp(max=1)
+            active = (step < self.steps).unsqueeze(1)
+            rate = self._rate(epoch * self.steps + step).unsqueeze(1)
+            self.optimiser.step(gradient, rate.to(gradient), active.to(gradient))
+        if not torch.isfinite(self.values).all():
+            broken = int((~torch.isfinite(self.values)).any(1).nonzero()[0])
+            raise InputError(
+                f"model {self.models[broken].key}: training diverged in epoch {epoch + 1}; "
+                "lower training.learning_rate"
+            )
+
+    def _loss(self, output: HeadOutput, labels: Tensor, mask: Tensor) -> Tensor:
+        """(G,) total loss of each model on its own batch."""
+        training, anchors = self.training, self.data.anchors
+        total = losses.classification_loss(
+            output.logits, labels, self.class_weights, mask, training.label_smoothing
+        )
+        total = total + training.entropy_weight * losses.attention_entropy(output.attention, mask)
+        if output.text is not None and anchors is not None:
+            vectors = anchors.vectors.to(output.text)
+            terms = losses.alignment_losses(output.text, labels, vectors, anchors.described, mask)
+            aligned = terms["described"] + training.others_weight * terms["others"]
+            total = total + training.edclip_weight * aligned
+        return total
+
+    def _rate(self, step: Tensor) -> Tensor:
+        """Learning rate of each model at its own step: (G,) -> (G,)."""
+        peak = self.training.learning_rate
+        if self.training.schedule == "constant":
+            return torch.full(step.shape, peak, dtype=torch.float64)
+        total = self.steps * self.training.epochs
+        warmup = (0.05 * total).clamp(min=1)
+        falling = 0.5 * (1 + torch.cos(math.pi * step.double() / total))
+        return peak * torch.minimum((step + 1) / warmup, falling)
+
+    @torch.no_grad()
+    def _predict(self) -> Tensor:
+        """Probabilities of every model's test clips, padded: (G, M, C) float32 on the CPU."""
+        longest = max(len(model.test) for model in self.models)
+        rows = [model.test[torch.arange(longest).clamp(max=len(model.test) - 1)] for model in self.models]
+        index = torch.stack(rows).to(self.device)
+        views = [
+            self.forward(self.data.tokens[index, view], None).logits.softmax(-1)
+            for view in range(self.training.eval_views)
+        ]
+        return torch.stack(views).mean(0).float().cpu()
