@@ -1,0 +1,257 @@
+"""Vector quantiser of action codes: one codebook, two ways of training it.
+
+`nsvq` is the published way (METHOD 2; Vali & Backstrom, "NSVQ", 2022): the codebook is an ordinary
+parameter and training replaces the quantisation error by noise of the same length. `ema` is ours:
+codes are exponential moving averages of the encoder outputs that chose them (van den Oord et al.,
+2017, appendix A), started by k-means after a short continuous phase, and codes that nobody chooses are
+revived from the vectors that the book serves worst. Three public reports of collapse of the published
+rule are the reason.
+
+All statistics are float32 and reduced over ranks by collectives that are asked for at run time, so
+that a quantiser built before the process group exists still trains on every rank's vectors, and every
+rank ends each step with the same book.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived (METHOD 9.4)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the quantiser says of a batch of vectors.
+
+    Attributes:
+        values: (B, L, d) float, the vectors handed to the decoder; gradients reach the encoder.
+        indices: (B, L) int64 in [0, K), nearest codes.
+        commitment: () float >= 0, mean squared distance of the encoder's vectors to their codes.
+    """
+
+    values: Tensor
+    indices: Tensor
+    commitment: Tensor
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of a histogram: (..., K) counts -> (...) float in [1, K]; 1 for an empty histogram."""
+    share = counts.float() / counts.float().sum(-1, keepdim=True).clamp_min(1)
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum(-1))
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantiser with K codes of d numbers.
+
+    Args:
+        num_codes: K >= 2.
+        code_dim: d >= 1.
+        method: `ema` (ours) or `nsvq` (published).
+        warmup_steps: training steps during which `ema` passes vectors through unquantised and only
+            collects them; then k-means makes the first book. 0 starts k-means on the first batch.
+        decay: of the moving averages, per step, in (0, 1).
+        revive_every: steps between revivals of unused codes; 0 switches them off.
+    """
+
+    codebook: Tensor
+    cluster_size: Tensor
+    cluster_sum: Tensor
+    started: Tensor
+    step: Tensor
+    reservoir: Tensor
+
+    def __init__(
+        self,
+        num_codes: int = 32,
+        code_dim: int = 32,
+        method: Literal["ema", "nsvq"] = "ema",
+        warmup_steps: int = 0,
+        decay: float = 0.99,
+        revive_every: int = 50,
+    ) -> None:
+        super().__init__()
+        if num_codes < 2 or code_dim < 1 or not 0 < decay < 1:
+            raise ValueError(
+                f"needs num_codes >= 2, code_dim >= 1, 0 < decay < 1: {num_codes}, {code_dim}, {decay}"
+            )
+        self.num_codes, self.code_dim, self.method = num_codes, code_dim, method
+        self.warmup_steps, self.decay, self.revive_every = warmup_steps, decay, revive_every
+        book = torch.randn(num_codes, code_dim)
+        if method == "nsvq":
+            self.codebook = nn.Parameter(book)
+        else:
+            self.register_buffer("codebook", book)
+        self.register_buffer("cluster_size", torch.zeros(num_codes))
+        self.register_buffer("cluster_sum", torch.zeros(num_codes, code_dim))
+        self.register_buffer("started", torch.tensor(method == "nsvq"))
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        # Recent vectors of all ranks: k-means starts from them, revived codes are drawn from them.
+        self.register_buffer("reservoir", torch.zeros(64 * num_codes, code_dim))
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """(..., d) -> (...) int64, nearest code by squared Euclidean distance, in float32."""
+        with torch.autocast(vectors.device.type, enabled=False):  # which would multiply in bfloat16
+            flat, book = vectors.float(), self.codebook.float()
+            return torch.argmin(book.square().sum(-1) - 2 * flat @ book.T, dim=-1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(...) int64 in [0, K) -> (..., d), the codes themselves."""
+        return F.embedding(indices, self.codebook)
+
+    def forward(self, vectors: Tensor) -> Quantized:
+        """(B, L, d) -> Quantized. In training mode the book learns; in eval mode nothing changes."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self._quantize(vectors.float())
+
+    def _quantize(self, vectors: Tensor) -> Quantized:
+        learning = self.training and torch.is_grad_enabled()
+        if learning and self.method == "ema":
+            self._collect(vectors.detach())
+            if not self.started:
+                if int(self.step) <= self.warmup_steps:
+                    return Quantized(vectors, self.nearest(vectors), vectors.new_zeros(()))
+                self._start()
+        elif learning:
+            self._collect(vectors.detach())
+        indices = self.nearest(vectors)
+        codes = self.lookup(indices)
+        commitment = F.mse_loss(vectors, codes.detach())
+        if self.method == "nsvq":
+            values = codes
+            if learning:
+                noise = torch.randn_like(vectors)
+                error = (vectors - codes).norm(dim=-1, keepdim=True)
+                values = vectors + error / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12) * noise
+                self._count(indices)
+            return Quantized(values, indices, commitment)
+        if learning:
+            self._update(vectors.detach(), indices)
+        return Quantized(vectors + (codes - vectors).detach(), indices, commitment)
+
+    @torch.no_grad()
+    def _collect(self, vectors: Tensor) -> None:
+        """Roll the newest vectors of every rank into the reservoir."""
+        self.step += 1
+        flat = vectors.reshape(-1, self.code_dim)
+        room = len(self.reservoir)
+        per_rank = max(1, min(len(flat), room // (8 * _world())))
+        chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device)]
+        pooled = _gather(chosen)
+        self.reservoir.copy_(torch.cat([self.reservoir, pooled])[-room:])
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """K-means over the reservoir makes the first book (rank 0 decides, all ranks receive)."""
+        pool = self.reservoir[self.reservoir.abs().sum(-1) > 0]
+        if len(pool) < self.num_codes:
+            pool = self.reservoir
+        book = kmeans(pool, self.num_codes)
+        _broadcast(book)
+        self.codebook.copy_(book)
+        self.cluster_size.fill_(1.0)
+        self.cluster_sum.copy_(book)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _update(self, vectors: Tensor, indices: Tensor) -> None:
+        onehot = F.one_hot(indices.reshape(-1), self.num_codes).float()
+        sums = onehot.T @ vectors.reshape(-1, self.code_dim)
+        statistics = torch.cat([onehot.sum(0, keepdim=True).T, sums], dim=1)
+        _all_reduce(statistics)
+        share = statistics[:, 0] / statistics[:, 0].sum().clamp_min(1) * self.num_codes
+        scale = self.num_codes / statistics[:, 0].sum().clamp_min(1)
+        self.cluster_size.lerp_(share, 1 - self.decay)
+        self.cluster_sum.lerp_(statistics[:, 1:] * scale, 1 - self.decay)
+        used = self.cluster_size > 1e-4
+        means = self.cluster_sum / self.cluster_size.clamp_min(1e-4).unsqueeze(-1)
+        self.codebook.copy_(torch.where(used.unsqueeze(-1), means, self.codebook))
+        if self.revive_every and int(self.step) % self.revive_every == 0:
+            self.revive()
+
+    @torch.no_grad()
+    def _count(self, indices: Tensor) -> None:
+        counts = torch.bincount(indices.reshape(-1), minlength=self.num_codes).float()
+        _all_reduce(counts)
+        self.cluster_size += counts  # the published schedule asks who was chosen since the last revival
+        if published_revival(int(self.step)):
+            self.revive()
+            self.cluster_size.zero_()
+
+    @torch.no_grad()
+    def revive(self) -> int:
+        """Replace codes below 15 % of the uniform share; returns how many were replaced.
+
+        `ema`: by the reservoir's vectors that lie farthest from every code, spread out over what the
+        book serves worst. `nsvq`: by used codes with a little noise, as published.
+        """
+        dead = (self.cluster_size < REVIVAL_SHARE).nonzero().squeeze(-1)
+        if self.method == "nsvq":
+            dead = (self.cluster_size < 1e-3).nonzero().squeeze(-1)
+        if len(dead) == 0 or len(dead) == self.num_codes:
+            return 0
+        if self.method == "ema":
+            fresh = self._worst_served(len(dead))
+        else:
+            alive = (self.cluster_size >= 1e-3).nonzero().squeeze(-1)
+            fresh = self.codebook[alive[torch.randint(len(alive), (len(dead),), device=alive.device)]]
+            fresh = fresh + 0.01 * torch.randn_like(fresh)
+        _broadcast(fresh)
+        self.codebook.data[dead] = fresh
+        self.cluster_size[dead] = 0.5
+        self.cluster_sum[dead] = 0.5 * fresh
+        return len(dead)
+
+    def _worst_served(self, count: int) -> Tensor:
+        distance = torch.cdist(self.reservoir, self.codebook).min(1).values.square()
+        weight = distance.clamp_min(1e-12)
+        pick = torch.multinomial(weight / weight.sum(), count, replacement=count > len(weight))
+        return self.reservoir[pick].clone()
+
+
+def published_revival(step: int) -> bool:
+    """The published schedule: at 10..100 every 10, to 1000 every 100, to 5000 every 500, then never."""
+    if step <= 0 or step > 5000:
+        return False
+    return step % (10 if step <= 100 else 100 if step <= 1000 else 500) == 0
+
+
+def kmeans(points: Tensor, clusters: int, iterations: int = 20) -> Tensor:
+    """Lloyd's algorithm from a k-means++ start: (N, d) float -> (clusters, d); N may be below clusters."""
+    centres = points[torch.randint(len(points), (1,), device=points.device)]
+    while len(centres) < clusters:
+        distance = torch.cdist(points, centres).min(1).values.square() + 1e-12
+        centres = torch.cat([centres, points[torch.multinomial(distance, 1)]])
+    for _ in range(iterations):
+        onehot = F.one_hot(torch.cdist(points, centres).argmin(1), clusters).to(points.dtype)
+        size = onehot.sum(0).unsqueeze(-1)
+        centres = torch.where(size > 0, onehot.T @ points / size.clamp_min(1), centres)
+    return centres
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    if _world() > 1:
+        dist.all_reduce(tensor)
+
+
+def _broadcast(tensor: Tensor) -> None:
+    if _world() > 1:
+        dist.broadcast(tensor, src=0)
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    """Equal-sized (n, d) of each rank -> (world * n, d), the same on every rank."""
+    if _world() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(_world())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,146 @@
+"""The quantiser: lookups, live codes from every start, statistics of every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mefar.quantizer import VectorQuantizer, kmeans, perplexity, published_revival
+
+
+def vectors(generator: torch.Generator, batch: int = 16, shift: float = 0.0) -> torch.Tensor:
+    """Batches of a mixture of 64 clusters, as an encoder's outputs are: (batch, 16, 8)."""
+    centres = torch.randn(64, 8, generator=torch.Generator().manual_seed(99)) * 3
+    pick = torch.randint(64, (batch, 16), generator=generator)
+    return centres[pick] + 0.3 * torch.randn(batch, 16, 8, generator=generator) + shift
+
+
+def live(quantizer: VectorQuantizer, generator: torch.Generator, shift: float = 0.0) -> int:
+    quantizer.eval()
+    indices = torch.cat([quantizer(vectors(generator, shift=shift)).indices for _ in range(20)])
+    quantizer.train()
+    return len(indices.unique())
+
+
+@given(st.integers(2, 64), st.integers(1, 8), st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_codes_and_indices_round_trip(codes: int, width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    quantizer = VectorQuantizer(codes, width).eval()
+    indices = torch.randint(codes, (3, 5))
+    codes = quantizer.lookup(indices)
+    again = quantizer.nearest(codes)
+    same = (quantizer.lookup(again) - codes).abs().amax(-1) < 1e-3  # two codes may lie closer than float32 tells
+    assert bool(((again == indices) | same).all())
+
+
+def test_nearest_is_the_nearest() -> None:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(32, 4).eval()
+    x = torch.randn(7, 16, 4)
+    brute = (x.unsqueeze(-2) - quantizer.codebook).square().sum(-1).argmin(-1)
+    assert torch.equal(quantizer(x).indices, brute)
+
+
+@pytest.mark.parametrize("start", ["kmeans", "collapsed", "shifted"])
+def test_no_collapse(start: str) -> None:
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(2)
+    quantizer = VectorQuantizer(32, 8, "ema", warmup_steps=5 if start == "kmeans" else 0)
+    shift = 0.0
+    for step in range(400):
+        quantizer(vectors(generator, shift=shift))
+        if step == 100 and start == "collapsed":
+            quantizer.codebook.fill_(50.0)  # every vector is far from every code, and all codes are one
+            quantizer.cluster_sum.fill_(50.0)
+            quantizer.cluster_size.fill_(1.0)
+        if step == 100 and start == "shifted":
+            shift = 20.0
+    assert live(quantizer, generator, shift) >= 30
+
+
+def test_continuous_phase_passes_vectors_through() -> None:
+    quantizer = VectorQuantizer(8, 4, "ema", warmup_steps=2)
+    x = torch.randn(4, 16, 4, requires_grad=True)
+    assert torch.equal(quantizer(x).values, x)
+    for _ in range(3):
+        quantized = quantizer(x)
+    assert bool(quantizer.started) and not torch.equal(quantized.values, x)
+
+
+def test_gradients_reach_the_encoder() -> None:
+    for method in ("ema", "nsvq"):
+        quantizer = VectorQuantizer(8, 4, method)  # type: ignore[arg-type]
+        x = torch.randn(4, 16, 4, requires_grad=True)
+        quantizer(x).values.sum().backward()
+        assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_evaluation_changes_nothing() -> None:
+    quantizer = VectorQuantizer(8, 4).eval()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(torch.randn(4, 16, 4))
+    assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
+def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    generator = torch.Generator().manual_seed(4)
+    first = VectorQuantizer(32, 8)
+    for _ in range(30):
+        first(vectors(generator))
+    torch.save(first.state_dict(), tmp_path / "vq.pt")
+    second = VectorQuantizer(32, 8)
+    second.load_state_dict(torch.load(tmp_path / "vq.pt", weights_only=True))
+    batch = vectors(generator)
+    torch.manual_seed(5)
+    first(batch)
+    torch.manual_seed(5)
+    second(batch)
+    assert torch.equal(first.codebook, second.codebook) and torch.equal(first.cluster_size, second.cluster_size)
+
+
+def test_published_revival_schedule() -> None:
+    steps = [step for step in range(6001) if published_revival(step)]
+    assert steps[:10] == list(range(10, 101, 10))
+    assert steps[10:19] == list(range(200, 1001, 100))
+    assert steps[19:] == list(range(1500, 5001, 500))
+
+
+def test_kmeans_finds_separate_clusters() -> None:
+    torch.manual_seed(0)
+    centres = torch.eye(6) * 10
+    points = centres.repeat(50, 1) + 0.1 * torch.randn(300, 6)
+    found = kmeans(points, 6)
+    assert torch.cdist(centres, found).min(1).values.max() < 0.5
+
+
+def test_perplexity_of_known_histograms() -> None:
+    assert perplexity(torch.ones(32)).item() == pytest.approx(32)
+    assert perplexity(torch.tensor([5, 0, 0])).item() == pytest.approx(1)
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)  # a forked process must not wake the thread pool of its parent
+    torch.manual_seed(100 + rank)
+    quantizer = VectorQuantizer(32, 8, "ema", warmup_steps=3)  # before the process group exists
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(200):
+        quantizer(vectors(generator, shift=40.0 * rank))  # each rank sees another half of the world
+    torch.save(quantizer.state_dict(), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_hold_one_book_made_of_both(tmp_path: Path) -> None:
+    mp.start_processes(_rank, (2, str(tmp_path)), nprocs=2, start_method="fork")
+    books = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert all(torch.equal(books[0][name], books[1][name]) for name in books[0])
+    means = books[0]["codebook"].mean(-1)
+    assert (means < 20).sum() >= 8 and (means > 20).sum() >= 8  # codes from both ranks' data
