@@ -79,20 +79,10 @@ def cut(path: Path, frames: int, seed: str) -> Iterator[tuple[list[float], list[
     """
     known = moments(path)
     rows = _choose(known, frames, seed)
-    last = max(row for window in rows for row in window)
-    pending = iter(rows)
-    images: list[NDArray[np.uint8]] = []
-    window = next(pending)
-    for row, (_, image) in enumerate(play(path)):
-        if row == window[len(images)]:
-            images.append(image)
-            if len(images) == len(window):
-                yield [float(known[i]) for i in window], images
-                images = []
-                window = next(pending, window)
-        if row == last:
-            return
-    raise DataError(f"{path}: decoding stops before frame {last}; the file is truncated")
+    shown = play(path, {row for window in rows for row in window})
+    for window in rows:
+        images = [image for _, (_, image) in zip(window, shown, strict=False)]
+        yield [float(known[row]) for row in window], images
 
 
 def _choose(known: NDArray[np.float64], frames: int, seed: str) -> list[list[int]]:

@@ -8,7 +8,8 @@ Everything else goes through PyAV with a seek whose result is checked by its tim
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from datamodules.sample import DataError
 UInt8 = NDArray[np.uint8]
 Backend = Literal["auto", "decord", "pyav"]
 
+_DECORD = importlib.util.find_spec("decord") is not None  # there are builds for x86-64 only
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
@@ -50,6 +52,7 @@ class _Index:
     info: VideoInfo
     stamps: tuple[int, ...] | None  # None: the container gives none, count frames instead
     seconds: float  # per tick
+    seekable: bool  # stamps survive a seek: not in AVI, which has none and lets FFmpeg guess them
     plain: bool  # every packet shown, starts at zero, closed groups, constant frame rate
 
 
@@ -93,24 +96,29 @@ def frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -> UIn
     for number in indices:
         if not 0 <= number < index.info.frames:
             raise DataError(f"{path}: has no frame {number}, only 0 to {index.info.frames - 1}")
-    if backend == "decord" or (backend == "auto" and index.plain):
+    if backend == "decord" or (backend == "auto" and index.plain and _DECORD):
         return _decord(path, indices)
     wanted = sorted(set(indices))
-    found = _seek(path, index.stamps, wanted) if index.stamps is not None else None
+    found = _seek(path, index.stamps, wanted) if index.stamps is not None and index.seekable else None
     if found is None:
         found = _count(path, wanted)
     return np.stack([found[number] for number in indices])
 
 
-def play(path: Path) -> Iterator[tuple[float, UInt8]]:
+def play(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[float, UInt8]]:
     """Decode from the start, one frame at a time -> (seconds, (H, W, 3) uint8 RGB).
 
-    Seconds count from the first frame. Single-threaded: meant for worker processes.
+    Args:
+        path: video file; seconds count from its first frame.
+        only: numbers of the frames to give, in order; decoding stops after the last. None gives all.
+
+    Single-threaded: meant for worker processes.
 
     Raises:
-        DataError: unreadable file, no frames, or a stream that breaks off with damage.
+        DataError: unreadable file, no frames, damage, or an end before the last frame asked for.
     """
     path, first, shown = Path(path), None, 0
+    last = None if only is None else max(only, default=-1)
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
@@ -119,12 +127,17 @@ def play(path: Path) -> Iterator[tuple[float, UInt8]]:
             for frame in container.decode(stream):
                 time = frame.time if frame.time is not None else shown / rate
                 first = time if first is None else first
-                yield time - first, frame.to_ndarray(format="rgb24")
+                if only is None or shown in only:
+                    yield time - first, frame.to_ndarray(format="rgb24")
                 shown += 1
+                if last is not None and shown > last:
+                    return
         except av.FFmpegError as error:
             raise DataError(f"{path}: decoding stops after {shown} frames ({_reason(error)})") from error
     if shown == 0:
         raise DataError(f"{path}: holds no decodable frame; the file is empty or truncated")
+    if last is not None:
+        raise DataError(f"{path}: ends after {shown} frames, frame {last} is missing; the file is truncated")
 
 
 def read_all(path: Path, max_frames: int | None = None) -> tuple[UInt8, NDArray[np.float64]]:
@@ -166,7 +179,7 @@ def _index(path: Path) -> _Index:
         stream = container.streams.video[0]
         codec, width, height = stream.codec_context.name, stream.width, stream.height
         rate, tick = stream.average_rate or stream.base_rate, float(stream.time_base or 0)
-        start = stream.start_time
+        start, kind = stream.start_time, container.format.name
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:
@@ -200,7 +213,8 @@ def _index(path: Path) -> _Index:
         and keys > 0
         and not open_group
     )
-    return _Index(VideoInfo(len(stamps), fps, width, height, codec), ordered, tick, plain)
+    seekable = "mp4" in kind or "matroska" in kind or keys == len(stamps)
+    return _Index(VideoInfo(len(stamps), fps, width, height, codec), ordered, tick, seekable, plain)
 
 
 def _decord(path: Path, indices: Sequence[int]) -> UInt8:
@@ -248,14 +262,8 @@ def _seek(path: Path, stamps: tuple[int, ...], wanted: list[int]) -> dict[int, U
 
 def _count(path: Path, wanted: list[int]) -> dict[int, UInt8]:
     """Frames by counting from the start: slow and always right."""
-    goals, found = set(wanted), {}
-    for number, (_, image) in enumerate(play(path)):
-        if number in goals:
-            found[number] = image
-            if len(found) == len(goals):
-                return found
-    missing = min(goals - set(found))
-    raise DataError(f"{path}: frame {missing} does not decode; the file is truncated")
+    goals = sorted(set(wanted))
+    return {number: image for number, (_, image) in zip(goals, play(path, set(goals)), strict=True)}
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,176 @@
+"""Frames by number are the frames that playing shows; bad files are named."""
+
+import multiprocessing
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filming import barcode, film, number_in, sound_only
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datamodules import video
+from datamodules.sample import DataError
+
+REAL = Path(__file__).parents[2] / "shared" / "real_video"
+COUNT = 90
+FAST = {"preset": "ultrafast", "threads": "1"}
+UNEVEN = sorted(random.Random(0).sample(range(6 * COUNT), COUNT))
+
+USUAL = {**FAST, "bf": "2", "g": "30"}
+CLOSED = {**FAST, "bf": "3", "g": "25", "x264-params": "b-adapt=0:open-gop=0"}
+OPEN = {**FAST, "bf": "3", "g": "20", "x264-params": "b-adapt=0:open-gop=1"}
+HEVC = {"g": "25", "x265-params": "log-level=none:pools=none:frame-threads=1"}
+LATE, EARLY = [40 + 4 * i for i in range(COUNT)], [4 * i - 37 for i in range(COUNT)]
+
+# name: suffix, codec, encoder's options, presentation times, container's options
+CONTAINERS = {
+    "closed groups": ("mp4", "libx264", {**FAST, "bf": "0", "g": "25"}, None, None),
+    "B frames": ("mp4", "libx264", CLOSED, None, None),
+    "open groups": ("mp4", "libx264", OPEN, None, None),
+    "all intra": ("mp4", "libx264", {**FAST, "g": "1"}, None, None),
+    "mov": ("mov", "libx264", USUAL, None, None),
+    "matroska": ("mkv", "libx264", USUAL, None, None),
+    "H.264 in AVI": ("avi", "libx264", USUAL, None, None),
+    "variable rate": ("mp4", "libx264", USUAL, UNEVEN, None),
+    "late start": ("mp4", "libx264", USUAL, LATE, None),
+    "edit list": ("mp4", "libx264", USUAL, EARLY, None),
+    "fragments": ("mp4", "libx264", USUAL, None, {"movflags": "frag_keyframe+empty_moov"}),
+    "HEVC": ("mp4", "libx265", HEVC, None, None),
+    "MPEG-4 AVI": ("avi", "mpeg4", {"g": "12", "bf": "2", "b": "2000k"}, None, None),
+    "MJPEG AVI": ("avi", "mjpeg", {}, None, None),
+}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder, images = tmp_path_factory.mktemp("films"), [barcode(i) for i in range(COUNT)]
+    return {
+        name: film(folder / f"{name}.{suffix}", images, codec, 25, options, times, container)
+        for name, (suffix, codec, options, times, container) in CONTAINERS.items()
+    }
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_random_access_gives_what_playing_shows(films, name):
+    path = films[name]
+    shown = [number_in(frame) for _, frame in video.play(path)]
+    assert shown == list(range(COUNT))[-len(shown) :], "the barcode must survive the codec"
+    assert video.info(path).frames == len(shown)
+    rng = random.Random(name)
+    many = [rng.randrange(len(shown)) for _ in range(60)]
+    got = video.frames(path, many)
+    assert got.shape == (60, 64, 96, 3)
+    assert got.dtype == np.uint8
+    assert [number_in(frame) for frame in got] == [shown[i] for i in many]
+    for i in many[:20]:  # alone: every one a seek
+        assert number_in(video.frames(path, [i], "pyav")[0]) == shown[i]
+
+
+def test_an_edit_list_hides_its_frames(films):
+    """37 quarter frames before zero: ten frames are in the file and not in the film."""
+    assert video.info(films["edit list"]).frames == COUNT - 10
+    assert number_in(video.frames(films["edit list"], [0])[0]) == 10
+
+
+@pytest.mark.skipif(not video._DECORD, reason="no build of decord for this machine")
+def test_decord_is_asked_only_where_it_is_right(films, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        video, "_decord", lambda path, indices: asked.append(path) or np.zeros((1, 64, 96, 3), np.uint8)
+    )
+    for path in films.values():
+        video.frames(path, [3])
+    assert set(asked) == {films[name] for name in ("closed groups", "B frames", "all intra")}
+
+
+@pytest.mark.skipif(not video._DECORD, reason="no build of decord for this machine")
+@pytest.mark.parametrize("name", ["closed groups", "B frames", "all intra"])
+def test_both_decoders_agree(films, name):
+    indices = [0, 88, 31, 31, 5]
+    ours, theirs = (video.frames(films[name], indices, backend).astype(int) for backend in ("pyav", "decord"))
+    assert np.abs(ours - theirs).mean() < 2.0
+
+
+def test_moments_of_a_variable_rate(films):
+    expected = (np.array(UNEVEN) - UNEVEN[0]) / 100
+    np.testing.assert_allclose(video.moments(films["variable rate"]), expected, atol=1e-3)
+    played = [seconds for seconds, _ in video.play(films["variable rate"])]
+    np.testing.assert_allclose(played, expected, atol=1e-3)
+    assert video.info(films["closed groups"]).fps == pytest.approx(25)
+
+
+def test_read_all_and_play_only(films):
+    images, seconds = video.read_all(films["closed groups"], max_frames=7)
+    assert [number_in(image) for image in images] == list(range(7))
+    np.testing.assert_allclose(seconds, np.arange(7) / 25)
+    some = [number_in(image) for _, image in video.play(films["B frames"], only={50, 3, 4})]
+    assert some == [3, 4, 50]
+
+
+def _read_in_child(path: Path) -> list[int]:
+    return [number_in(frame) for frame in video.frames(path, [70, 2])]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_too(films, method):
+    video.frames(films["closed groups"], [1])  # a decoder has lived in the parent
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply_async(_read_in_child, (films["closed groups"],)).get(60) == [70, 2]
+
+
+def test_bad_files_are_named(films, tmp_path):
+    nothing, text, whole = (
+        tmp_path / "nothing.mp4",
+        tmp_path / "text.mp4",
+        films["closed groups"].read_bytes(),
+    )
+    nothing.write_bytes(b"")
+    text.write_text("not a video")
+    headless = tmp_path / "headless.mp4"
+    headless.write_bytes(whole[: len(whole) // 2])  # the index of an mp4 is at its end
+    for path, words in (
+        (nothing, "not a readable video"),
+        (text, "not a readable video"),
+        (headless, "not a readable video"),
+        (tmp_path / "missing.mp4", "no such file"),
+        (sound_only(tmp_path / "sound.mp4"), "no picture stream"),
+    ):
+        for call in (video.info, video.read_all, lambda p: video.frames(p, [0])):
+            with pytest.raises(DataError, match=words) as caught:
+                call(path)
+            assert path.name in str(caught.value)
+            assert "\n" not in str(caught.value)
+    for number in (-1, COUNT):
+        with pytest.raises(DataError, match=f"no frame {number}"):
+            video.frames(films["closed groups"], [number])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    share=st.floats(0.0, 0.999),
+    name=st.sampled_from(["fragments", "MPEG-4 AVI", "MJPEG AVI", "closed groups"]),
+)
+def test_a_cut_file_gives_right_frames_or_an_error(films, tmp_path, share, name):
+    whole = films[name].read_bytes()
+    path = tmp_path / f"cut{films[name].suffix}"
+    path.write_bytes(whole[: int(share * len(whole))])
+    try:
+        last = video.info(path).frames - 1
+        got = video.frames(path, [0, last // 2])
+    except DataError:
+        return
+    assert [number_in(frame) for frame in got] == [0, last // 2]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real_video folder beside the project")
+def test_real_files():
+    for name, count in (
+        ("WolfgangLanger_Pexels.mp4", 472),
+        ("single_face.mp4", 72),
+        ("face_noface.mov", 169),
+    ):
+        assert video.info(REAL / name).frames == count
+        images, _ = video.read_all(REAL / name, max_frames=30)
+        np.testing.assert_array_equal(video.frames(REAL / name, [29, 3], "pyav"), images[[29, 3]])
