@@ -134,7 +134,7 @@ class Study:
 
 
 _UNIT = re.compile(r"(?:AU)?\s*([LR]?)\s*(?:AU)?(\d{1,2})(?:\.0+)?(?!\d)([A-E](?![A-Z]))?", re.IGNORECASE)
-_BETWEEN = re.compile(r"(?:[\s+,;/&|()\[\]?、]|\bor\b|\band\b)+", re.IGNORECASE)
+_BETWEEN = re.compile(r"(?:[\s+,;/&|()\[\]?、]|or(?![A-Z])|and(?![A-Z]))+", re.IGNORECASE)
 
 
 def parse_action_units(annotated: object) -> tuple[ActionUnit, ...]:

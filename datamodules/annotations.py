@@ -1,0 +1,355 @@
+"""One function and one fact sheet per database: folder on disk -> clips.
+
+Every function takes the database's folder, finds coding file and frames in it (coding.py, layouts.py),
+corrects what errata.csv knows to be wrong (errata.py), and returns all usable clips with every emotion;
+protocols.py chooses and labels. What cannot be used is listed with the reason, never replaced:
+
+- a clip without a folder, without an onset file, without a file for its annotated apex, or with an offset
+  that is not after the onset is dropped;
+- an apex outside [onset, offset] counts as not annotated; so does a blank, `/` or NaN;
+- an offset that is not annotated is the last frame on disk;
+- a clip's folder that is there but empty, a database with frames for less than half of its clips, and
+  rows that contradict each other are errors: a broken copy, not a gap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datamodules.coding import Row, find_coding_file, read_table
+from datamodules.errata import Coded, apply_errata
+from datamodules.layouts import FrameKind, find_clip_folders, list_frames
+from datamodules.sample import ActionUnit, Clip, DataError, parse_action_units
+
+CODING_FILES = {
+    "casme2": (r"casme.?(2|ii)\D*coding.*20140508", r"casme.?(2|ii)(?!i).*coding", r"casme.?(2|ii)(?!i)"),
+    "samm": (r"samm.*micro.*facs", r"samm.*micro", r"samm"),
+    "casme3": (r"part_a.*label.*v2", r"part_a.*label", r"cas(\(me\)|me)\^?(3|iii).*label"),
+}
+_CASME2_SUBJECT = r"(?:sub)?0*(\d+)"
+_SAMM_SUBJECT = r"0*(\d+)"
+_CASME3_SUBJECT = r"sp\s*no\.?\s*0*(\d+)"
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What one database yields.
+
+    Attributes:
+        clips: usable clips of all emotions, sorted by key.
+        dropped: (key, reason) of annotated clips that cannot be used.
+        notes: (key or database, remark).
+    """
+
+    clips: tuple[Clip, ...]
+    dropped: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A row on its way to become a clip: name of the clip, and where its frames may lie."""
+
+    clip: str
+    coded: Coded
+    row: Row
+    folders: Sequence[tuple[str, ...]]
+    expected: str
+
+
+def casme2(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+    """CASME II: 26 subjects, 255 clips, 200 frames per second.
+
+    Coding file `CASME2-coding-20140508.xlsx` (protocol counts are those of this version; `-20190701` and
+    `-updated` also occur): Subject (1), Filename (EP02_01f; the trailing f matters), OnsetFrame,
+    ApexFrame (`/` or blank where missing), OffsetFrame, Action Units (4, "4+7", "R12"), Estimated
+    Emotion: others 99, disgust 63, happiness 32, repression 27, surprise 25, sadness 7, fear 2.
+    Frames `CASME2_RAW_selected/sub01/EP02_01f/img46.jpg` (640x480) or
+    `Cropped/sub01/EP02_01f/reg_img46.jpg` (about 280x340).
+
+    Args:
+        root: folder that holds the coding file and the frames, at any depth.
+        errata: apply errata.csv.
+        prefer: which copy of the frames to take where both are there.
+
+    Raises:
+        DataError: see the module's docstring and coding.read_table.
+    """
+    columns = ("Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion")
+    file = find_coding_file(root, CODING_FILES["casme2"], "CASME2-coding-20140508.xlsx", _others("casme2"))
+    entries = []
+    for row in read_table(file, columns, "Sheet1"):
+        subject = f"sub{_number(row, _CASME2_SUBJECT, 'an integer such as 1'):02d}"
+        name = row.text("Filename")
+        coded = _coded(row, subject, name, columns, "Action Units")
+        entries.append(_Entry(name, coded, row, [(subject, name.casefold())], f"{subject}/{name}"))
+
+    def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
+        for depth in range(len(parts) - 2, -1, -1):
+            if found := re.fullmatch(_CASME2_SUBJECT, parts[depth], re.IGNORECASE):
+                return (f"sub{int(found[1]):02d}", parts[-1].casefold()), depth
+        return None
+
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer)
+    return _join("casme2", 200.0, root, file, entries, folders, copy, errata)
+
+
+def samm(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+    """SAMM: 29 subjects, 159 clips, 200 frames per second, gray.
+
+    Coding file `SAMM_Micro_FACS_Codes_v2.xlsx`, sheet MICRO_ONLY, header in row 14 of the published file
+    and in row 1 of stripped copies: Subject (006, often read as 6), Filename (006_1_2), Onset Frame, Apex
+    Frame, Offset Frame, Action Units, Estimated Emotion in title case: Anger 57, Happiness 26, Other 26,
+    Surprise 15, Contempt 12, Disgust 9, Fear 8, Sadness 6. Frames `006/006_1_2/006_05562.jpg`.
+
+    Args:
+        root: folder that holds the coding file and the frames, at any depth.
+        errata: apply errata.csv.
+        prefer: which copy of the frames to take where both are there.
+
+    Raises:
+        DataError: see the module's docstring and coding.read_table.
+    """
+    columns = ("Subject", "Filename", "Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion")
+    file = find_coding_file(root, CODING_FILES["samm"], "SAMM_Micro_FACS_Codes_v2.xlsx", _others("samm"))
+    entries = []
+    for row in read_table(file, columns, "MICRO_ONLY"):
+        subject = f"{_number(row, _SAMM_SUBJECT, 'a number such as 006'):03d}"
+        name = row.text("Filename")
+        coded = _coded(row, subject, name, columns, "Action Units")
+        entries.append(_Entry(name, coded, row, [(name.casefold(),)], f"{subject}/{name}"))
+
+    def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int]:
+        above = [depth for depth, part in enumerate(parts[:-1]) if part.isdigit()]
+        return (parts[-1].casefold(),), above[-1] if above else len(parts) - 1
+
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer)
+    return _join("samm", 200.0, root, file, entries, folders, copy, errata)
+
+
+def smic(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+    """SMIC-HS: 16 subjects, 164 clips (negative 70, positive 51, surprise 43), 100 frames per second.
+
+    No coding file, no apex, no action units. Frames `SMIC_all_cropped/HS/s1/micro/negative/s1_ne_01/
+    reg_image181234.bmp` or `HS/s01/micro/...`: the clip's folder spans onset (its first frame) to offset
+    (its last); numbers are camera counters. Subjects occur as s1 and s01, clips as s1_ne_01 and
+    s01_ne_01; both are read as s1. The VIS and NIR recordings, the longer clips of SMIC-HS-E and the
+    non-micro clips are other data and are passed over.
+
+    Args:
+        root: folder that holds HS or its subjects, at any depth.
+        errata: not used, there are none; the three loaders are called alike.
+        prefer: which copy of the frames to take where both are there.
+
+    Raises:
+        DataError: no clip, or a clip's folder without frames.
+    """
+    emotions = {"ne": "negative", "po": "positive", "su": "surprise", "sur": "surprise"}
+    name = re.compile(r"s0*(\d+)_(ne|po|su|sur)_0*(\d+)", re.IGNORECASE)
+    other = re.compile(r"vis|nir|non.?micro|.*long.*|.*hs.e(_.*)?", re.IGNORECASE)
+
+    def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
+        found = name.fullmatch(parts[-1])
+        if found is None or any(other.fullmatch(part) for part in parts):
+            return None
+        above = [d for d, part in enumerate(parts[:-1]) if re.fullmatch(r"s\d+", part, re.IGNORECASE)]
+        subject, token = f"s{int(found[1])}", found[2].lower()
+        return (subject, f"{subject}_{token}_{int(found[3]):02d}"), above[-1] if above else len(parts) - 1
+
+    folders, copy = find_clip_folders(root, recognise, None, prefer)
+    if not folders:
+        raise DataError(
+            f"{root}: no SMIC-HS clips; expected folders such as HS/s1/micro/negative/s1_ne_01 below it"
+        )
+    clips: list[Clip] = []
+    dropped: list[tuple[str, str]] = []
+    for (subject, clip), folder in folders.items():
+        key, emotion = f"smic/{subject}/{clip}", emotions[clip.split("_")[1]]
+        told = {part.casefold() for part in folder.relative_to(root).parts} & set(emotions.values())
+        frames = _frames(key, folder)
+        numbers = list(frames)
+        if told - {emotion}:
+            dropped.append((key, f"named {emotion}, but lies under {', '.join(sorted(told))}: {folder}"))
+        elif len(numbers) < 2:
+            dropped.append((key, f"only one frame in {folder}"))
+        else:
+            first, last = numbers[0], numbers[-1]
+            clips.append(Clip("smic", subject, clip, emotion, first, None, last, 100.0, (), frames))
+    note = ("smic", f"frames from {root / copy}")
+    return Annotations(tuple(sorted(clips, key=lambda c: c.key)), tuple(sorted(dropped)), (note,))
+
+
+def casme3(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+    """CAS(ME)^3, part A: 94 subjects, 860 clips, 30 frames per second.
+
+    Coding file `cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx`, sheet `label`: Subject (spNO.1), Filename
+    (letter of the video), Onset, Apex, Offset, AU, Objective class, emotion: disgust 250, surprise 187,
+    others 161, fear 86, anger 64, sad 57, happy 55. A video holds several clips: a clip's name is its
+    letter and its annotated onset, `a_355`. Frames `part_A/spNO.1/a/color/355.jpg`, `spNO.1/a/355.jpg`, or
+    the clip release `Part_A_ME_clip/frame/spNO.1_a_355/355.jpg`. Some rows have an onset, apex or offset
+    that cannot be; errata.csv has the known corrections.
+
+    Args:
+        root: folder that holds the coding file and the frames, at any depth.
+        errata: apply errata.csv.
+        prefer: which copy of the frames to take where both are there.
+
+    Raises:
+        DataError: see the module's docstring and coding.read_table.
+    """
+    columns = ("Subject", "Filename", "Onset", "Apex", "Offset", "emotion")
+    title = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
+    file = find_coding_file(root, CODING_FILES["casme3"], title, _others("casme3"))
+    entries = []
+    for row in read_table(file, columns, "label"):
+        subject = f"spNO.{_number(row, _CASME3_SUBJECT, 'such as spNO.1')}"
+        letter = row.text("Filename")
+        coded = _coded(row, subject, letter, columns, "AU")
+        name = f"{letter}_{row.text('Onset')}"
+        places = [(subject.casefold(), name.casefold()), (subject.casefold(), letter.casefold())]
+        entries.append(_Entry(name, coded, row, places, f"{subject}/{letter}/color"))
+
+    def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
+        if found := re.fullmatch(r"(spno\.\d+)_([a-z]_\d+)", parts[-1], re.IGNORECASE):
+            return (found[1].casefold(), found[2].casefold()), len(parts) - 1
+        if len(parts) > 1 and re.fullmatch(r"spno\.\d+", parts[-2], re.IGNORECASE):
+            return (parts[-2].casefold(), parts[-1].casefold()), len(parts) - 2
+        return None
+
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer)
+    colour = {place: path / "color" if (path / "color").is_dir() else path for place, path in folders.items()}
+    return _join("casme3", 30.0, root, file, entries, colour, copy, errata)
+
+
+def _others(database: str) -> dict[str, tuple[str, ...]]:
+    return {name: patterns for name, patterns in CODING_FILES.items() if name != database}
+
+
+def _wanted(entries: Iterable[_Entry]) -> set[tuple[str, ...]]:
+    return {place for entry in entries for place in entry.folders}
+
+
+def _number(row: Row, pattern: str, example: str) -> int:
+    found = re.fullmatch(pattern, row.text("Subject"), re.IGNORECASE)
+    if found is None:
+        raise row.error("Subject", f"{row.text('Subject')!r} is no subject id ({example})")
+    return int(found[1])
+
+
+def _coded(row: Row, subject: str, filename: str, columns: Sequence[str], aus: str) -> Coded:
+    onset, apex, offset = (row.frame(column) for column in columns[2:5])
+    return Coded(subject, filename, row.text(columns[5]).casefold(), onset, apex, offset, row.raw(aus))
+
+
+def _frames(key: str, folder: Path) -> dict[int, Path]:
+    frames = list_frames(folder)
+    if not frames:
+        raise DataError(f"{folder}: a clip without frames ({key}); copy its images again or remove the clip")
+    return frames
+
+
+def _join(
+    database: str,
+    fps: float,
+    root: Path,
+    file: Path,
+    entries: Sequence[_Entry],
+    folders: Mapping[tuple[str, ...], Path],
+    copy: str,
+    errata: bool,
+) -> Annotations:
+    """Bring rows and frames together."""
+    if not entries:
+        raise DataError(f"{file}: no clips below the header; use the complete coding file")
+    clips: dict[str, Clip] = {}
+    dropped: list[tuple[str, str]] = []
+    notes = [(database, f"coding file {file}"), (database, f"frames from {root / copy}")]
+    rows: dict[str, _Entry] = {}
+    missing: list[_Entry] = []
+    # A video of CAS(ME)^3 holds thousands of files and several clips: list it once.
+    listed: dict[Path, dict[int, Path]] = {}
+    for entry in entries:
+        key = f"{database}/{entry.coded.subject}/{entry.clip}"
+        if key in rows:
+            before = rows[key]
+            if replace(before.coded, aus=None) != replace(entry.coded, aus=None):
+                raise entry.row.error(
+                    "Filename", f"{key} contradicts row {before.row.number}, which has the same clip"
+                )
+            notes.append((key, f"row {entry.row.number} repeats row {before.row.number}"))
+            continue
+        rows[key] = entry
+        folder = next((folders[place] for place in entry.folders if place in folders), None)
+        if folder is None:
+            missing.append(entry)
+            dropped.append((key, f"no folder {entry.expected} under {root / copy}"))
+            continue
+        if folder not in listed:
+            listed[folder] = _frames(key, folder)
+        made = _clip(database, fps, key, entry, listed[folder], errata, notes)
+        if isinstance(made, str):
+            dropped.append((key, made))
+        else:
+            clips[key] = made
+    if 2 * len(missing) > len(rows):
+        raise DataError(
+            f"{root}: frames for {len(rows) - len(missing)} of the {len(rows)} clips of {file.name} only; "
+            f"the first without is {missing[0].expected} (row {missing[0].row.number}); "
+            "point to the folder that holds coding file and frames"
+        )
+    return Annotations(
+        tuple(clip for _, clip in sorted(clips.items())), tuple(sorted(dropped)), tuple(sorted(notes))
+    )
+
+
+def _clip(
+    database: str,
+    fps: float,
+    key: str,
+    entry: _Entry,
+    frames: Mapping[int, Path],
+    errata: bool,
+    notes: list[tuple[str, str]],
+) -> Clip | str:
+    """A clip, or why there is none; remarks are added to notes."""
+    coded = entry.coded
+    shared = database == "casme3"  # one folder, a whole video: only the clip's own frames are its frames
+    folder = next(iter(frames.values())).parent
+    if errata:
+        coded, remarks = apply_errata(database, coded, frames)
+        notes.extend((key, remark) for remark in remarks)
+    onset, apex, offset = coded.onset, coded.apex, coded.offset
+    if onset is None:
+        return f"onset not annotated ({entry.row.file.name}, row {entry.row.number})"
+    if offset is None:
+        if shared:
+            return f"offset not annotated ({entry.row.file.name}, row {entry.row.number})"
+        offset = max(frames)
+        notes.append((key, f"offset not annotated: the last frame, {offset}"))
+    if offset <= onset:
+        return f"offset {offset} is not after onset {onset} ({entry.row.file.name}, row {entry.row.number})"
+    if onset not in frames:
+        return f"onset frame {onset} has no file in {folder}"
+    if apex is None:
+        notes.append((key, "apex not annotated"))
+    elif not onset <= apex <= offset:
+        notes.append((key, f"apex {apex} is outside [{onset}, {offset}]: treated as not annotated"))
+        apex = None
+    elif apex not in frames:
+        return f"apex frame {apex} has no file in {folder}"
+    if shared:
+        frames = {number: path for number, path in frames.items() if onset <= number <= offset}
+    inside = sum(onset <= number <= offset for number in frames)
+    if inside < 2:
+        return f"only one frame of [{onset}, {offset}] in {folder}"
+    if offset not in frames:
+        notes.append((key, f"no file for the offset {offset}; frames end at {max(frames)}"))
+    aus: tuple[ActionUnit, ...] = ()
+    try:
+        aus = parse_action_units(coded.aus)
+    except ValueError as error:
+        notes.append((key, f"action units not read: {error} ({entry.row.file.name}, row {entry.row.number})"))
+    return Clip(database, coded.subject, entry.clip, coded.emotion, onset, apex, offset, fps, aus, frames)

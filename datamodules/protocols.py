@@ -1,0 +1,194 @@
+"""Protocols: which clips count, and what their labels are.
+
+| name | classes | complete data |
+|---|---|---|
+| composite | negative, positive, surprise | 442 clips, 68 subjects: the CDE task of MEGC2019 |
+| casme2 | happiness, disgust, repression, surprise, others | 246 clips (2014 coding); with 3 classes 145 |
+| samm | happiness, contempt, anger, surprise, others | 136 clips; with 3 classes 133 |
+| smic | negative, positive, surprise | 164 clips, 16 subjects |
+| casme3 | negative, positive, surprise, others; or 3 or 7 classes | 860 rows, 94 subjects |
+
+Subject ids collide across databases: a subject is (database, subject), `Clip.subject_key`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datamodules.annotations import Annotations, casme2, casme3, samm, smic
+from datamodules.layouts import FrameKind, existing_folder, find_database
+from datamodules.sample import Clip, DataError, Study
+
+THREE = ("negative", "positive", "surprise")
+DATABASES: dict[str, Callable[[Path, bool, FrameKind], Annotations]] = {
+    "casme2": casme2,
+    "samm": samm,
+    "smic": smic,
+    "casme3": casme3,
+}
+COMPOSITE = ("casme2", "samm", "smic")
+
+# Clips that MEGC2019's composite does not have. The last three are sadness in the 2014 coding, on which it
+# was defined, and surprise in the 2019 one; without this rule another coding file would make 445 clips.
+_NOT_IN_COMPOSITE = {
+    "casme2/sub04/EP12_01f": "not in the composite of MEGC2019 (no annotated apex)",
+    "casme2/sub05/EP09_05f": "not in the composite of MEGC2019 (apex is the onset)",
+    "casme2/sub24/EP07_01": "not in the composite of MEGC2019 (sadness in the 2014 coding)",
+    "casme2/sub24/EP07_04f": "not in the composite of MEGC2019 (sadness in the 2014 coding)",
+    "casme2/sub24/EP10_03": "not in the composite of MEGC2019 (sadness in the 2014 coding)",
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Labels of one database under one protocol.
+
+    Attributes:
+        names: class names in label order.
+        emotions: annotated emotion -> class name; emotions that are not here are left out by rule.
+        left_out: key -> reason.
+        expected: clips per class in the complete database, where known.
+        subjects: subjects in the complete protocol, where known.
+    """
+
+    names: tuple[str, ...]
+    emotions: Mapping[str, str]
+    left_out: Mapping[str, str]
+    expected: Mapping[str, int]
+    subjects: int | None = None
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+_OTHERS = {"others": "others", "other": "others"}
+_NEGATIVE_3 = {"disgust": "negative", "anger": "negative", "fear": "negative", "sad": "negative"}
+
+_RULES: dict[tuple[str, int], _Rule] = {
+    ("casme2", 3): _Rule(
+        THREE,
+        {"happiness": "positive", "disgust": "negative", "repression": "negative", "surprise": "surprise"},
+        _NOT_IN_COMPOSITE,
+        {"negative": 88, "positive": 32, "surprise": 25},
+        24,
+    ),
+    ("samm", 3): _Rule(
+        THREE,
+        {
+            "happiness": "positive",
+            **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness"), "negative"),
+            "surprise": "surprise",
+        },
+        {},
+        {"negative": 92, "positive": 26, "surprise": 15},
+        28,
+    ),
+    ("smic", 3): _Rule(THREE, _same(*THREE), {}, {"negative": 70, "positive": 51, "surprise": 43}, 16),
+    ("casme2", 5): _Rule(
+        ("happiness", "disgust", "repression", "surprise", "others"),
+        {**_same("happiness", "disgust", "repression", "surprise"), **_OTHERS},
+        {},
+        {"happiness": 32, "disgust": 63, "repression": 27, "surprise": 25, "others": 99},
+    ),
+    ("samm", 5): _Rule(
+        ("happiness", "contempt", "anger", "surprise", "others"),
+        {**_same("happiness", "contempt", "anger", "surprise"), **_OTHERS},
+        {},
+        {"happiness": 26, "contempt": 12, "anger": 57, "surprise": 15, "others": 26},
+    ),
+    ("casme3", 3): _Rule(THREE, {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise"}, {}, {}),
+    ("casme3", 4): _Rule(
+        (*THREE, "others"), {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise", **_OTHERS}, {}, {}
+    ),
+    ("casme3", 7): _Rule(
+        ("happiness", "disgust", "fear", "anger", "sadness", "surprise", "others"),
+        {**_same("disgust", "fear", "anger", "surprise"), **_OTHERS, "happy": "happiness", "sad": "sadness"},
+        {},
+        {},
+    ),
+}
+_DEFAULT_CLASSES = {"casme2": 5, "samm": 5, "smic": 3, "casme3": 4, "composite": 3}
+
+
+def load(
+    dataset: str, data: Path, classes: int | None = None, errata: bool = True, prefer: FrameKind = "raw"
+) -> Study:
+    """Read the clips of a protocol from disk.
+
+    Args:
+        dataset: composite, casme2, samm, smic or casme3.
+        data: for composite, the folder with one folder per database, however they are spelled; else the
+            database's folder or its parent.
+        classes: how many classes; None = the protocol's own number. casme2 and samm take 3 or 5, casme3
+            3, 4 or 7, composite and smic 3.
+        errata: correct the annotations that errata.csv knows to be wrong.
+        prefer: `raw` or `cropped` frames where a database lies there as both.
+
+    Returns:
+        Clips sorted by key with labels; every other annotated clip is in dropped or excluded.
+
+    Raises:
+        DataError: unknown dataset, unsupported classes, or data that is not as it must be.
+    """
+    if dataset not in _DEFAULT_CLASSES:
+        raise DataError(f"dataset {dataset!r}: unknown; use one of {', '.join(sorted(_DEFAULT_CLASSES))}")
+    members = COMPOSITE if dataset == "composite" else (dataset,)
+    number = _DEFAULT_CLASSES[dataset] if classes is None else classes
+    possible = sorted({c for name, c in _RULES if name in members} if dataset != "composite" else {3})
+    if number not in possible:
+        listed = " or ".join(map(str, possible))
+        raise DataError(f"dataset {dataset!r}: {number} classes are not supported; use {listed}")
+    existing_folder(data)
+    roots = {name: find_database(data, name, required=len(members) > 1) for name in members}
+    clips: list[Clip] = []
+    dropped: list[tuple[str, str]] = []
+    excluded: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
+    for name, root in roots.items():
+        rule, read = _RULES[name, number], DATABASES[name](root, errata, prefer)
+        chosen = [_label(clip, rule) for clip in read.clips]
+        kept = [clip for clip in chosen if isinstance(clip, Clip)]
+        if not kept:
+            raise DataError(
+                f"{root}: none of {len(chosen)} clips has an emotion of protocol {dataset!r}; "
+                "check the emotion column of the coding file"
+            )
+        clips += kept
+        excluded += [clip for clip in chosen if not isinstance(clip, Clip)]
+        dropped += read.dropped
+        notes += [*read.notes, *((name, text) for text in _differences(kept, rule))]
+    names = _RULES[members[0], number].names
+    return Study(
+        dataset,
+        names,
+        tuple(sorted(clips, key=lambda clip: clip.key)),
+        tuple(sorted(dropped)),
+        tuple(sorted(excluded)),
+        tuple(notes),
+    )
+
+
+def _label(clip: Clip, rule: _Rule) -> Clip | tuple[str, str]:
+    if clip.key in rule.left_out:
+        return clip.key, rule.left_out[clip.key]
+    if clip.emotion not in rule.emotions:
+        return clip.key, f"emotion {clip.emotion!r} is not in the protocol"
+    return replace(clip, label=rule.names.index(rule.emotions[clip.emotion]))
+
+
+def _differences(clips: list[Clip], rule: _Rule) -> list[str]:
+    """Where the copy at hand is not the complete database."""
+    found = Counter(rule.names[clip.label] for clip in clips)
+    texts = [
+        f"{name}: {found[name]} clips, {count} in the complete database"
+        for name, count in rule.expected.items()
+        if found[name] != count
+    ]
+    subjects = len({clip.subject for clip in clips})
+    if rule.subjects not in (None, subjects):
+        texts.append(f"{subjects} subjects, {rule.subjects} in the complete database")
+    return texts
