@@ -36,8 +36,8 @@ FaceMode = Literal["align", "precropped"]
 
 # Where the eyes' midpoint and the mouth's centre come to lie, as shares of the crop's side: brows, the
 # lower forehead and the chin of an opened jaw are inside.
-EYES_AT = (0.5, 0.36)
-MOUTH_AT = (0.5, 0.70)
+EYES_AT = (0.5, 0.34)
+MOUTH_AT = (0.5, 0.72)
 
 
 @dataclass(frozen=True)

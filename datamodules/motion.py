@@ -26,10 +26,10 @@ Region = Literal["aligned", "any"]
 # Ellipses in shares of the crop's side: (centre x, centre y, half width, half height), for crops made by
 # faces.FaceAligner. Brows, eyes, mouth and nostrils are left out, and so are hair and background.
 _STABLE = (
-    (0.5, 0.19, 0.20, 0.075),
-    (0.5, 0.42, 0.055, 0.12),
-    (0.29, 0.50, 0.06, 0.09),
-    (0.71, 0.50, 0.06, 0.09),
+    (0.5, 0.15, 0.22, 0.08),  # forehead
+    (0.5, 0.40, 0.06, 0.13),  # bridge of the nose
+    (0.265, 0.50, 0.065, 0.10),  # outer cheeks
+    (0.735, 0.50, 0.065, 0.10),
 )
 
 
