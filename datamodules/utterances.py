@@ -92,8 +92,9 @@ def _choose(known: NDArray[np.float64], frames: int, seed: str) -> list[list[int
     count = int(np.clip(length // WINDOW_SECONDS, 1, most))
     keep = frames // count
     # No coarser than leaves several partners inside a gap range of 0.3 s.
-    stride = min(STRIDE_SECONDS, WINDOW_SECONDS / keep)
-    span = min(length / count, WINDOW_SECONDS, stride * (keep - 1))
+    usable = min(length / count, WINDOW_SECONDS)
+    stride = min(STRIDE_SECONDS, max(usable, 1e-3) / max(1, keep - 1))
+    span = min(usable, stride * (keep - 1))
     slack = length / count - span
     digest = hashlib.sha256(seed.encode()).digest()
     rows, after = [], -1
