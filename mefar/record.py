@@ -1,0 +1,106 @@
+"""What a leave-one-subject-out run left in its folder, read back for whoever shows it.
+
+summary.json is needed; predictions.csv, confusion.json and pictures.npz are optional.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mefar.tokens import InputError
+
+TITLES = {"full": "Full", "casme2": "CASME II", "smic": "SMIC-HS", "samm": "SAMM", "casme3": "CAS(ME)³"}
+"""What papers call the rows of a score table, in their usual order."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder.
+
+    Attributes:
+        folder: the run's folder.
+        summary: summary.json.
+        predictions: rows of predictions.csv.
+        confusion: rows of scores -> (C, C) counts, for the last epoch.
+        pictures: content of pictures.npz.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    predictions: tuple[dict[str, str], ...]
+    confusion: dict[str, list[list[float]]]
+    pictures: dict[str, NDArray[np.generic]]
+
+    @property
+    def scopes(self) -> list[str]:
+        """Rows of the score table: full, then the databases."""
+        return ordered(self.summary["scores"]["last"])
+
+    @property
+    def databases(self) -> list[str]:
+        """Databases of the run, in the usual order."""
+        return [scope for scope in ordered(self.summary["counts"]) if scope not in ("all", "full")]
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Clips and subjects of all databases."""
+        counts = [self.summary["counts"][database] for database in self.databases]
+        return sum(int(count["clips"]) for count in counts), sum(int(count["subjects"]) for count in counts)
+
+
+def read_run(run: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        InputError: no finished run there, or one of its files cannot be read.
+    """
+    run = Path(run)
+    summary = _json(run / "summary.json")
+    missing = [key for key in ("protocol", "classes", "scores", "counts") if key not in summary]
+    if missing:
+        raise InputError(f"{run / 'summary.json'}: no {missing[0]!r}; run `mefar loso` again")
+    predictions: list[dict[str, str]] = []
+    if (run / "predictions.csv").is_file():
+        with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            predictions = list(csv.DictReader(file))
+    confusion = _json(run / "confusion.json").get("last", {}) if (run / "confusion.json").is_file() else {}
+    pictures: dict[str, NDArray[np.generic]] = {}
+    if (run / "pictures.npz").is_file():
+        try:
+            with np.load(run / "pictures.npz") as archive:
+                pictures = {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{run / 'pictures.npz'}: cannot be read; delete it or run again") from error
+    return Run(run, summary, tuple(predictions), confusion, pictures)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Full, the databases in the order of published tables, then anything else by name."""
+    order = list(TITLES)
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def title(name: str) -> str:
+    """What papers call a database or a row."""
+    return TITLES.get(name, name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; give the folder of a finished `mefar loso` run") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); run `mefar loso` again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object at its top; run `mefar loso` again")
+    return content

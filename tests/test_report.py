@@ -1,0 +1,186 @@
+"""The page of a run: complete, self-contained, true to its files, and one line when they are not there."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import CLASSES, SUBJECTS, write_run
+
+from mefar import figures
+from mefar.__main__ import main
+from mefar.record import ordered, read_run
+from mefar.report import write_figure, write_report
+from mefar.tokens import InputError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "loso-composite")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed but not open; `open` is what was never closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "img", "line", "rect", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("line", "rect"):
+            assert self.open.pop() == tag
+        elif self.open[-1:] == [tag]:
+            self.open.pop()
+
+
+def test_the_page_needs_nothing_else(page: str) -> None:
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert not re.findall(r"<script|@import|url\(", page)
+    assert page.count('src="data:image/png;base64,') == 5 * len(SUBJECTS)
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+
+
+def test_every_score_of_the_summary_is_on_the_page(run: Path, page: str) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    for selection in ("last", "oracle"):
+        for cell in summary["scores"][selection].values():
+            assert f"{cell['uf1']:.3f}" in page
+            assert f"{cell['uar']:.3f}" in page
+    text = words(page)
+    assert f"UF1 {summary['scores']['last']['full']['uf1']:.3f}" in text
+    assert "leaks" in text
+    assert "pixel control" in text
+    assert "shuffled labels" in text
+
+
+def test_rows_come_in_the_order_of_published_tables(page: str) -> None:
+    scores = words(page[page.index("<h2>Scores") : page.index("<h2>Next to")])
+    places = [scores.index(name) for name in ("Full", "CASME II", "SMIC-HS", "SAMM")]
+    assert places == sorted(places)
+    assert ordered({"samm", "zz", "full", "casme2"}) == ["full", "casme2", "samm", "zz"]
+
+
+def test_published_numbers_stand_beside_composite_only(run: Path, page: str, tmp_path: Path) -> None:
+    assert "D-FACE 2026 0.894 0.897 0.974 0.975 0.842 0.848 0.872 0.851 oracle" in words(page)
+    assert "Not comparable: this run has" in words(page)
+    other = write_report(write_run(tmp_path / "casme2", protocol="casme2")).read_text(encoding="utf-8")
+    assert "D-FACE" not in other
+
+
+def test_the_official_composite_is_called_comparable(tmp_path: Path) -> None:
+    counts = {
+        name: {"clips": clips, "subjects": subjects, "classes": {}}
+        for name, clips, subjects in (("casme2", 145, 24), ("smic", 164, 16), ("samm", 133, 28))
+    }
+    page = write_report(write_run(tmp_path / "run", counts=counts)).read_text(encoding="utf-8")
+    assert "Not comparable" not in page
+
+
+def test_a_tokenizer_that_saw_the_test_faces_is_called_out(page: str, tmp_path: Path) -> None:
+    assert "was pretrained on" not in page
+    tokenizer = {"checkpoint": "x.ckpt", "sha256": "0", "pretrained_on": "casme2 and voxceleb"}
+    leaky = write_report(write_run(tmp_path / "run", tokenizer=tokenizer)).read_text(encoding="utf-8")
+    assert "The tokenizer was pretrained on casme2 and voxceleb" in leaky
+
+
+def test_confusion_counts_are_drawn(run: Path, page: str) -> None:
+    matrix = json.loads((run / "confusion.json").read_text())["last"]["full"]
+    drawn = figures.confusion_svg(matrix, CLASSES)
+    assert drawn in page
+    assert f"annotated negative, predicted surprise: {matrix[0][2]} of {sum(matrix[0])}" in drawn
+
+
+def test_subject_scores_are_the_predictions(run: Path, page: str) -> None:
+    rows = [row for row in read_run(run).predictions if row["subject"] == "sub01"]
+    right = sum(row["last"] == row["label"] for row in rows)
+    assert f"sub01: {right} of {len(rows)}" in page
+
+
+def test_code_usage_and_perplexity(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", pictures={})
+    np.savez(run / "pictures.npz", usage=np.array([50, 50, 50, 50, 0, 0, 0, 0]))
+    text = words(write_report(run).read_text(encoding="utf-8"))
+    assert "4 of 8 codes are used on these clips; perplexity 4.0 of 8 over 200 tokens." in text
+
+
+def test_what_the_user_wrote_cannot_become_markup(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", command="mefar <script>alert(1)</script>", dropped=[["casme2/<b>", "a & b"]]
+    )
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "casme2/&lt;b&gt;" in page
+    assert "a &amp; b" in page
+
+
+def test_optional_files_may_be_absent(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", controls=None, dropped=[])
+    for name in ("predictions.csv", "confusion.json", "pictures.npz"):
+        (run / name).unlink()
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<h2>Confusion" not in page
+    assert "<h2>Codes" not in page
+    assert "every annotated clip was used" in page
+
+
+def test_signed_map_tells_lighter_from_darker() -> None:
+    before = np.full((2, 2, 3), 100, np.uint8)
+    after = before.copy()
+    after[0, 0] += 50
+    after[1, 1] -= 50
+    drawn = figures.signed_map(before, after, gain=20).astype(int)
+    assert drawn[0, 0, 0] > drawn[0, 0, 2]
+    assert drawn[1, 1, 2] > drawn[1, 1, 0]
+    assert drawn[0, 1].tolist() == [255, 255, 255]
+    assert figures.gain_for(before, before) == 20
+
+
+def test_figure_has_a_row_per_database(run: Path, tmp_path: Path) -> None:
+    with Image.open(write_figure(run, tmp_path / "docs" / "faces.png")) as image:
+        width, height = image.size
+    assert width > 5 * 176
+    assert height > 3 * 176
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["faces.png"]
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert re.fullmatch(r"mefar report: error: .*summary\.json: no such file; .*\n", capsys.readouterr().err)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        write_report(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="no 'protocol'"):
+        write_report(tmp_path)
+    run = write_run(tmp_path / "run")
+    (run / "pictures.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"pictures\.npz: cannot be read"):
+        write_report(run)
+    (run / "pictures.npz").unlink()
+    with pytest.raises(InputError, match=r"no pictures\.npz"):
+        write_figure(run, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_command_writes_page_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run), "--figure", str(tmp_path / "faces.png")]) == 0
+    assert capsys.readouterr().out.split() == [str(run / "report.html"), str(tmp_path / "faces.png")]
