@@ -237,7 +237,15 @@ class VoxCelebDataModule(LightningDataModule):
     def _folder(self, cache_dir: Path) -> Path:
         if (self.data / "index.json").is_file():
             return self.data
-        what = f"{self.data.resolve()} {self.faces} {self.stabilise} {self.frames_per_utterance} {self.seed}"
+        made = (
+            cache.VERSION,
+            self.data.resolve(),
+            self.faces,
+            self.stabilise,
+            self.frames_per_utterance,
+            self.seed,
+        )
+        what = " ".join(map(str, made))
         digest = hashlib.sha256(what.encode()).hexdigest()[:8]
         return cache_dir / f"{self.data.resolve().name}-{self.image_size}px-{digest}"
 
