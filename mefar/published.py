@@ -21,8 +21,8 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mefar.codec import Decoded
 from mefar.quantizer import Quantized, VectorQuantizer
@@ -46,7 +46,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, P, D), rows first."""
-        patches = F.pixel_unshuffle(image, self.patch_size)  # (B, 3 p p, h, w), channel before pixel
+        patches = functional.pixel_unshuffle(image, self.patch_size)  # (B, 3 p p, h, w), channel before pixel
         out: Tensor = self.norm(self.project(self.pixel_norm(patches.flatten(2).transpose(1, 2))))
         return out
 
@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
         """(B, P, D) -> (B, L, d)."""
         cells = self.project(tokens).transpose(1, 2).unflatten(-1, (self.grid, self.grid))
         for number, convolution in enumerate(self.convolutions):
-            cells = convolution(F.relu(cells) if number else cells)
+            cells = convolution(functional.relu(cells) if number else cells)
         out: Tensor = cells.flatten(2).transpose(1, 2)
         return out
 
@@ -168,7 +168,7 @@ class PublishedCodec(nn.Module):
         queries = self.patch_embedding(onset).detach()  # the published decoder does not train the embedding
         tokens = self.decoder(queries, (1, self.grid, self.grid), self.position_bias(), embeddings)
         pixels = self.to_pixels(tokens).float().transpose(1, 2).unflatten(-1, (self.grid, self.grid))
-        image = F.pixel_shuffle(pixels, self.patch_size)
+        image = functional.pixel_shuffle(pixels, self.patch_size)
         return Decoded(image, image.new_zeros(1).expand(len(image), 2, *image.shape[2:]), image - onset)
 
 

@@ -45,13 +45,13 @@ class FacialActionTokenizer(L.LightningModule):
         commitment_weight: of the mean squared distance between encoder outputs and their codes.
         smooth_weight: of the flow's total variation, in pixels.
         residual_weight: of the mean absolute residual that is painted over the warped onset.
-        network: `warp` (ours) or `published`, the network of the paper to the last digit: its loss is the plain
-            mean squared error of the apex, without any of the weights above.
+        network: `warp` (ours) or `published`, the paper's to the last digit: its loss is the plain mean squared
+            error of the apex, without any of the weights above.
         patch_size: published only, side of a patch in pixels; image_size may be any multiple of it.
         temporal_depth: published only, blocks of the temporal encoder; `depth` is the spatial one.
         heads: published only, attention heads.
         head_dim: published only, channels of a head.
-        bottleneck_convolutions: published only, convolutions from patches to tokens; null for as many as needed.
+        bottleneck_convolutions: published only, from patches to tokens; null for as many as needed.
     """
 
     num_codes: int

@@ -14,8 +14,8 @@ Letters beyond the package's legend: N sequences, S tokens in a sequence, M cont
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 ATTENTION_SCALE = 8.0  # queries and keys have unit length, so the scale is a constant of the design
 
@@ -40,12 +40,12 @@ class PositionConvolution(nn.Module):
         now = self._tap(frames, 2, self.bias)
         for back in range(1, min(time, 3)):  # frame t reads frames t - 1 and t - 2
             past = self._tap(frames[:, :-back], 2 - back, None)
-            now = now + F.pad(past, (0, 0, 0, 0, 0, 0, back, 0))
+            now = now + functional.pad(past, (0, 0, 0, 0, 0, 0, back, 0))
         return now.permute(0, 1, 3, 4, 2).reshape(tokens.shape)
 
     def _tap(self, frames: Tensor, tap: int, bias: Tensor | None) -> Tensor:
         flat = frames.flatten(0, 1)
-        return F.conv2d(flat, self.weight[:, :, tap], bias, padding=1, groups=flat.shape[1]).view(
+        return functional.conv2d(flat, self.weight[:, :, tap], bias, padding=1, groups=flat.shape[1]).view(
             frames.shape
         )
 
@@ -129,10 +129,12 @@ class Attention(nn.Module):
         if self.null_key_value is not None:
             null = self.null_key_value.to(key.dtype).expand(len(tokens), -1, -1, -1)
             key, value = torch.cat([null[:, :, 0::2], key], 2), torch.cat([null[:, :, 1::2], value], 2)
-        query = (F.normalize(query, dim=-1) * self.query_scale).to(value.dtype)  # normalised in float32
-        key = (F.normalize(key, dim=-1) * self.key_scale).to(value.dtype)
+        query = (functional.normalize(query, dim=-1) * self.query_scale).to(
+            value.dtype
+        )  # normalised in float32
+        key = (functional.normalize(key, dim=-1) * self.key_scale).to(value.dtype)
         bias = None if bias is None else bias.to(value.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, bias, scale=ATTENTION_SCALE)
+        mixed = functional.scaled_dot_product_attention(query, key, value, bias, scale=ATTENTION_SCALE)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -154,7 +156,7 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         value, gate = self.expand(self.norm(tokens)).chunk(2, -1)
-        out: Tensor = self.shrink(value * F.gelu(gate))
+        out: Tensor = self.shrink(value * functional.gelu(gate))
         return out
 
 

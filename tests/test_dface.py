@@ -22,8 +22,8 @@ from mefar.tokens import InputError
 State = dict[str, torch.Tensor]
 SIZES = {
     "network": "published", "image_size": 64, "patch_size": 4, "num_codes": 8, "num_tokens": 16,
-    "code_dim": 6, "dim": 12, "depth": 2, "temporal_depth": 1, "heads": 3, "head_dim": 4, "bottleneck_convolutions": 2,
-    "quantizer": "nsvq",
+    "code_dim": 6, "dim": 12, "depth": 2, "temporal_depth": 1, "heads": 3, "head_dim": 4,
+    "bottleneck_convolutions": 2, "quantizer": "nsvq",
 }  # fmt: skip
 
 
@@ -70,8 +70,9 @@ def refusal(path: Path, **arguments: int) -> str:
 
 
 @given(
-    st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 3),
-    st.integers(2, 9), st.integers(1, 7), st.sampled_from([(1, 4), (4, 2), (16, 1), (16, 2), (64, 1), (64, 2)]),
+    st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2),
+    st.integers(1, 3), st.integers(2, 9), st.integers(1, 7),
+    st.sampled_from([(1, 4), (4, 2), (16, 1), (16, 2), (64, 1), (64, 2)]),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
 def test_every_size_is_read_off_the_file(
@@ -88,8 +89,8 @@ def test_every_size_is_read_off_the_file(
     side = int(tokens**0.5) * 2**convolutions  # patches along a side
     sizes = SIZES | {
         "image_size": side * patch, "patch_size": patch, "heads": heads, "depth": depth,
-        "temporal_depth": temporal, "dim": 3 * third, "head_dim": 2 * third, "num_codes": codes, "code_dim": width, "num_tokens": tokens,
-        "bottleneck_convolutions": convolutions,
+        "temporal_depth": temporal, "dim": 3 * third, "head_dim": 2 * third, "num_codes": codes,
+        "code_dim": width, "num_tokens": tokens, "bottleneck_convolutions": convolutions,
     }  # fmt: skip
     with torch.device("meta"):
         state = published_state(sizes)[1]

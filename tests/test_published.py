@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from mefar import dface, tokenizer
 from mefar.published import PublishedCodec
@@ -116,7 +116,9 @@ def test_quirk_2_the_temporal_convolution_reads_patches_as_frames() -> None:
     assert torch.equal(tokens.view(2, 64, 2, 16), frames.transpose(1, 2))
     position = codec.temporal_encoder.blocks[0].position
     misread = tokens.reshape(2, 2, 8, 8, 16).permute(0, 4, 1, 2, 3)  # memory of (B, h, w, t), as (B, t, h, w)
-    expected = F.conv3d(F.pad(misread, (1, 1, 1, 1, 2, 0)), position.weight, position.bias, groups=16)
+    expected = functional.conv3d(
+        functional.pad(misread, (1, 1, 1, 1, 2, 0)), position.weight, position.bias, groups=16
+    )
     torch.testing.assert_close(position(tokens, grid), expected.permute(0, 2, 3, 4, 1).reshape(tokens.shape))
 
 
@@ -228,7 +230,9 @@ def test_the_loss_is_the_plain_error_of_the_apex_and_falls() -> None:
     module.eval()
     with torch.no_grad():
         image = module.codec.decode(onset, module.tokenize(onset, apex).embeddings).image
-        assert float(module.losses(batch)["reconstruction"]) == pytest.approx(float(F.mse_loss(image, apex)))
+        assert float(module.losses(batch)["reconstruction"]) == pytest.approx(
+            float(functional.mse_loss(image, apex))
+        )
 
 
 def test_a_published_checkpoint_is_a_normal_one(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from mefar.transformer import Attention, FeedForward, PositionConvolution, RelativePositionBias, Transformer
 
@@ -28,7 +28,9 @@ def test_position_convolution_is_a_padded_conv3d(
     position = PositionConvolution(6)
     tokens = torch.randn(batch * time, height * width, 6)
     volume = tokens.reshape(batch, time, height, width, 6).permute(0, 4, 1, 2, 3)
-    expected = F.conv3d(F.pad(volume, (1, 1, 1, 1, 2, 0)), position.weight, position.bias, groups=6)
+    expected = functional.conv3d(
+        functional.pad(volume, (1, 1, 1, 1, 2, 0)), position.weight, position.bias, groups=6
+    )
     result = position(tokens, (time, height, width))
     torch.testing.assert_close(result, expected.permute(0, 2, 3, 4, 1).reshape(tokens.shape))
 
@@ -58,10 +60,10 @@ def written_out(
 ):
     """The published attention, one step per line, without fused kernels."""
     heads, width = attention.heads, attention.head_dim
-    normed = F.layer_norm(tokens, tokens.shape[-1:], attention.norm.weight)
+    normed = functional.layer_norm(tokens, tokens.shape[-1:], attention.norm.weight)
     source = tokens  # keys and values of self-attention skip the norm
     if context is not None:
-        source = F.layer_norm(context, context.shape[-1:], attention.context_norm.weight)
+        source = functional.layer_norm(context, context.shape[-1:], attention.context_norm.weight)
     q = normed @ attention.query.weight.T
     k, v = (source @ attention.key_value.weight.T).chunk(2, -1)
     q, k, v = (x.unflatten(-1, (heads, width)).transpose(1, 2) for x in (q, k, v))
@@ -106,8 +108,8 @@ def test_feed_forward_gates_its_first_half_by_its_second() -> None:
     tokens = torch.randn(2, 3, 64)
     inner = int(4 * 2 / 3 * 64)
     assert layer.expand.weight.shape == (2 * inner, 64)
-    wide = F.layer_norm(tokens, (64,), layer.norm.weight, layer.norm.bias) @ layer.expand.weight.T
-    expected = (wide[..., :inner] * F.gelu(wide[..., inner:])) @ layer.shrink.weight.T
+    wide = functional.layer_norm(tokens, (64,), layer.norm.weight, layer.norm.bias) @ layer.expand.weight.T
+    expected = (wide[..., :inner] * functional.gelu(wide[..., inner:])) @ layer.shrink.weight.T
     torch.testing.assert_close(layer(tokens), expected)
 
 
@@ -121,7 +123,7 @@ def test_blocks_add_their_parts_in_order() -> None:
         expected = expected + block.attention(expected, bias)
         expected = expected + block.cross_attention(expected, context=context)
         expected = expected + block.feed_forward(expected)
-    expected = F.layer_norm(expected, (8,), stack.norm.weight)
+    expected = functional.layer_norm(expected, (8,), stack.norm.weight)
     torch.testing.assert_close(stack(tokens, grid, bias, context), expected)
 
 
