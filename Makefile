@@ -49,7 +49,7 @@ ifdef VOXCELEB
 	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data "$(VOXCELEB)" $(ARGS)
 else
 	@echo "VOXCELEB is not set: training on the demo's rendered faces, $(DEMO_CORPORA)/voxceleb"
-	test -d $(DEMO_CORPORA)/voxceleb || $(MEFAR) make-demo $(DEMO_CORPORA)
+	$(MEFAR) make-demo $(DEMO_CORPORA)
 	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data $(DEMO_CORPORA)/voxceleb $(ARGS)
 endif
 

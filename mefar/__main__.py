@@ -23,6 +23,7 @@ VERBS = {
     "make-demo": ("mefar.commands.make_demo", "render the demo corpora into a folder"),
     "loso": ("mefar.commands.loso", "leave-one-subject-out over action tokens"),
     "cache": ("mefar.commands.cache", "decode a video tree once into aligned face shards"),
+    "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),
     "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
 }
@@ -33,9 +34,9 @@ def usage() -> str:
     """The table that `mefar --help` prints."""
     lines = ["usage: mefar VERB [options]      mefar VERB --help explains one verb", ""]
     lines += ["training (LightningCLI, configured by YAML):"]
-    lines += [f"  {verb:<10} {phrase}" for verb, phrase in TRAINER_VERBS.items()]
+    lines += [f"  {verb:<12} {phrase}" for verb, phrase in TRAINER_VERBS.items()]
     lines += ["", "everything else:"]
-    lines += [f"  {verb:<10} {phrase}" for verb, (_, phrase) in VERBS.items()]
+    lines += [f"  {verb:<12} {phrase}" for verb, (_, phrase) in VERBS.items()]
     return "\n".join(lines)
 
 

