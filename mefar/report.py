@@ -109,7 +109,12 @@ def _lead(run: Run) -> str:
     cell = run.summary["scores"]["last"]["full"]
     clips, subjects = run.totals
     seeds = run.summary.get("seeds", [0])
-    return (
+    control = ""
+    if run.summary.get("labels") == "shuffled":
+        control = (
+            '<p class="warning">A control: the labels of this run were shuffled. It must score at chance.</p>'
+        )
+    return control + (
         f'<p class="lead"><b>UF1 {cell["uf1"]:.3f}</b>, <b>UAR {cell["uar"]:.3f}</b> at the last epoch, over '
         f"{_plural(clips, 'clip')} of {_plural(subjects, 'subject')}, "
         f"{_plural(len(run.summary['classes']), 'class', 'es')}, {_plural(len(seeds), 'seed')}.</p>"
@@ -361,6 +366,8 @@ def _provenance(run: Run) -> str:
         "tokenizer": tokenizer.get("checkpoint"),
         "sha256": tokenizer.get("sha256"),
         "seeds": ", ".join(str(seed) for seed in summary.get("seeds", [])),
+        "training": ", ".join(f"{name} {value}" for name, value in (summary.get("training") or {}).items()),
+        "head": ", ".join(f"{name} {value}" for name, value in (summary.get("head") or {}).items()),
         "wall time": f"{float(seconds):,.0f} s" if seconds is not None else None,
         "mefar": summary.get("mefar"),
     }

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +74,21 @@ def test_loso_names_the_data_sets_it_knows(capsys: pytest.CaptureFixture[str]) -
 # A function as a command
 
 
+@dataclass(frozen=True)
+class Training:
+    """How.
+
+    Attributes:
+        epochs: how long.
+    """
+
+    epochs: int = 3
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"training: epochs {self.epochs} is less than 1; give more")
+
+
 def example(
     folder: Path,
     *,
@@ -81,6 +97,7 @@ def example(
     batch_size: int = 4,
     seeds: list[int] | None = None,
     download: bool = False,
+    training: Training = Training(),
 ) -> None:
     """Do nothing, by way of example.
 
@@ -91,10 +108,11 @@ def example(
         batch_size: clips per step.
         seeds: several.
         download: from the network.
+        training: how.
     """
     if dataset == "samm":
         raise InputError(f"{folder}: no coding file; put it there")
-    print(folder, out, batch_size, seeds, download)
+    print(folder, out, batch_size, seeds, download, training.epochs)
 
 
 def run_example(*argv: str) -> int:
@@ -104,10 +122,11 @@ def run_example(*argv: str) -> int:
 def test_a_function_becomes_a_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     argv = ("here", "--dataset", "composite", "--batch-size=8", "--download", "--out", "there")
     assert run_example(*argv) == 0
-    assert capsys.readouterr().out == "here there 8 None True\n"
-    (tmp_path / "x.yaml").write_text("dataset: composite\nseeds: [1, 2]\ndownload: true\n")
+    assert capsys.readouterr().out == "here there 8 None True 3\n"
+    options = {"dataset": "composite", "seeds": [1, 2], "download": True, "training": {"epochs": 5}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(options))
     assert run_example("here", "--config", str(tmp_path / "x.yaml"), "--batch_size", "3") == 0
-    assert capsys.readouterr().out == "here runs 3 [1, 2] True\n"
+    assert capsys.readouterr().out == "here runs 3 [1, 2] True 5\n"
     assert run_example("--help") == 0
     shown = capsys.readouterr().out
     assert "Do nothing, by way of example." in shown
@@ -123,6 +142,8 @@ def test_a_function_becomes_a_command(capsys: pytest.CaptureFixture[str], tmp_pa
         (["x", "--dataset", "composite", "--seeds", "a"], "seeds: expected one of list[int], null; got a"),
         (["x", "--dataset", "composite", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["x", "--dataset", "samm", "--training.epochs", "0"], "training: epochs 0 is less than 1"),
+        (["x", "--dataset", "samm", "--training.color", "0"], "--training.color"),
         (["x", "--dataset", "samm"], "x: no coding file; put it there"),
     ],
 )

@@ -101,6 +101,19 @@ def test_a_tokenizer_that_saw_the_test_faces_is_called_out(page: str, tmp_path: 
     assert "The tokenizer was pretrained on casme2 and voxceleb" in leaky
 
 
+def test_shuffled_labels_are_called_out(page: str, tmp_path: Path) -> None:
+    assert "were shuffled" not in page
+    control = write_report(write_run(tmp_path / "run", labels="shuffled")).read_text(encoding="utf-8")
+    assert "A control: the labels of this run were shuffled." in control
+
+
+def test_several_seeds_show_their_spread(tmp_path: Path) -> None:
+    cells = {"last": {"full": {"uf1": 0.5, "uf1_std": 0.0312, "uar": 0.6, "uar_std": 0.01}}}
+    page = write_report(write_run(tmp_path / "run", seeds=[0, 1, 2], scores=cells)).read_text(encoding="utf-8")
+    assert "0.500 ± 0.031" in words(page)
+    assert "pooled over 3 seeds" in words(page)
+
+
 def test_confusion_counts_are_drawn(run: Path, page: str) -> None:
     matrix = json.loads((run / "confusion.json").read_text())["last"]["full"]
     drawn = figures.confusion_svg(matrix, CLASSES)

@@ -54,7 +54,8 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
 
     A required `Path` that may be given by position becomes a positional argument; every other
     parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`).
-    Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these.
+    Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these, and
+    dataclasses of them (`--training.epochs 50`).
     `--config FILE` reads any of the options from YAML; `--text-model` and `--text_model` are the
     same, and `--download` alone means `--download true`.
 
@@ -69,7 +70,10 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
 
     def call() -> int:
         parser = _parser(function, prog)
-        namespace = parser.parse_args(_spelled(function, argv))
+        parsed = parser.parse_args(_spelled(function, argv))
+        # Renamed by the parser's authors; the old name still exists but complains.
+        build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
+        namespace = build(parsed)
         return function(**{name: namespace[name] for name in inspect.signature(function).parameters}) or 0
 
     return guard(prog, call, argv)

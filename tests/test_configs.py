@@ -1,0 +1,121 @@
+"""Every shipped YAML is accepted by the command that its header names, down to the last key."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mefar.__main__ import TRAINER_VERBS, VERBS, main
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
+
+every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+every_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+
+
+class ParsedError(Exception):
+    """Raised in place of building anything."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__("parsed")
+        self.config = config
+
+
+def header(path: Path) -> str:
+    """The comment that a file opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def command(path: Path) -> list[str]:
+    """The command of a header, `\\` at the end of a line joined with the next one."""
+    found = re.search(r"^mefar (.*)$", header(path).replace("\\\n", " "), re.MULTILINE)
+    assert found, f"{path.name} must open with the command that uses it: #   mefar fit --config ..."
+    return shlex.split(found[1])
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Any]:
+    """Parse a command line of LightningCLI and return the configuration of its verb."""
+    from mefar.commands.train import MefarCLI
+
+    def stop(self: MefarCLI) -> None:
+        raise ParsedError(self.config[self.subcommand])
+
+    monkeypatch.setattr(MefarCLI, "instantiate_classes", stop)
+    monkeypatch.setattr(MefarCLI, "_parse_ckpt_path", lambda self: None)
+    monkeypatch.chdir(ROOT)
+
+    def call(argv: list[str]) -> Any:
+        try:
+            code = main(argv)
+        except ParsedError as stopped:
+            return stopped.config
+        pytest.fail(f"mefar {' '.join(argv)} ended with {code}")
+
+    return call
+
+
+@every_config
+def test_the_header_says_how_to_run_it(path: Path) -> None:
+    argv = command(path)
+    assert argv[0] in {*TRAINER_VERBS, *VERBS}
+    assert str(path.relative_to(ROOT)) in argv
+
+
+@every_config
+def test_the_command_accepts_it(path: Path, parse: Any) -> None:
+    argv = command(path)
+    if argv[0] not in TRAINER_VERBS:
+        assert main([*argv, "--print_config"]) == 0
+        return
+    config = parse(argv)
+    sizes = {config[part].get("init_args", {}).get("image_size") for part in ("model", "data")} - {None}
+    assert len(sizes) <= 1, f"model and data disagree on image_size: {sizes}"
+
+
+@every_config
+def test_a_wrong_key_is_caught(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above would pass if the command ignored what it does not know."""
+    monkeypatch.chdir(ROOT)
+    spoiled = tmp_path / "spoiled.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    spoiled.write_text(yaml.safe_dump({**content, "no_such_key": 1}))
+    argv = [str(spoiled) if word == str(path.relative_to(ROOT)) else word for word in command(path)]
+    assert main(argv) == 2
+
+
+def test_the_stages_are_there() -> None:
+    assert {"pretrain", "classify", "edclip"} <= {path.stem for path in CONFIGS}
+
+
+@every_sweep
+def test_a_sweep_varies_options_that_exist(path: Path, parse: Any) -> None:
+    """Each parameter at its first value, as the sweep's own command line spells it."""
+    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert sweep["metric"]["goal"] in ("maximize", "minimize")
+    words: list[str] = []
+    for word in sweep["command"]:
+        if word == "${args}":
+            words += [f"--{name}={first(values)}" for name, values in sweep["parameters"].items()]
+        elif word not in ("${env}", "${interpreter}", "${program}"):
+            words.append(str(word))
+    assert words[0] == "mefar", "the sweep's command runs mefar"
+    if words[1] in TRAINER_VERBS:
+        parse(words[1:])
+    else:
+        assert main([*words[1:], "--print_config"]) == 0
+
+
+def first(values: dict[str, Any]) -> Any:
+    """A value that a sweep may draw."""
+    return values.get("value", (values.get("values") or [values.get("min")])[0])
