@@ -1,311 +1,211 @@
-"""TokenHead, the small Transformer over action tokens, and LightningModule 2, TokenClassifier.
+"""LightningModule 2, TokenClassifier: one TokenHead on the tokens of a frozen tokenizer.
 
-Structure as published (ICLR 2026, classifier): Linear to the head's width, learned position,
-pre-norm Transformer encoder, sparse attention pooling (one learned query picks tokens, its entropy
-is a loss), class logits and, in parallel, a unit vector in the text space.
-
-Where we depart: every parameter carries a leading group dimension G. G heads that never exchange a
-number train as one batched program, which is how all folds of a leave-one-subject-out study train
-at once (folds.py); an ordinary classifier is G = 1. Initial values and dropout come from one random
-generator per model, so that a model is the same alone and in company.
-
-Shapes: G models, B batch, L tokens, D token width, W head width, C classes, E text space.
+For training on one split, with images coming from a DataModule. A leave-one-subject-out study does not
+go this way: there all folds train at once on tokens made beforehand (`mefar loso`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name every torch reader expects
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mefar.tokens import InputError
+from mefar import losses
+from mefar.head import DropoutNoise, Embedding, HeadOutput, HeadSize, TokenHead
+from mefar.metrics import UAR, UF1
+from mefar.tokens import ActionTokenizer, InputError
 
 
-@dataclass(frozen=True)
-class HeadOutput:
-    """What a TokenHead says about a batch.
+class TokenClassifier(LightningModule):
+    """Classifies (onset, apex) pairs by their action tokens.
 
-    Attributes:
-        logits: (G, B, C).
-        attention: (G, B, L) pooling weights, each row sums to 1.
-        text: (G, B, E) unit vectors, or None for a head without text projection.
-    """
+    What it needs to know of the training clips (class weights, scale of the tokens) it measures in one
+    pass over the training loader when training starts; nothing else is ever looked at.
 
-    logits: Tensor
-    attention: Tensor
-    text: Tensor | None
-
-
-@dataclass(frozen=True)
-class HeadSize:
-    """Size of a TokenHead; the defaults suit a few hundred clips of 16 tokens on a CPU.
-
-    Attributes:
-        dim: W, a multiple of `heads` (published: 512).
+    Args:
+        tokenizer: anything that makes action tokens; frozen. In YAML `class_path: mefar.tokenizer.load`
+            with the checkpoint as `path`.
+        num_classes: C.
+        dim: width of the head, a multiple of `heads` (published: 512).
         depth: Transformer layers (published: 2).
         heads: attention heads (published: 8).
         feedforward: width inside the feed-forward blocks (published: 512).
-        dropout: probability in [0, 1), rounded to 1/256 (published: 0.2).
-        embedding: `shared`, one matrix reads the codes of every position (published);
-            `per_position`, each position has its own.
+        dropout: probability in [0, 1) (published: 0.2).
+        embedding: how codes are read: `per_position` or `shared` (published).
+        normalise: scale token dimensions to mean 0 and deviation 1 over the training clips.
+        learning_rate: of AdamW (published: 2e-4).
+        betas: of AdamW (published: 0.85, 0.98).
+        weight_decay: of AdamW (published: 1e-5).
+        label_smoothing: probability in [0, 1) spread over all classes.
+        entropy_weight: of the pooling entropy (published: 1e-3).
+        class_weights: `balanced`, N / (C n_c) over the training clips, or `equal`.
     """
 
-    dim: int = 64
-    depth: int = 1
-    heads: int = 4
-    feedforward: int = 128
-    dropout: float = 0.2
-    embedding: Literal["shared", "per_position"] = "shared"
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
-            raise InputError(f"head: dim {self.dim} is not a multiple of heads {self.heads}; change one")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"head: dropout {self.dropout} is not in [0, 1)")
-        if self.depth < 0 or self.feedforward < 1:
-            raise InputError(f"head: depth {self.depth}, feedforward {self.feedforward} must be positive")
-
-
-class DropoutNoise:
-    """Dropout masks from one random stream per model.
-
-    A model's masks depend on its own generator and on how many it has drawn, never on its
-    neighbours in the group. One byte decides per entry, so the probability is a multiple of 1/256.
-
-    Args:
-        generators: one per model, or None to use torch's global stream.
-        probability: share of entries set to 0.
-    """
-
-    def __init__(self, generators: Sequence[torch.Generator | None], probability: float) -> None:
-        self.generators = generators
-        self.threshold = round(probability * 256)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(G, ...) -> the same with entries dropped and the rest scaled up."""
-        if self.threshold == 0:
-            return x
-        each = x[0].numel()
-        words = torch.zeros(len(self.generators), -(-each // 8), dtype=torch.int64, device=x.device)
-        for row, generator in zip(words, self.generators, strict=True):
-            row.random_(-(2**63), None, generator=generator)
-        keep = words.view(torch.uint8)[:, :each].view(x.shape) >= self.threshold
-        return x * keep * (256 / (256 - self.threshold))
-
-
-def _keep(x: Tensor) -> Tensor:
-    """No dropout."""
-    return x
-
-
-class GroupedLinear(nn.Module):
-    """G linear maps side by side: (G, N, in) -> (G, N, out)."""
-
-    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(groups, outputs))
-
-    def initialise(self, generators: Sequence[torch.Generator]) -> None:
-        """Uniform in +-1/sqrt(in), as torch's Linear; biases 0."""
-        bound = 1 / math.sqrt(self.weight.shape[-1])
-        with torch.no_grad():
-            for weight, generator in zip(self.weight, generators, strict=True):
-                weight.uniform_(-bound, bound, generator=generator)
-            self.bias.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, N, in) -> (G, N, out)."""
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
-
-
-class GroupedNorm(nn.Module):
-    """LayerNorm over the last dimension with a scale and shift per model."""
-
-    def __init__(self, groups: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(groups, dim))
-        self.bias = nn.Parameter(torch.zeros(groups, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, N, W) -> the same shape."""
-        normal = F.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(self.bias.unsqueeze(1), normal, self.weight.unsqueeze(1))
-
-
-class EncoderLayer(nn.Module):
-    """Pre-norm Transformer layer: attention among the L tokens, then a ReLU feed-forward block."""
-
-    def __init__(self, groups: int, size: HeadSize) -> None:
-        super().__init__()
-        self.heads = size.heads
-        self.norm1 = GroupedNorm(groups, size.dim)
-        self.qkv = GroupedLinear(groups, size.dim, 3 * size.dim)
-        self.out = GroupedLinear(groups, size.dim, size.dim)
-        self.norm2 = GroupedNorm(groups, size.dim)
-        self.widen = GroupedLinear(groups, size.dim, size.feedforward)
-        self.narrow = GroupedLinear(groups, size.feedforward, size.dim)
-
-    def attend(self, x: Tensor, tokens: int, noise: DropoutNoise | None) -> Tensor:
-        """Self-attention among each sample's tokens: (G, B*L, W) -> (G, B*L, W)."""
-        G, N, W = x.shape
-        # (G, B*L, 3W) -> 3 x (G, B, heads, L, W / heads)
-        split = self.qkv(x).view(G, N // tokens, tokens, 3, self.heads, W // self.heads)
-        q, k, v = split.permute(3, 0, 1, 4, 2, 5)
-        weights = (q @ k.mT / math.sqrt(W // self.heads)).softmax(-1)
-        if noise is not None:
-            weights = noise(weights)
-        mixed: Tensor = self.out((weights @ v).transpose(2, 3).reshape(G, N, W))
-        return mixed
-
-    def forward(self, x: Tensor, tokens: int, noise: DropoutNoise | None) -> Tensor:
-        """(G, B*L, W) -> (G, B*L, W)."""
-        drop = noise or _keep
-        x = x + drop(self.attend(self.norm1(x), tokens, noise))
-        wide: Tensor = self.widen(self.norm2(x)).relu()
-        return x + drop(self.narrow(drop(wide)))
-
-
-class TokenHead(nn.Module):
-    """G independent classifiers of action tokens in one batched program.
-
-    Args:
-        num_tokens: L.
-        token_dim: D, width of the token embeddings.
-        num_classes: C.
-        size: widths and depth.
-        text_dim: E, width of the text space; None leaves the text projection out.
-        seeds: one per model; as many models as seeds, each initialised from its own.
-    """
+    class_weights: Tensor
+    mean: Tensor
+    scale: Tensor
+    measured: Tensor
 
     def __init__(
         self,
-        num_tokens: int,
-        token_dim: int,
+        tokenizer: ActionTokenizer,
         num_classes: int,
-        size: HeadSize | None = None,
-        text_dim: int | None = None,
-        seeds: Sequence[int] = (0,),
+        dim: int = 64,
+        depth: int = 1,
+        heads: int = 4,
+        feedforward: int = 128,
+        dropout: float = 0.2,
+        embedding: Embedding = "per_position",
+        normalise: bool = True,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.05,
+        label_smoothing: float = 0.1,
+        entropy_weight: float = 1e-3,
+        class_weights: Literal["balanced", "equal"] = "balanced",
     ) -> None:
         super().__init__()
-        size = size or HeadSize()
-        G, self.num_tokens, self.size = len(seeds), num_tokens, size
-        per_position = size.embedding == "per_position"
-        self.embed = GroupedLinear(G * num_tokens if per_position else G, token_dim, size.dim)
-        self.position = nn.Parameter(torch.empty(G, num_tokens, size.dim))
-        self.layers = nn.ModuleList([EncoderLayer(G, size) for _ in range(size.depth)])
-        self.pool_norm = GroupedNorm(G, size.dim)
-        self.query = nn.Parameter(torch.empty(G, size.dim))
-        self.classes = GroupedLinear(G, size.dim, num_classes)
-        self.text = None if text_dim is None else GroupedLinear(G, size.dim, text_dim)
-        self._initialise([torch.Generator().manual_seed(seed) for seed in seeds])
+        self.save_hyperparameters(ignore=["tokenizer"])
+        if num_classes < 2:
+            raise InputError(f"num_classes is {num_classes}; give at least 2")
+        self.tokenizer = tokenizer
+        if isinstance(tokenizer, nn.Module):
+            tokenizer.requires_grad_(False)
+        size = HeadSize(dim, depth, heads, feedforward, dropout, embedding)
+        self.head = self.make_head(size, num_classes)
+        self.noise = DropoutNoise((None,), dropout)
+        self.register_buffer("class_weights", torch.ones(num_classes))
+        self.register_buffer("mean", torch.zeros(tokenizer.dim))
+        self.register_buffer("scale", torch.ones(tokenizer.dim))
+        self.register_buffer("measured", torch.tensor(False))
+        self.scores = nn.ModuleDict(
+            {f"{stage}_{name}": metric(num_classes)
+             for stage in ("val", "test") for name, metric in (("uf1", UF1), ("uar", UAR))}
+        )  # fmt: skip
 
-    def _initialise(self, generators: Sequence[torch.Generator]) -> None:
-        """Draw every model's values from its own generator, in a fixed order."""
-        repeated = generators
-        if self.size.embedding == "per_position":
-            repeated = [each for each in generators for _ in range(self.num_tokens)]
-        for module in self.modules():
-            if isinstance(module, GroupedLinear):
-                module.initialise(repeated if module is self.embed else generators)
-        with torch.no_grad():
-            for parameter in (self.position, self.query):
-                for values, generator in zip(parameter, generators, strict=True):
-                    values.normal_(0, 0.02, generator=generator)
+    def make_head(self, size: HeadSize, num_classes: int, text_dim: int | None = None) -> TokenHead:
+        """The head to train; its initial values follow torch's global seed."""
+        seed = int(torch.randint(2**31, ()))
+        return TokenHead(self.tokenizer.num_tokens, self.tokenizer.dim, num_classes, size, text_dim, (seed,))
 
-    @property
-    def groups(self) -> int:
-        """G, the number of models side by side."""
-        return self.query.shape[0]
+    def train(self, mode: bool = True) -> TokenClassifier:
+        """As ever, but the tokenizer stays in eval mode."""
+        super().train(mode)
+        if isinstance(self.tokenizer, nn.Module):
+            self.tokenizer.eval()
+        return self
 
-    def model_state(self, model: int) -> dict[str, Tensor]:
-        """State of one model, loadable into a head with a single seed."""
-        G = self.groups
-        state = {name: value.unflatten(0, (G, -1))[model] for name, value in self.state_dict().items()}
-        return {name: value.clone() for name, value in state.items()}
-
-    def forward(self, tokens: Tensor, noise: DropoutNoise | None = None) -> HeadOutput:
-        """Classify token embeddings.
+    @torch.no_grad()
+    def tokens(self, batch: Mapping[str, Any]) -> Tensor:
+        """(B, L, D) token embeddings of a batch: of one random view in training, else of view 0.
 
         Args:
-            tokens: (G, B, L, D) float, every model its own batch.
-            noise: dropout masks; None for evaluation.
+            batch: onset, apex (B, 3, H, W) or (B, V, 3, H, W), uint8 or float in [0, 1].
         """
-        G, B, L, D = tokens.shape
-        if self.size.embedding == "per_position":
-            x = self.embed(tokens.transpose(1, 2).reshape(G * L, B, D)).view(G, L, B, -1).transpose(1, 2)
-        else:
-            x = self.embed(tokens.reshape(G, B * L, D)).view(G, B, L, -1)
-        x = (x + self.position.unsqueeze(1)).reshape(G, B * L, -1)
-        for layer in self.layers:
-            x = layer(x, L, noise)
-        x = self.pool_norm(x)  # (G, B*L, W)
-        picked = torch.bmm(x, self.query.unsqueeze(-1)).view(G, B, L) / math.sqrt(x.shape[-1])
-        attention = picked.softmax(-1)
-        pooled = (attention.unsqueeze(-2) @ x.view(G, B, L, -1)).squeeze(-2)  # (G, B, W)
-        text = None if self.text is None else F.normalize(self.text(pooled), dim=-1)
-        return HeadOutput(self.classes(pooled), attention, text)
+        pair = batch["onset"], batch["apex"]
+        if pair[0].ndim == 5:
+            B, V = pair[0].shape[:2]
+            rows = torch.arange(B, device=pair[0].device)
+            views = torch.randint(V, (B,), device=rows.device) if self.training else torch.zeros_like(rows)
+            pair = pair[0][rows, views], pair[1][rows, views]
+        onset, apex = (x.float() / 255 if x.dtype == torch.uint8 else x for x in pair)
+        return self.tokenizer.tokenize(onset, apex).embeddings
 
+    def forward(self, tokens: Tensor) -> HeadOutput:
+        """(B, L, D) token embeddings -> output of the head, with a group dimension of 1."""
+        noise = self.noise if self.training else None
+        output: HeadOutput = self.head(((tokens - self.mean) * self.scale).unsqueeze(0), noise)
+        return output
 
-PUBLISHED_NAMES = {
-    "token_embed": "embed",
-    "cls_proj.0": "classes",
-    "clip_proj.0": "text",
-    "sparse_pool.ln": "pool_norm",
-}
-PUBLISHED_LAYER_NAMES = {
-    "norm1": "norm1",
-    "norm2": "norm2",
-    "self_attn.out_proj": "out",
-    "linear1": "widen",
-    "linear2": "narrow",
-}
+    def on_train_start(self) -> None:
+        """Measure the training clips, once."""
+        if self.measured:
+            return
+        C, D = len(self.class_weights), len(self.mean)
+        counts = torch.zeros(C, device=self.device, dtype=torch.float64)
+        sums = torch.zeros(3, D, device=self.device, dtype=torch.float64)
+        loader = self.trainer.train_dataloader
+        assert loader is not None
+        for batch in loader:
+            moved = self.trainer.strategy.batch_to_device(batch, self.device)
+            labels = moved["label"]
+            if int(labels.min()) < 0 or int(labels.max()) >= C:
+                raise InputError(f"label {int(labels.max())} in the data, but num_classes is {C}; correct it")
+            counts += torch.bincount(labels, minlength=C)
+            tokens = self.tokens(moved).double().flatten(0, 1)
+            sums += torch.stack(
+                [torch.ones_like(tokens[0]) * len(tokens), tokens.sum(0), tokens.square().sum(0)]
+            )
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        if self.hparams["class_weights"] == "balanced":
+            self.class_weights.copy_(losses.balanced(counts))
+        if self.hparams["normalise"]:
+            mean, square = sums[0] / sums[2], sums[1] / sums[2]
+            self.mean.copy_(mean)
+            self.scale.copy_(losses.inverse_deviation(mean, square))
+        self.measured.fill_(True)
 
+    def losses(self, output: HeadOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Named terms of the loss, each already weighted.
 
-def head_from_published(state: Mapping[str, Tensor], heads: int = 8) -> TokenHead:
-    """Build a single head from a state dict under the published names; every size is read off it.
-
-    Args:
-        state: published name -> tensor; every name must be known, every tensor is used.
-        heads: attention heads, which no shape tells (published: 8).
-
-    Raises:
-        InputError: a name is missing, unknown or of an unexpected shape.
-    """
-    names = {"pos_embed": "position", "sparse_pool.query": "query"}
-    depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
-    pairs = dict(PUBLISHED_NAMES)
-    for layer in range(depth):
-        prefix = f"transformer.layers.{layer}."
-        pairs |= {prefix + theirs: f"layers.{layer}.{ours}" for theirs, ours in PUBLISHED_LAYER_NAMES.items()}
-        names[prefix + "self_attn.in_proj_weight"] = f"layers.{layer}.qkv.weight"
-        names[prefix + "self_attn.in_proj_bias"] = f"layers.{layer}.qkv.bias"
-    names |= {
-        f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in pairs.items() for kind in ("weight", "bias")
-    }
-    if wrong := set(names) ^ set(state):
-        raise InputError(
-            f"published classifier: {min(wrong)!r} is {'missing' if min(wrong) in names else 'unknown'}"
+        Args:
+            output: of the head, with its group dimension of 1.
+            labels: (B,) int64.
+        """
+        settings = self.hparams
+        smoothing = settings["label_smoothing"] if self.training else 0.0
+        classification = losses.classification_loss(
+            output.logits[0], labels, self.class_weights, label_smoothing=smoothing
         )
-    dim, token_dim = state["token_embed.weight"].shape
-    feedforward = state["transformer.layers.0.linear1.weight"].shape[0] if depth else 1
-    head = TokenHead(
-        num_tokens=state["pos_embed"].shape[1],
-        token_dim=token_dim,
-        num_classes=state["cls_proj.0.weight"].shape[0],
-        size=HeadSize(dim, depth, heads, feedforward),
-        text_dim=state["clip_proj.0.weight"].shape[0],
-    )
-    ours = {
-        names[name]: value if name == "pos_embed" else value.unsqueeze(0) for name, value in state.items()
-    }
-    try:
-        head.load_state_dict(ours)
-    except RuntimeError as error:
-        raise InputError(f"published classifier: {str(error).splitlines()[-1].strip()}") from error
-    return head.eval()
+        entropy = losses.attention_entropy(output.attention[0])
+        return {"classification": classification, "entropy": settings["entropy_weight"] * entropy}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One optimisation step."""
+        terms = self.losses(self(self.tokens(batch)), batch["label"])
+        loss = torch.stack(list(terms.values())).sum()
+        size = len(batch["label"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size)
+        return loss
+
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+        output, labels = self(self.tokens(batch)), batch["label"]
+        loss = torch.stack(list(self.losses(output, labels).values())).sum()
+        self.log(f"{stage}/loss", loss, batch_size=len(labels), sync_dist=True)
+        for name in ("uf1", "uar"):
+            metric = self.scores[f"{stage}_{name}"]
+            assert isinstance(metric, UF1 | UAR)
+            metric.update(output.logits[0], labels)
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(labels))
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch to val/loss, val/uf1 and val/uar, pooled over the epoch."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Adds a batch to test/loss, test/uf1 and test/uar."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Probabilities (B, C), attention over tokens (B, L) and the clip keys of a batch."""
+        output = self(self.tokens(batch))
+        return {
+            "clip": batch.get("clip"),
+            "probabilities": output.logits[0].softmax(-1),
+            "attention": output.attention[0],
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the head."""
+        settings = self.hparams
+        return torch.optim.AdamW(
+            self.head.parameters(),
+            lr=settings["learning_rate"],
+            betas=tuple(settings["betas"]),
+            weight_decay=settings["weight_decay"],
+        )

@@ -18,16 +18,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mefar.tokens import InputError
+from mefar import losses
+from mefar.classifier import TokenClassifier
+from mefar.head import Embedding, HeadOutput
+from mefar.tokens import ActionTokenizer, InputError
 
 ASSETS = Path(__file__).parent / "assets"
 DESCRIPTIONS = ASSETS / "descriptions.csv"
+SHIPPED_ANCHORS = ASSETS / "anchors_minilm.safetensors"
 ANY_PROTOCOL = "any"
 UNDESCRIBED = frozenset({"others", "other"})
 """Class names that mean "none of the above": no sentence can describe them."""
@@ -220,3 +225,85 @@ def encode_descriptions(text_model: str, sentences: Sequence[str], download: boo
             mask = batch["attention_mask"].unsqueeze(-1).float()
             vectors = (tower(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
     return torch.nn.functional.normalize(vectors.float(), dim=-1).clone()
+
+
+class EDCLIP(TokenClassifier):
+    """LightningModule 3: a TokenClassifier whose pooled feature is aligned with text anchors.
+
+    Prediction stays the argmax of the logits; the text space only teaches.
+
+    Args:
+        tokenizer: anything that makes action tokens; frozen. In YAML `class_path: mefar.tokenizer.load`
+            with the checkpoint as `path`.
+        protocol: protocol id, which picks the descriptions.
+        class_names: names of the classes in label order.
+        anchors: anchors file made by `mefar anchors`; the default is the shipped one.
+        edclip_weight: of the alignment in the total loss (published: 0.3).
+        others_weight: of classes without text inside the alignment (published: 0.2).
+        temperature: of the softmax over cosines (published: 0.07).
+        margin: cosine that clips of classes without text must stay under (published: 0.2).
+        dim: width of the head, a multiple of `heads` (published: 512).
+        depth: Transformer layers (published: 2).
+        heads: attention heads (published: 8).
+        feedforward: width inside the feed-forward blocks (published: 512).
+        dropout: probability in [0, 1) (published: 0.2).
+        embedding: how codes are read: `per_position` or `shared` (published).
+        normalise: scale token dimensions to mean 0 and deviation 1 over the training clips.
+        learning_rate: of AdamW (published: 2e-4).
+        betas: of AdamW (published: 0.85, 0.98).
+        weight_decay: of AdamW (published: 1e-5).
+        label_smoothing: probability in [0, 1) spread over all classes.
+        entropy_weight: of the pooling entropy (published: 1e-3).
+        class_weights: `balanced`, N / (C n_c) over the training clips, or `equal`.
+    """
+
+    anchors: Tensor
+    described: Tensor
+
+    def __init__(
+        self,
+        tokenizer: ActionTokenizer,
+        protocol: str,
+        class_names: list[str],
+        anchors: str = str(SHIPPED_ANCHORS),
+        edclip_weight: float = 0.3,
+        others_weight: float = 0.2,
+        temperature: float = 0.07,
+        margin: float = 0.2,
+        dim: int = 64,
+        depth: int = 1,
+        heads: int = 4,
+        feedforward: int = 128,
+        dropout: float = 0.2,
+        embedding: Embedding = "per_position",
+        normalise: bool = True,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.05,
+        label_smoothing: float = 0.1,
+        entropy_weight: float = 1e-3,
+        class_weights: Literal["balanced", "equal"] = "balanced",
+    ) -> None:
+        vectors, described = Anchors.load(Path(anchors)).select(protocol, class_names)
+        super().__init__(
+            tokenizer, len(class_names), dim, depth, heads, feedforward, dropout, embedding, normalise,
+            learning_rate, betas, weight_decay, label_smoothing, entropy_weight, class_weights,
+        )  # fmt: skip
+        self.save_hyperparameters(ignore=["tokenizer"])
+        self.head = self.make_head(self.head.size, len(class_names), vectors.shape[1])
+        self.register_buffer("anchors", vectors)
+        self.register_buffer("described", described)
+
+    def losses(self, output: HeadOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Named terms of the loss, each already weighted; adds `described` and `others`."""
+        assert output.text is not None
+        settings = self.hparams
+        aligned = losses.alignment_losses(
+            output.text[0], labels, self.anchors, self.described,
+            temperature=settings["temperature"], margin=settings["margin"],
+        )  # fmt: skip
+        weight = settings["edclip_weight"]
+        return super().losses(output, labels) | {
+            "described": weight * aligned["described"],
+            "others": weight * settings["others_weight"] * aligned["others"],
+        }

@@ -9,14 +9,20 @@ on how many ranks there are, no gradient travels, nothing is padded, lost or dou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from mefar.classifier import HeadSize
 from mefar.grouped import GroupTrainer, Model, TokenSet, Training, random_seed
+from mefar.head import HeadSize
 from mefar.tokens import InputError
 
 
@@ -64,10 +70,11 @@ def plan(subjects: Sequence[str], seeds: Sequence[int], group: int) -> list[tupl
     """
     if group < 1:
         raise InputError(f"group is {group}; give at least 1 model per group")
-    clips = {subject: subjects.count(subject) for subject in set(subjects)}
-    folds = [Fold(subject, seed) for subject in clips for seed in seeds]
-    folds.sort(key=lambda fold: (clips[fold.subject], fold))
-    return [tuple(folds[start : start + group]) for start in range(0, len(folds), group)]
+    clips = Counter(subjects)
+    ordered = sorted(clips, key=lambda subject: (clips[subject], subject))
+    chunks = [ordered[start : start + group] for start in range(0, len(ordered), group)]
+    # A group never mixes seeds: more seeds later add groups and leave the old ones as they are.
+    return [tuple(Fold(subject, seed) for subject in chunk) for seed in seeds for chunk in chunks]
 
 
 def fold_model(data: TokenSet, fold: Fold) -> Model:
@@ -133,3 +140,82 @@ def _best_epoch(guesses: Tensor, labels: Tensor) -> int:
     """First epoch, from 1, with the most right guesses: (epochs, n), (n,)."""
     right = (guesses == labels).sum(1)
     return int((right == right.max()).nonzero()[0]) + 1
+
+
+class FoldTrainer(LightningModule):
+    """Trains groups of folds, some per step of `Trainer(inference_mode=False).predict(FoldTrainer(...))`.
+
+    Prediction is the one loop of Lightning that neither pads, nor synchronises gradients, nor cares how
+    many batches a rank has. Ranks take the groups rank, rank + world, rank + 2 world, ...
+
+    On CPUs every group has a thread of its own, and torch's own threads are off: operations of this size
+    spend more time waiting for each other than computing, above all where other programs run as well.
+
+    Args:
+        data: tokens of the study.
+        groups: all groups of the study, in the order of `plan`.
+        size: of the heads.
+        training: how to train.
+        finished: numbers of the groups that need no training any more.
+        workers: groups that a rank trains at the same time.
+    """
+
+    def __init__(
+        self,
+        data: TokenSet,
+        groups: Sequence[tuple[Fold, ...]],
+        size: HeadSize,
+        training: Training,
+        finished: Collection[int] = (),
+        workers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.data, self.groups, self.size, self.training_plan = data, groups, size, training
+        self.finished, self.workers = frozenset(finished), workers
+        self.each_epoch: Callable[[], None] | None = None
+        # More ranks than groups is fine: some ranks have nothing to do.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def mine(self, rank: int, world: int) -> list[int]:
+        """Numbers of the groups that a rank still has to train.
+
+        Dealt from all groups, not from the unfinished ones: ranks that read the ledger at different
+        moments must not come to different deals.
+        """
+        return [number for number in range(rank, len(self.groups), world) if number not in self.finished]
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """Some group numbers per batch."""
+        numbers = self.mine(self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(numbers, batch_size=self.workers, collate_fn=list)  # type: ignore[arg-type]
+
+    def predict_step(self, batch: list[int], batch_idx: int) -> list[tuple[list[FoldResult], float]]:
+        """Train the groups of these numbers: results and seconds of each."""
+        data = self.data.to(self.device)
+        stop = threading.Event()
+
+        def epoch_is_over() -> None:
+            if stop.is_set():
+                raise CancelledError
+            if self.each_epoch is not None:
+                self.each_epoch()
+
+        def train(number: int) -> tuple[list[FoldResult], float]:
+            began = time.monotonic()
+            with torch.enable_grad():
+                group = self.groups[number]
+                results = train_group(data, group, self.size, self.training_plan, epoch_is_over)
+            return results, time.monotonic() - began
+
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(len(batch)) as pool:
+                try:
+                    return list(pool.map(train, batch))
+                except BaseException:
+                    stop.set()  # or leaving the pool would wait for whole groups
+                    raise
+        finally:
+            torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """G models trained side by side on one set of tokens, as one batched program.
 
 Each model has its own clips, initial values, data order, views, dropout stream, input scaling, class
-weights, optimiser state, learning-rate schedule and gradient clipping (classifier.TokenHead holds the
+weights, optimiser state, learning-rate schedule and gradient clipping (head.TokenHead holds the
 parameters). A model's numbers depend on itself alone: trained by itself it gives the same result up to
 rounding (tests/test_folds.py).
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from mefar import losses
-from mefar.classifier import DropoutNoise, HeadOutput, HeadSize, TokenHead
+from mefar.head import DropoutNoise, HeadOutput, HeadSize, TokenHead
 from mefar.tokens import InputError
 
 
@@ -222,7 +222,7 @@ class GroupTrainer:
         self.values = torch.cat(parts, 1).requires_grad_()  # (G, P)
         self.optimiser = GroupedAdamW(self.values, training.betas, training.weight_decay)
         labels = data.labels.cpu()
-        weights = [losses.class_weights(labels[model.train], C) for model in models]
+        weights = [losses.balanced(torch.bincount(labels[model.train], minlength=C)) for model in models]
         self.class_weights = torch.stack(weights).to(self.device, dtype)  # (G, C)
         self.mean, self.scale = self._statistics(dtype)
         steps = [math.ceil(len(model.train) / training.batch_size) for model in models]
@@ -234,21 +234,16 @@ class GroupTrainer:
         """Mean and 1 / deviation of each token dimension over each model's training clips: (G, 1, 1, D)."""
         G, D = len(self.models), self.data.tokens.shape[-1]
         if not self.training.normalise:
-            shape = (G, 1, 1, D)
-            return torch.zeros(shape, device=self.device, dtype=dtype), torch.ones(
-                shape, device=self.device, dtype=dtype
-            )
+            neutral = torch.zeros(G, 1, 1, D, device=self.device, dtype=dtype)
+            return neutral, neutral + 1
         # Per clip first: the clips are few, the models many.
         tokens = self.data.tokens.double().flatten(1, 2)
         means, squares = tokens.mean(1), tokens.square().mean(1)  # (N, D)
         rows = [model.train.to(self.device) for model in self.models]
         mean = torch.stack([means[each].mean(0) for each in rows])
         square = torch.stack([squares[each].mean(0) for each in rows])
-        deviation = (square - mean.square()).clamp(min=0).sqrt()
-        # A dimension that never moves carries nothing; dividing by its rounding noise would invent something.
-        floor = 1e-3 * deviation.mean(1, keepdim=True) + 1e-12
-        shape = (G, 1, 1, D)
-        return mean.to(dtype).view(shape), (1 / deviation.clamp(min=floor)).to(dtype).view(shape)
+        scale = losses.inverse_deviation(mean, square)
+        return mean.to(dtype).view(G, 1, 1, D), scale.to(dtype).view(G, 1, 1, D)
 
     def run(self, each_epoch: Callable[[], None] | None = None) -> list[Tensor]:
         """Train all epochs.

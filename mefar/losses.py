@@ -22,19 +22,32 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Balanced weights N / (C n_c); a class without clips weighs 0, as nothing can ask for it.
+def balanced(counts: Tensor) -> Tensor:
+    """Class weights N / (C n_c); a class without clips weighs 0, as nothing can ask for it.
 
     Args:
-        labels: (N,) int64 in [0, C), of the training clips only.
-        num_classes: C.
+        counts: (C,) clips per class among the training clips only.
 
     Returns:
         (C,) float32.
     """
-    counts = torch.bincount(labels, minlength=num_classes).float()
-    weights = len(labels) / (num_classes * counts.clamp(min=1))
+    counts = counts.float()
+    weights = counts.sum() / (len(counts) * counts.clamp(min=1))
     return torch.where(counts > 0, weights, torch.zeros_like(weights))
+
+
+def inverse_deviation(mean: Tensor, square: Tensor) -> Tensor:
+    """1 / standard deviation per dimension, from mean and mean square.
+
+    A dimension that hardly moves carries nothing; dividing by its rounding noise would invent something,
+    so deviations count at least a thousandth of their mean.
+
+    Args:
+        mean: (..., D) float64.
+        square: (..., D) float64.
+    """
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    return 1 / torch.maximum(deviation, 1e-3 * deviation.mean(-1, keepdim=True) + 1e-12)
 
 
 def classification_loss(

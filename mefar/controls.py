@@ -1,0 +1,96 @@
+"""A control for every LOSO run: what would a linear classifier on plain pixels have scored?
+
+Ridge regression from pixel differences (apex - onset, aligned crops) to one-hot labels, under the same
+folds. It has no epochs to choose; its penalty is chosen inside the training subjects only. If tokens do
+not beat this, they have not earned their place; on rendered faces, whose pixels are cleaner than any
+camera's, they may well not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mefar.losses import balanced
+from mefar.metrics import scores
+
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Ridge penalties, in units of the mean squared length of a difference image."""
+
+
+def pixel_differences(onset: Tensor, apex: Tensor, size: int = 64) -> Tensor:
+    """What the control sees of a pair.
+
+    Args:
+        onset: (B, 3, H, W) float in [0, 1].
+        apex: the same.
+        size: differences are averaged down to at most this side, which also averages camera noise.
+
+    Returns:
+        (B, P) float in [-1, 1].
+    """
+    difference = apex - onset
+    if difference.shape[-1] > size:
+        difference = functional.adaptive_avg_pool2d(difference, size)
+    return difference.flatten(1)
+
+
+def _solve(gram: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    """Dual coefficients (n, C) of weighted kernel ridge: (K + penalty / w) a = y."""
+    solution: Tensor = torch.linalg.solve(gram + torch.diag(penalty / weights), targets)
+    return solution
+
+
+def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty: float, C: int) -> Tensor:
+    """Class indices of the test rows of a ridge fitted on the training rows."""
+    weights = balanced(torch.bincount(labels[train], minlength=C))[labels[train]].to(gram)
+    # Centring by the weighted mean of training rows stands for an intercept.
+    share = weights / weights.sum()
+    inner, cross = gram[train][:, train], gram[test][:, train]
+    mean = inner @ share  # (n,) inner products with the mean
+    inner_c = inner - mean[:, None] - mean[None] + share @ mean
+    cross_c = cross - (cross @ share)[:, None] - mean[None] + share @ mean
+    targets = functional.one_hot(labels[train], C).to(gram)
+    offset = share @ targets
+    coefficients = _solve(inner_c, targets - offset, weights, penalty * float(inner_c.diagonal().mean()))
+    return (cross_c @ coefficients + offset).argmax(1)
+
+
+def linear_control(features: Tensor, labels: Tensor, subjects: Sequence[str], num_classes: int) -> Tensor:
+    """Leave-one-subject-out predictions of a class-balanced ridge classifier.
+
+    The penalty of each fold is the one with the best UF1 over four parts of its training subjects.
+
+    Args:
+        features: (N, P) float, not scaled.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+        num_classes: C.
+
+    Returns:
+        (N,) int64 predictions, each clip by the fold that never saw its subject.
+    """
+    # Folds share all inner products; a fold sees only the rows and columns of its own clips.
+    gram = features.double() @ features.double().T
+    names = sorted(set(subjects))
+    number = torch.tensor([names.index(subject) for subject in subjects])
+    predictions = torch.empty_like(labels)
+    for held_out in range(len(names)):
+        test, train = (number == held_out).nonzero()[:, 0], (number != held_out).nonzero()[:, 0]
+        part = number[train] % 4
+        best, penalty = -1.0, PENALTIES[-1]
+        for candidate in PENALTIES:
+            guesses = torch.empty_like(train)
+            for inside in torch.unique(part):
+                fit, check = train[part != inside], train[part == inside]
+                if not len(fit):  # all training subjects fell into one part
+                    fit = check
+                guesses[part == inside] = _predict(gram, labels, fit, check, candidate, num_classes)
+            value = scores(labels[train], guesses, num_classes)["uf1"]
+            if value > best:
+                best, penalty = value, candidate
+        predictions[test] = _predict(gram, labels, train, test, penalty, num_classes)
+    return predictions

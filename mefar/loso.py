@@ -1,0 +1,298 @@
+"""Leave-one-subject-out over tokens: the study, the callback that gathers it, the composite table.
+
+Every fold is trained a fixed number of epochs and tested on one subject. Predictions of all folds are
+pooled before anything is scored: UF1 and UAR are never means over folds. From the same run come the
+`last` epoch (our score, fixed in advance) and the `oracle`, the epoch that is best on the test subject
+itself: the practice of most published scripts, printed only to compare with their tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mefar import __version__
+from mefar.folds import FoldTrainer, plan
+from mefar.grouped import Training
+from mefar.head import HeadSize
+from mefar.ledger import Ledger
+from mefar.pooling import StudyTokens, pool, pooled_confusion, predictions_csv
+from mefar.tokens import InputError
+
+CPU_GROUP, GPU_GROUP = 4, 128
+_TALKERS = ("lightning.pytorch", "lightning.fabric")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the folds are trained; none of it changes a result but the kind of device.
+
+    Attributes:
+        accelerator: auto, cpu, gpu, ...
+        devices: ranks on this machine.
+        num_nodes: machines, each started by torchrun or SLURM.
+        group: models trained side by side; None picks by device.
+        workers: groups that a rank trains at a time; None: the rank's share of the cores, on a GPU 1.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    group: int | None = None
+    workers: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the folds go to a GPU."""
+        return self.accelerator not in ("auto", "cpu") or (
+            self.accelerator == "auto" and torch.cuda.is_available()
+        )
+
+    @property
+    def share(self) -> int:
+        """Groups at a time, as decided."""
+        ranks = max(self.devices, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or (1 if self.on_gpu else max(1, cores // ranks))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's inventories of hardware and ranks are no news to somebody who waits for a table."""
+    levels = {name: logging.getLogger(name).level for name in _TALKERS}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def code_version() -> str:
+    """Hash of the source files that determine a fold's numbers."""
+    digest = hashlib.sha256()
+    for name in ("folds.py", "grouped.py", "head.py", "losses.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Run:
+    """One LOSO run in one directory.
+
+    Args:
+        study: what is tested.
+        out: run directory; made, or continued if it is of the same study.
+        size: of the heads.
+        training: how every fold is trained.
+        seeds: models per fold.
+        machine: where.
+        notes: further entries of summary.json, for example the command.
+
+    Raises:
+        InputError: the directory holds a run with another configuration.
+    """
+
+    def __init__(
+        self,
+        study: StudyTokens,
+        out: Path,
+        size: HeadSize,
+        training: Training,
+        seeds: Sequence[int] = (0,),
+        machine: Machine | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.study, self.out, self.size, self.training = study, Path(out), size, training
+        self.seeds, self.machine, self.notes = tuple(seeds), machine or Machine(), dict(notes or {})
+        if not self.seeds:
+            raise InputError("no seed; give at least 1")
+        self.started = time.monotonic()
+        group = self.machine.group or (GPU_GROUP if self.machine.on_gpu else CPU_GROUP)
+        self.groups = plan(study.data.subjects, self.seeds, group)
+        self.configuration = {
+            "protocol": study.protocol,
+            "data": study.data.fingerprint(),
+            "tokenizer": study.tokenizer["sha256"],
+            "head": asdict(size),
+            "training": asdict(training) | {"betas": list(training.betas)},
+            "group": group,
+            "device": "gpu" if self.machine.on_gpu else "cpu",
+            "torch": torch.__version__,
+            "code": code_version(),
+        }
+        text = json.dumps(self.configuration, sort_keys=True)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()
+        self.ledger = Ledger(self.out, self.identity)
+        self._claim()
+
+    def _claim(self) -> None:
+        """Write study.json, or refuse a directory that another configuration has claimed."""
+        path = self.out / "study.json"
+        if path.exists():
+            try:
+                there = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}: not JSON; delete {self.out} or choose another --out") from error
+            if there != self.configuration:
+                what = _first_difference(there, self.configuration)
+                raise InputError(
+                    f"{self.out} holds a run with another {what}; choose another --out or delete it"
+                )
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
+
+    def _trainer(self) -> Trainer:
+        many = self.machine.devices * self.machine.num_nodes > 1
+        forked = many and not self.machine.on_gpu and "LOCAL_RANK" not in os.environ
+        return Trainer(
+            accelerator=self.machine.accelerator,
+            devices=self.machine.devices,
+            num_nodes=self.machine.num_nodes,
+            # On CPUs ranks are forked: tokens are shared, nothing is imported or tokenized again.
+            strategy="ddp_fork" if forked else "auto",
+            callbacks=[LOSOCallback(self)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            inference_mode=False,
+        )
+
+    def execute(self) -> dict[str, Any]:
+        """Train what is unfinished, on all ranks, and return the summary."""
+        done = self.ledger.read()
+        finished = [number for number, group in enumerate(self.groups) if all(fold in done for fold in group)]
+        with _quiet():
+            trainer = self._trainer()
+            if len(finished) < len(self.groups):
+                module = FoldTrainer(
+                    self.study.data, self.groups, self.size, self.training, finished, self.machine.share
+                )
+                trainer.predict(module, return_predictions=False)
+            elif trainer.is_global_zero:
+                self.conclude()
+        summary: dict[str, Any] = json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
+        return summary
+
+    def conclude(self) -> None:
+        """Pool all folds of the ledger and write predictions, confusion matrices and summary."""
+        self.ledger.merge()
+        done = self.ledger.read()
+        missing = [fold for group in self.groups for fold in group if fold not in done]
+        if missing:
+            raise RuntimeError(f"{len(missing)} folds are not in the ledger, first {missing[0]}")
+        results = [done[fold][0] for group in self.groups for fold in group]
+        pooled_scores = pool(self.study, results, self.seeds)
+        write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
+        write_text(self.out / "confusion.json", json.dumps(pooled_confusion(self.study, results)))
+        summary = {
+            "protocol": self.study.protocol,
+            "classes": list(self.study.data.class_names),
+            "seeds": list(self.seeds),
+            "folds": len(set(self.study.data.subjects)),
+            "clips": len(self.study.clips),
+            "counts": self.study.counts,
+            "scores": pooled_scores,
+            "tokenizer": dict(self.study.tokenizer),
+            "dropped": [list(pair) for pair in self.study.dropped],
+            "head": self.configuration["head"],
+            "training": self.configuration["training"],
+            "identity": self.identity,
+            "training_seconds": round(sum(seconds for _, seconds in done.values()), 1),
+            "wall_seconds": round(time.monotonic() - self.started, 1),
+            "mefar": __version__,
+        }
+        write_text(self.out / "summary.json", json.dumps(summary | self.notes, indent=1))
+
+
+def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
+    """Name of the first entry that differs, with both values where they are short."""
+    for key in sorted(set(there) | set(here)):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and old != new:
+            return _first_difference(old, new, f"{prefix}{key}.")
+        if old != new:
+            short = key not in ("data", "tokenizer", "code")
+            return f"{prefix}{key} ({old} there, {new} asked for)" if short else f"{prefix}{key}"
+    return "content"
+
+
+class LOSOCallback(Callback):
+    """Writes every finished group to the ledger, shows progress, and concludes the run on rank 0."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.progress: Progress | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the progress bar of this rank's share."""
+        assert isinstance(pl_module, FoldTrainer)
+        if not trainer.is_global_zero:
+            return
+        share = pl_module.mine(trainer.global_rank, trainer.world_size)
+        models = sum(len(group) for group in pl_module.groups)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        # To stderr, like every progress bar of ours: stdout is for results.
+        self.progress = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+        )
+        ranks = f" on {trainer.world_size} ranks" if trainer.world_size > 1 else ""
+        task = self.progress.add_task(
+            f"{models} folds{ranks}", total=len(share) * self.run.training.epochs or None
+        )
+        self.progress.start()
+        bar = self.progress
+        pl_module.each_epoch = lambda: bar.advance(task)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the groups to this rank's ledger."""
+        for results, seconds in outputs:
+            self.run.ledger.append(results, seconds, trainer.global_rank)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait for all ranks, also those without a group, and let rank 0 conclude."""
+        self._close()
+        trainer.strategy.barrier("loso")
+        if trainer.is_global_zero and not trainer.interrupted:
+            self.run.conclude()
+        trainer.strategy.barrier("loso concluded")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
