@@ -160,10 +160,8 @@ def test_a_killed_build_resumes_and_leaves_no_worker(voxceleb, finished, tmp_pat
     script = tmp_path / "script.py"
     script.write_text(code)
     out = tmp_path / "out"
-    child = subprocess.Popen(
-        [sys.executable, str(script), str(voxceleb), str(out), str(Path(__file__).parents[1])],
-        start_new_session=True,
-    )
+    arguments = [str(script), str(voxceleb), str(out), str(Path(__file__).parents[1])]
+    child = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
     while child.poll() is None and not list(out.glob("shard-*.json")):
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
@@ -188,11 +186,12 @@ def test_workers_make_the_same_cache(voxceleb, finished, tmp_path):
 
 def test_other_settings_and_other_files_are_refused(voxceleb, finished, tmp_path):
     before = contents(finished)
-    for change, word in (
+    changes = (
         ({"size": 64}, "size is 96 there, 64 now"),
         ({"stabilise": True}, "stabilise"),
         ({"seed": 3}, "seed"),
-    ):
+    )
+    for change, word in changes:
         with pytest.raises(DataError, match=word):
             made(voxceleb, finished, **change)
     assert contents(finished) == before
