@@ -108,8 +108,9 @@ def test_shuffled_labels_are_called_out(page: str, tmp_path: Path) -> None:
 
 
 def test_several_seeds_show_their_spread(tmp_path: Path) -> None:
-    cells = {"last": {"full": {"uf1": 0.5, "uf1_std": 0.0312, "uar": 0.6, "uar_std": 0.01}}}
-    page = write_report(write_run(tmp_path / "run", seeds=[0, 1, 2], scores=cells)).read_text(encoding="utf-8")
+    cell = {"uf1": 0.5, "uf1_std": 0.0312, "uar": 0.6, "uar_std": 0.01}
+    run = write_run(tmp_path / "run", seeds=[0, 1, 2], scores={"last": {"full": cell}})
+    page = write_report(run).read_text(encoding="utf-8")
     assert "0.500 ± 0.031" in words(page)
     assert "pooled over 3 seeds" in words(page)
 
