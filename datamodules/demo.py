@@ -1,9 +1,9 @@
 """Write the demo corpora: a VoxCeleb2 tree and replicas of four micro-expression databases.
 
-Everything is rendered from a licence-free head. The files lie exactly as the real ones do, so the real loaders read
-them; the truth (identity, action units, pose of every frame) goes to ``ground_truth/``, which no loader reads.
-Deterministic by seed. Every utterance and clip is written under a hidden temporary name and renamed, and what is
-there already is skipped, so a killed run is finished by starting it again.
+Everything is rendered from a licence-free head. The files lie exactly as the real ones do, so the real
+loaders read them; the truth (identity, action units, pose of every frame) goes to ``ground_truth/``, which no
+loader reads. Deterministic by seed. Every utterance and clip is written under a hidden temporary name and
+renamed, and what is there already is skipped, so a killed run is finished by starting it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -27,12 +28,12 @@ from datamodules.demo_identity import Identity
 from datamodules.demo_motion import Performance, micro_expression, resting_face, talking
 from datamodules.demo_replicas import STUDIOS, ClipPlan, plan
 from datamodules.demo_scene import street_scene
-from datamodules.sample import DataError
 from datamodules.demo_video import write_h264
+from datamodules.sample import DataError
 
 U8 = npt.NDArray[np.uint8]
 SizeName = Literal["demo", "tiny"]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, float], None]
 
 FPS = 25
 _LETTERS: Final = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
@@ -90,7 +91,7 @@ def make_voxceleb(
         seed: same seed, same bytes.
         size: how much.
         workers: processes; 0 = one per core, 1 = none besides this one.
-        progress: called with (speakers done, speakers in all).
+        progress: called with (speakers done, speakers in all, speakers per second).
 
     Raises:
         DataError: root holds corpora of another seed or size.
@@ -110,7 +111,7 @@ def make_databases(
         seed: same seed, same bytes.
         size: how much.
         workers: processes; 0 = one per core, 1 = none besides this one.
-        progress: called with (subjects done, subjects in all).
+        progress: called with (subjects done, subjects in all, subjects per second).
 
     Raises:
         DataError: root holds corpora of another seed or size.
@@ -165,7 +166,7 @@ def _claim(root: Path, seed: int, size: SizeName) -> None:
         except ValueError as error:
             raise DataError(f"{note}: not JSON ({error}); remove {root} and start again") from error
         if found != wanted:
-            raise DataError(f"{note}: these corpora were made otherwise ({found}); choose another folder or remove it")
+            raise DataError(f"{note}: made otherwise ({found}); choose another folder or remove {root}")
         return
     partial = root / ".demo.json.partial"
     partial.write_text(json.dumps(wanted), encoding="utf-8")
@@ -173,82 +174,106 @@ def _claim(root: Path, seed: int, size: SizeName) -> None:
 
 
 def _work(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> None:
-    count = workers or os.cpu_count() or 1
-    if progress is not None:
-        progress(0, len(tasks))
-    if count == 1:
-        for done, task in enumerate(tasks, start=1):
+    """Film everybody who is not on disk yet."""
+    missing = [task for task in tasks if not _is_done(task)]
+    start, there = time.monotonic(), len(tasks) - len(missing)
+
+    def tell(done: int) -> None:
+        if progress is not None and missing:
+            progress(there + done, len(tasks), done / max(time.monotonic() - start, 1e-6))
+
+    tell(0)
+    count = min(workers or os.cpu_count() or 1, len(missing))
+    if count <= 1:
+        for done, task in enumerate(missing, start=1):
             _film_person(task)
-            if progress is not None:
-                progress(done, len(tasks))
+            tell(done)
         return
     # Not forked: the caller may run threads (torch, OpenCV).
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_film_person, task) for task in tasks]
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            if progress is not None:
-                progress(done, len(tasks))
+        futures = [pool.submit(_film_person, task) for task in missing]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                tell(done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _generator(task: _Task, *more: int) -> np.random.Generator:
+    """Random numbers of one person, or of one of their clips."""
+    stream = 2 if task.database == "voxceleb" else 3 + sorted(STUDIOS).index(task.database)
+    return np.random.default_rng([task.seed, stream, task.number, *more])
+
+
+def _videos(task: _Task, rng: np.random.Generator) -> list[Path]:
+    speaker = task.root / "voxceleb" / "dev" / "mp4" / f"id{task.number + 12:05d}"
+    names = ("".join(rng.choice(_LETTERS, 11)) for _ in range(task.size.utterances))
+    return [speaker / name / "00001.mp4" for name in names]
+
+
+def _last_frame(task: _Task, clip: ClipPlan) -> Path:
+    folder = clip_folder(task.root, task.database, clip)
+    return folder / frame_name(task.database, clip, clip.offset)
+
+
+def _is_done(task: _Task) -> bool:
+    if task.database == "voxceleb":
+        return all(video.exists() for video in _videos(task, _generator(task)))
+    return all(_last_frame(task, clip).exists() for clip in task.clips)
 
 
 def _film_person(task: _Task) -> None:
     cv2.setNumThreads(1)
-    stream = 2 if task.database == "voxceleb" else 3 + sorted(STUDIOS).index(task.database)
-    rng = np.random.default_rng([task.seed, stream, task.number])
     if task.database == "voxceleb":
-        _film_speaker(task, stream, rng)
+        _film_speaker(task)
     else:
-        _film_subject(task, stream, rng)
+        _film_subject(task)
 
 
-def _film_speaker(task: _Task, stream: int, rng: np.random.Generator) -> None:
-    speaker = f"id{task.number + 12:05d}"
-    names = ["".join(rng.choice(_LETTERS, 11)) for _ in range(task.size.utterances)]
-    videos = [task.root / "voxceleb" / "dev" / "mp4" / speaker / name / "00001.mp4" for name in names]
-    if all(video.exists() for video in videos):
-        return
+def _film_speaker(task: _Task) -> None:
+    rng = _generator(task)
+    videos = _videos(task, rng)
     identity, rest = Identity.random(rng), resting_face(rng)
     for k, video in enumerate(videos):
         if video.exists():
             continue
-        own = np.random.default_rng([task.seed, stream, task.number, k])
+        own = _generator(task, k)
         scene = street_scene(own, task.size.pixels)
         performance = talking(own, rest, task.size.frames, FPS, scene.camera.scale)
         pictures = scene.film(identity, performance, own)
-        _write_truth(task, f"{speaker}_{video.parent.name}_00001", identity, performance)
+        name = f"{video.parent.parent.name}_{video.parent.name}_00001"
+        _write_truth(task, name, identity, performance)
         video.parent.mkdir(parents=True, exist_ok=True)
         partial = video.with_name(".00001.partial.mp4")
         write_h264(partial, np.stack(pictures), FPS)
         os.replace(partial, video)
 
 
-def _film_subject(task: _Task, stream: int, rng: np.random.Generator) -> None:
-    studio = STUDIOS[task.database]
+def _film_subject(task: _Task) -> None:
+    studio, rng = STUDIOS[task.database], _generator(task)
     identity, rest = Identity.random(rng), resting_face(rng)
     scene = studio.scene(rng, task.size.shrink)
+    options = [cv2.IMWRITE_JPEG_QUALITY, studio.quality] if studio.quality else []
     for k, clip in enumerate(task.clips):
-        folder = clip_folder(task.root, task.database, clip)
-        last = folder / frame_name(task.database, clip, clip.offset)
-        if last.exists():  # frames are moved in order: the last one means all
+        if _last_frame(task, clip).exists():  # frames are moved in order: the last one means all
             continue
-        own = np.random.default_rng([task.seed, stream, task.number, k])
+        own = _generator(task, k)
         performance = micro_expression(
             own, clip.units, rest, clip.frames, clip.apex, studio.fps, scene.camera.scale
         )
         pictures = scene.film(identity, performance, own)
         _write_truth(task, f"{clip.subject}_{clip.clip}", identity, performance)
+        folder = clip_folder(task.root, task.database, clip)
         partial = folder.with_name(f".{folder.name}.{clip.clip}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         folder.mkdir(parents=True, exist_ok=True)
-        options = [cv2.IMWRITE_JPEG_QUALITY, studio.quality] if studio.quality else []
         files = [frame_name(task.database, clip, clip.first + t) for t in range(clip.frames)]
         for name, picture in zip(files, pictures, strict=True):
-            if task.database == "samm":
-                picture = picture[..., 0]
-            else:
-                picture = picture[..., ::-1]
-            if not cv2.imwrite(str(partial / name), picture, options):
+            stored = picture[..., 0] if task.database == "samm" else picture[..., ::-1]
+            if not cv2.imwrite(str(partial / name), stored, options):
                 raise DataError(f"{partial / name}: cannot write; is the disk full?")
         for name in files:
             os.replace(partial / name, folder / name)

@@ -17,6 +17,32 @@ CODING_FILES: Final[Mapping[str, str]] = {
     "samm": "SAMM_Micro_FACS_Codes_v2.xlsx",
     "casme3": "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx",
 }
+CASME2_COLUMNS: Final = (
+    "Subject",
+    "Filename",
+    None,
+    "OnsetFrame",
+    "ApexFrame",
+    "OffsetFrame",
+    None,
+    "Action Units",
+    "Estimated Emotion",
+)
+SAMM_COLUMNS: Final = (
+    "Subject",
+    "Filename",
+    "Inducement Code",
+    "Onset Frame",
+    "Apex Frame",
+    "Offset Frame",
+    "Duration",
+    "Micro",
+    "Action Units",
+    "Estimated Emotion",
+    "Objective Classes",
+    "Notes",
+)
+CASME3_COLUMNS: Final = ("Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion")
 _OBJECTIVE: Final = {
     "happiness": "I",
     "surprise": "II",
@@ -41,8 +67,7 @@ def unit_text(units: Sequence[ActionUnit]) -> str | int:
 def coding_rows(database: str, plans: Sequence[ClipPlan]) -> list[list[Cell]]:
     """All rows of a coding file, preamble and header included."""
     if database == "casme2":
-        header: list[Cell] = ["Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None]
-        rows: list[list[Cell]] = [[*header, "Action Units", "Estimated Emotion"]]
+        rows: list[list[Cell]] = [list(CASME2_COLUMNS)]
         for p in plans:
             apex: Cell = "/" if p.written_apex is None else p.written_apex
             number = int(p.subject.removeprefix("sub"))
@@ -54,23 +79,24 @@ def coding_rows(database: str, plans: Sequence[ClipPlan]) -> list[list[Cell]]:
         preamble[2] = ["Frames are counted at 200 frames per second"]
         rows = [
             *preamble,
-            ["Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame", "Duration"]
-            + ["Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes"],
+            list(SAMM_COLUMNS),
         ]
         for k, p in enumerate(plans):
             emotion = "Other" if p.emotion == "others" else p.emotion.title()
             text = unit_text(p.units)
             if k % 7 == 3:  # some coders add intensities
                 text = "+".join(f"{unit.side}{unit.number}B" for unit in p.units)
-            row: list[Cell] = [p.subject, p.clip, k % 7 + 1, p.onset, p.written_apex, p.offset, p.frames, "Micro - 1/2"]
-            rows.append([*row, text, emotion, _OBJECTIVE[p.emotion], None])
+            start: list[Cell] = [p.subject, p.clip, k % 7 + 1]
+            span: list[Cell] = [p.onset, p.written_apex, p.offset, p.frames]
+            rows.append([*start, *span, "Micro - 1/2", text, emotion, _OBJECTIVE[p.emotion], None])
         return rows
-    header = ["Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion"]
-    rows = [header]
+    rows = [[*CASME3_COLUMNS]]
     for p in plans:
         emotion = _CASME3_EMOTION.get(p.emotion, p.emotion)
-        row = [p.subject, p.clip.split("_")[0], p.onset, p.written_apex, p.offset, unit_text(p.units)]
-        rows.append([*row, _OBJECTIVE[p.emotion], emotion])
+        span = [p.onset, p.written_apex, p.offset]
+        rows.append(
+            [p.subject, p.clip.split("_")[0], *span, unit_text(p.units), _OBJECTIVE[p.emotion], emotion]
+        )
     return rows
 
 

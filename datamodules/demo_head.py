@@ -1,8 +1,8 @@
 """The parametric head the demo corpora are rendered from, and its FACS vocabulary.
 
-The geometry is ``assets/head_cc0.npz`` (provenance beside it). Its own texture coordinates have no seams in the vertex
-list, so skin is painted on a cylinder around the head instead: column = angle about the vertical axis, row = height,
-both of the *neutral* head, so paint moves with the skin.
+The geometry is ``assets/head_cc0.npz`` (provenance beside it). Its texture coordinates have no seams in the
+vertex list, so skin is painted on a cylinder around the head instead: column = angle about the vertical axis,
+row = height, both of the *neutral* head, so paint moves with the skin.
 
 Lengths are decimetres; x points to the subject's left (the right of the picture), y up, z towards the camera.
 """
@@ -29,7 +29,8 @@ SKIN, EYE, TEETH, TONGUE = range(4)
 # The paint atlas: skin rows above, then a strip with the iris and a white patch for teeth and tongue.
 ATLAS_WIDTH, SKIN_ROWS, STRIP_ROWS = 512, 400, 64
 ATLAS_ROWS: Final = SKIN_ROWS + STRIP_ROWS
-AXIS_Z, MAX_ANGLE = 0.55, 2.2  # the cylinder: where its axis stands (dm), the angle at the picture's border (rad)
+AXIS_Z = 0.55  # where the cylinder's axis stands, dm
+MAX_ANGLE = 2.2  # the angle at the left and right border of the skin, rad
 TOP, BOTTOM = 8.75, 5.65  # heights (dm) of the first and the last skin row
 EYE_CENTRE: Final = (0.3078, 7.2842, 1.2370)
 EYE_RADIUS = 0.1382
@@ -149,7 +150,7 @@ def _names(array: npt.NDArray[np.str_]) -> tuple[str, ...]:
 
 
 def cylinder(points: F32) -> F32:
-    """Project neutral positions (N, 3) onto the paint cylinder: (N, 2) column, row in texels of the skin part."""
+    """Project neutral positions (N, 3) onto the paint cylinder: (N, 2) column and row in texels."""
     angle = np.arctan2(points[:, 0], points[:, 2] - AXIS_Z)
     column = (angle / MAX_ANGLE + 1.0) * 0.5 * (ATLAS_WIDTH - 1)
     row = (TOP - points[:, 1]) / (TOP - BOTTOM) * (SKIN_ROWS - 1)

@@ -1,7 +1,8 @@
 """Who is rendered: shape, skin, brows, lips, eyes and hair of one person, all from a random generator.
 
-Shape weights follow assets/README: macro weights sum to 1, targets have standard deviation 0.10 to 0.15. Colours are
-linear albedos. Everything painted is a function of the neutral head's position, so it moves with the skin.
+Macro weights sum to 1; targets have standard deviation 0.10 to 0.15, beyond which faces turn grotesque.
+Colours are linear albedos. Everything painted is a function of the neutral head's position, so it moves with
+the skin.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from datamodules.demo_head import (
     ATLAS_ROWS,
     ATLAS_WIDTH,
+    AXIS_Z,
+    BOTTOM,
     EYE,
     EYE_CENTRE,
     EYE_RADIUS,
@@ -25,6 +28,7 @@ from datamodules.demo_head import (
     STRIP_ROWS,
     TEETH,
     TONGUE,
+    TOP,
     cylinder,
     head,
 )
@@ -35,9 +39,8 @@ F32 = npt.NDArray[np.float32]
 # Linear albedo of light and dark skin, and of hair from blond to black, from common sRGB swatches.
 LIGHT_SKIN: Final = np.log(np.array([0.80, 0.52, 0.40]))
 DARK_SKIN: Final = np.log(np.array([0.115, 0.050, 0.030]))
-HAIR: Final = np.array(
-    [[0.015, 0.012, 0.011], [0.03, 0.018, 0.012], [0.075, 0.035, 0.018], [0.16, 0.085, 0.04], [0.30, 0.28, 0.26]]
-)
+BLACK, DARK_BROWN, BROWN = (0.015, 0.012, 0.011), (0.03, 0.018, 0.012), (0.075, 0.035, 0.018)
+HAIR: Final = np.array([BLACK, DARK_BROWN, BROWN, (0.16, 0.085, 0.04), (0.30, 0.28, 0.26)])
 IRIS: Final = np.array([[0.035, 0.016, 0.008], [0.09, 0.045, 0.018], [0.12, 0.13, 0.05], [0.10, 0.19, 0.28]])
 
 
@@ -67,7 +70,9 @@ class Identity:
         model = head()
         macro = rng.dirichlet(np.full(len(model.macro_names), 0.35)).astype(np.float32)
         targets = _targets(rng)
-        shape = model.vertices + np.tensordot(macro, model.macros, 1) + np.tensordot(targets, model.identities, 1)
+        shape = (
+            model.vertices + np.tensordot(macro, model.macros, 1) + np.tensordot(targets, model.identities, 1)
+        )
         male = float(sum(w for w, name in zip(macro, model.macro_names, strict=True) if "-male" in name))
         african = float(sum(w for w, name in zip(macro, model.macro_names, strict=True) if "african" in name))
         old = float(sum(w for w, name in zip(macro, model.macro_names, strict=True) if "old" in name))
@@ -78,7 +83,11 @@ class Identity:
             hair = 0.4 * hair + 0.6 * HAIR[4] * rng.uniform(0.6, 1.1)
         bald = male > 0.5 and rng.random() < 0.15
         line = rng.uniform(-0.10, 0.12) + (0.12 * old if male > 0.5 else 0.0)
-        cover = np.zeros(len(shape), np.float32) if bald else _hair_cover(model.vertices, line) * (1 - _ears())
+        cover = (
+            np.zeros(len(shape), np.float32)
+            if bald
+            else _hair_cover(model.vertices, line, 0.3) * (1 - _ears())
+        )
         volume = rng.uniform(0.04, 0.12) + (0.08 * (1.0 - male))
         lumps = 1.0 + 0.25 * np.sin(model.vertices @ rng.normal(0, 5.0, 3) + rng.uniform(0, 6.3))
         shape = shape + (cover * volume * lumps)[:, None] * model.normals
@@ -107,18 +116,19 @@ def _targets(rng: np.random.Generator) -> F32:
     return weights
 
 
-def _smooth(low: float, high: float, value: F32) -> F32:
+def _smooth(low: float, high: float, value: npt.NDArray[np.floating]) -> F32:
+    """Step from 0 at ``low`` to 1 at ``high``, smooth at both ends."""
     share = np.clip((value - low) / (high - low), 0.0, 1.0)
     return np.asarray(share * share * (3.0 - 2.0 * share), np.float32)
 
 
-def _hair_cover(points: F32, line: float) -> F32:
-    """Share of hair at neutral positions (N, 3): 1 above the hairline, 0 on the face."""
-    angle = np.abs(np.arctan2(points[:, 0], points[:, 2] - 0.55))
+def _hair_cover(points: F32, line: float, full: float = 0.07) -> F32:
+    """Share of hair at neutral positions (N, 3): 0 on the face, 1 from ``full`` dm above the hairline."""
+    angle = np.abs(np.arctan2(points[:, 0], points[:, 2] - AXIS_Z))
     knots = np.array([0.0, 0.45, 0.75, 0.95, 1.2, 1.45, 1.6, 1.75, 2.0, 3.2])
-    heights = np.array([8.02, 8.0, 7.88, 7.66, 7.42, 7.25, 7.45, 7.2, 6.75, 6.5]) + line * 0.8
+    heights = np.array([8.02, 8.0, 7.88, 7.66, 7.36, 7.12, 7.3, 7.0, 6.6, 6.4]) + line * 0.8
     edge = np.interp(angle, knots, heights)
-    return _smooth(-0.05, 0.07, (points[:, 1] - edge).astype(np.float32))
+    return _smooth(-0.05, full, (points[:, 1] - edge).astype(np.float32))
 
 
 def _ears() -> F32:
@@ -126,21 +136,24 @@ def _ears() -> F32:
     model = head()
     moved = np.zeros(len(model.vertices), np.float32)
     for name, offsets in zip(model.identity_names, model.identities, strict=True):
-        if name.startswith("ears/") and "-scale-incr" in name:
+        if name in (
+            "ears/l-ear-wing-incr",
+            "ears/r-ear-wing-incr",
+        ):  # these two move the ear and nothing around it
             moved = np.maximum(moved, np.linalg.norm(offsets, axis=1) / np.linalg.norm(offsets, axis=1).max())
-    return _smooth(0.2, 0.45, moved)
+    return _smooth(0.04, 0.15, moved)
 
 
 @lru_cache(maxsize=1)
 def _texel_points() -> F32:
-    """Position and ear share (SKIN_ROWS, ATLAS_WIDTH, 4) of the outermost skin at each texel; NaN where none is."""
+    """Position and ear share (SKIN_ROWS, ATLAS_WIDTH, 4) of the outermost skin; NaN where none is."""
     model = head()
     attributes = np.column_stack([model.vertices, _ears()])
     where = cylinder(model.vertices)
     skin = model.vertex_material[model.triangles].max(axis=1) == SKIN
     spread = np.ptp(where[model.triangles, 0], axis=1)
     triangles = np.ascontiguousarray(model.triangles[skin & (spread < ATLAS_WIDTH / 4)])
-    radius = np.hypot(model.vertices[:, 0], model.vertices[:, 2] - 0.55) + 1.0
+    radius = np.hypot(model.vertices[:, 0], model.vertices[:, 2] - AXIS_Z) + 1.0
     screen = np.column_stack([where, radius]).astype(np.float32)
     depth = np.zeros((SKIN_ROWS, ATLAS_WIDTH), np.float32)
     owner = np.full((SKIN_ROWS, ATLAS_WIDTH), -1, np.int32)
@@ -150,6 +163,11 @@ def _texel_points() -> F32:
     b, c = bary[..., :1], bary[..., 1:]
     points = corners[..., 0, :] * (1 - b - c) + corners[..., 1, :] * b + corners[..., 2, :] * c
     points[owner < 0] = np.nan
+    # Around the crown triangles are too wide for a cylinder; all that matters there is height.
+    height = np.linspace(TOP, BOTTOM, SKIN_ROWS)[:, None]
+    crown = (owner < 0) & (height > 8.2)
+    points[crown] = (0.0, 0.0, AXIS_Z, 0.0)
+    points[crown, 1] = np.broadcast_to(height, crown.shape)[crown]
     return np.asarray(points, np.float32)
 
 
@@ -161,12 +179,13 @@ def _lip_texels() -> F32:
     across = np.clip(np.abs(x) / 0.27, 0.0, 1.0)
     top = 6.745 - 0.10 * across**1.6 - 0.018 * np.exp(-((x / 0.03) ** 2))
     bottom = 6.50 + 0.135 * across**2.2
-    inside = _smooth(-0.012, 0.012, top - y) * _smooth(-0.012, 0.012, y - bottom) * _smooth(0.0, 0.02, 0.275 - np.abs(x))
-    return np.nan_to_num(inside * (z > 1.2)).astype(np.float32)
+    inside = _smooth(-0.012, 0.012, top - y) * _smooth(-0.012, 0.012, y - bottom)
+    inside = inside * _smooth(0.0, 0.02, 0.275 - np.abs(x)) * (z > 1.2)
+    return np.asarray(np.nan_to_num(inside), np.float32)
 
 
 def _noise(rng: np.random.Generator, cell: float, rows: int = SKIN_ROWS, columns: int = ATLAS_WIDTH) -> F32:
-    """Smooth noise (rows, columns), unit variance before interpolation, one independent value every ``cell`` texels."""
+    """Smooth noise (rows, columns), about unit variance, one independent value every ``cell`` texels."""
     grid = rng.standard_normal((int(rows / cell) + 3, int(columns / cell) + 3), np.float32)
     return np.asarray(cv2.resize(grid, (columns, rows), interpolation=cv2.INTER_CUBIC), np.float32)
 
@@ -178,9 +197,10 @@ def _brow(rng: np.random.Generator, x: F32, y: F32) -> F32:
     along = (np.abs(x) - start) / (end - start)
     middle = 7.47 + lift + arch * (1.0 - ((along - 0.62) / 0.62) ** 2) - 0.06 * np.clip(along - 0.6, 0, 1)
     width = thick * (1.0 - 0.72 * np.clip(along, 0, 1) ** 1.5)
-    body = np.exp(-(((y - middle) / width) ** 2) * 1.6) * _smooth(-0.06, 0.08, along) * _smooth(-0.02, 0.12, 1.02 - along)
+    ends = _smooth(-0.06, 0.08, along) * _smooth(-0.02, 0.12, 1.02 - along)
+    body = np.exp(-(((y - middle) / width) ** 2) * 1.6) * ends
     strands = 1.0 + 0.35 * _noise(rng, 2.0) + 0.2 * _noise(rng, 5.0)
-    return np.clip(np.nan_to_num(body) * strands, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(np.nan_to_num(body) * strands, 0.0, 1.0), np.float32)
 
 
 def _paint(
@@ -193,12 +213,14 @@ def _paint(
 ) -> F32:
     points = _texel_points()
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
-    base = (1 - skin_tone) * LIGHT_SKIN + skin_tone * DARK_SKIN + rng.normal(0, 0.05) + rng.normal(0, 0.035, 3)
+    base = (
+        (1 - skin_tone) * LIGHT_SKIN + skin_tone * DARK_SKIN + rng.normal(0, 0.05) + rng.normal(0, 0.035, 3)
+    )
     log = np.broadcast_to(base.astype(np.float32), (SKIN_ROWS, ATLAS_WIDTH, 3)).copy()
 
     # mottling in three octaves, pores, freckles: what optical motion is read from
     strength = rng.uniform(0.7, 1.4)
-    mottle = 0.04 * _noise(rng, 40) + 0.04 * _noise(rng, 15) + 0.05 * _noise(rng, 6) + 0.05 * _noise(rng, 2.5)
+    mottle = 0.03 * _noise(rng, 40) + 0.03 * _noise(rng, 15) + 0.05 * _noise(rng, 6) + 0.05 * _noise(rng, 2.5)
     log += strength * mottle[..., None] * np.array([0.7, 1.0, 1.1], np.float32)
     log += (0.035 * _noise(rng, 25))[..., None] * np.array([1.0, -0.4, -0.4], np.float32)
     if rng.random() < 0.35:
@@ -213,7 +235,9 @@ def _paint(
     flush = np.exp(-(((np.abs(x) - 0.5) / 0.22) ** 2) - ((y - 6.85) / 0.22) ** 2) + 0.8 * np.exp(
         -((x / 0.16) ** 2) - ((y - 6.95) / 0.15) ** 2
     )
-    log += rng.uniform(0.3, 1.0) * np.nan_to_num(flush)[..., None] * np.array([0.02, -0.14, -0.12], np.float32)
+    log += (
+        rng.uniform(0.3, 1.0) * np.nan_to_num(flush)[..., None] * np.array([0.02, -0.14, -0.12], np.float32)
+    )
     socket = np.exp(-(((np.abs(x) - 0.3) / 0.2) ** 2) - ((y - 7.26) / 0.13) ** 2)
     log -= rng.uniform(0.1, 0.4) * np.nan_to_num(socket)[..., None] * np.array([0.8, 1.0, 0.9], np.float32)
 
@@ -224,7 +248,8 @@ def _paint(
 
     dark = hair.astype(np.float32)
     if male > 0.5:
-        zone = _smooth(0.0, 0.25, 6.72 - y + 0.35 * np.clip(np.abs(x) - 0.35, 0, 1)) * (1 - _lip_texels())
+        zone = _smooth(0.0, 0.25, 6.72 - y + 0.35 * np.clip(np.abs(x) - 0.35, 0, 1))
+        zone = zone * (1 - _lip_texels())
         moustache = np.exp(-(((y - 6.80) / 0.05) ** 2)) * (np.abs(x) < 0.28)
         zone = np.maximum(zone, moustache) * _smooth(5.9, 6.15, y) * _smooth(0.1, 0.5, z)
         beard = np.nan_to_num(zone) * rng.choice([0.0, 0.12, 0.3, 0.75], p=[0.35, 0.35, 0.2, 0.1])
@@ -236,7 +261,8 @@ def _paint(
         ragged = points[..., :3].reshape(-1, 3) + 0.02 * _noise(rng, 3.0).reshape(-1, 1)
         cover = _hair_cover(ragged, line).reshape(SKIN_ROWS, ATLAS_WIDTH) * (1 - points[..., 3])
         cover = np.nan_to_num(cover)
-        strands = np.exp(0.2 * _noise(rng, 2.0) + 0.2 * cv2.resize(_noise(rng, 3.0)[:40], (ATLAS_WIDTH, SKIN_ROWS)))
+        combed = cv2.resize(_noise(rng, 3.0)[:40], (ATLAS_WIDTH, SKIN_ROWS))  # long from root to tip
+        strands = np.exp(0.2 * _noise(rng, 2.0) + 0.2 * combed)
         cover = cover[..., None]
         albedo = albedo * (1 - cover) + dark * strands[..., None] * cover
 
@@ -277,11 +303,11 @@ def _surface(rng: np.random.Generator, cover: F32) -> tuple[F32, F32]:
     centre = np.where(model.vertices[:, :1] > 0, 1, -1) * np.array([[EYE_CENTRE[0], 0, 0]])
     centre = centre + np.array([[0.0, EYE_CENTRE[1], EYE_CENTRE[2]]])
     gap = np.linalg.norm(model.vertices - centre, axis=1) - EYE_RADIUS
-    margin = skin & (gap < 0.028)
+    margin = skin & (gap < 0.046) & (model.vertices[:, 2] > 1.28)
     upper = model.vertices[:, 1] > EYE_CENTRE[1] + 0.01
     lash = rng.uniform(0.6, 0.95)
     tint[margin & upper] *= 1.0 - lash
-    tint[margin & ~upper] *= 1.0 - 0.45 * lash
+    tint[margin & ~upper] *= 1.0 - 0.35 * lash
     tint[model.vertex_material == TEETH] *= np.array([0.72, 0.66, 0.55], np.float32)
     tint[model.vertex_material == TONGUE] *= np.array([0.45, 0.14, 0.13], np.float32)
     eye = model.vertex_material == EYE

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -12,8 +13,12 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
-# Compiled code is cached beside the source; fastmath stays off so that pictures are the same bytes everywhere.
-_jit: Any = numba.njit(cache=True, nogil=True)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _jit(function: Function) -> Function:
+    # Cached beside the source. No fastmath: the order of additions decides the last bit of a picture.
+    return cast(Function, numba.njit(cache=True, nogil=True)(function))
 
 
 @_jit
@@ -106,14 +111,16 @@ def shade(
     """Light every sample of the z-buffer and average factor x factor samples per pixel.
 
     Args:
-        owner, bary: from ``rasterize``, (factor*H, factor*W).
+        owner: from ``rasterize``, (factor*H, factor*W).
+        bary: from ``rasterize``, (factor*H, factor*W, 2).
         triangles: (M, 3).
-        normals, position: (N, 3) in camera space (camera at the origin looking along -z).
+        normals: (N, 3) in camera space.
+        position: (N, 3) in camera space (camera at the origin looking along -z).
         atlas: (N, 2) texel column and row.
         tint: (N, 3) multiplies the paint.
         gloss: (N, 2) strength and exponent of the highlight.
         paint: (rows, columns, 3) linear albedo.
-        light: (6, 3): key direction, key colour, fill direction, fill colour, sky colour, wrap of each channel.
+        light: (6, 3): key direction, key colour, fill direction, fill colour, sky colour, wrap.
         background: (H, W, 3) linear.
         factor: samples per pixel along each axis.
         out: (H, W, 3) linear picture.
@@ -235,8 +242,8 @@ def _occlusion(vertices: F32, triangles: I32, normals: F32, directions: F32, siz
             if facing <= 0.05:
                 continue
             total[n] += facing
-            column = int(round(screen[n, 0]))
-            row = int(round(screen[n, 1]))
+            column = round(screen[n, 0])
+            row = round(screen[n, 1])
             if 0 <= column < size and 0 <= row < size and screen[n, 2] < depth[row, column] - bias:
                 continue
             seen[n] += facing
@@ -256,7 +263,9 @@ def occlusion(vertices: F32, triangles: I32, normals: F32, directions: int = 96,
     """Share of the sky that each vertex sees, cosine-weighted, in [0, 1].
 
     Args:
-        vertices, triangles, normals: the head at rest, (N, 3), (M, 3), (N, 3).
+        vertices: (N, 3) head at rest, dm.
+        triangles: (M, 3).
+        normals: (N, 3).
         directions: number of directions, spread evenly over the sphere.
         size: side of the depth maps in pixels.
 
@@ -268,4 +277,4 @@ def occlusion(vertices: F32, triangles: I32, normals: F32, directions: int = 96,
     turn = np.pi * (1.0 + 5.0**0.5) * step
     flat = np.sqrt(1.0 - up * up)
     sphere = np.stack([flat * np.cos(turn), up, flat * np.sin(turn)], axis=1).astype(np.float32)
-    return cast(F32, _occlusion(vertices, triangles, normals, sphere, size, 0.02))
+    return _occlusion(vertices, triangles, normals, sphere, size, 0.02)

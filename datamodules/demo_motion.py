@@ -1,6 +1,6 @@
 """How the demo faces move: emotions as action units, micro-expressions, talking, blinks, head drift.
 
-Every range below was fixed from what recorded clips look like, before any model saw the corpora, and is not tuned.
+Every range below was fixed from what recorded clips look like, before any model saw the corpora, and stays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.demo_head import FACS, actions_of, head
-from datamodules.sample import ActionUnit
+from datamodules.sample import ActionUnit, Side
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -21,10 +21,11 @@ F64 = npt.NDArray[np.float64]
 
 def units(text: str) -> tuple[ActionUnit, ...]:
     """Read ``"R12+4"`` as action units."""
-    parts = text.split("+")
-    return tuple(
-        ActionUnit(int(part.lstrip("LR")), "L" if part[0] == "L" else "R" if part[0] == "R" else "") for part in parts
-    )
+    acting = []
+    for part in text.split("+"):
+        side: Side = "L" if part.startswith("L") else "R" if part.startswith("R") else ""
+        acting.append(ActionUnit(int(part.removeprefix(side)), side))
+    return tuple(acting)
 
 
 # Emotion -> what the face may do, after the FACS investigators' prototypes and the combinations that the
@@ -64,7 +65,7 @@ class Performance:
 
 
 def smooth_path(rng: np.random.Generator, times: F64, knot_seconds: float) -> F64:
-    """A smooth random process of about unit variance at times (T,) in seconds, with features of ``knot_seconds``."""
+    """A smooth random process of unit variance at times (T,) in s, with features of ``knot_seconds``."""
     knots = np.arange(times[0] - 3 * knot_seconds, times[-1] + 3 * knot_seconds, knot_seconds)
     kernel = np.exp(-0.5 * ((times[:, None] - knots[None, :]) / (0.8 * knot_seconds)) ** 2)
     kernel /= np.sqrt((kernel**2).sum(axis=1, keepdims=True))
@@ -233,7 +234,9 @@ def _free_units(rng: np.random.Generator) -> tuple[ActionUnit, ...]:
     return tuple(acting)
 
 
-def _performance(actions: F64, shown: Sequence[ActionUnit], intensity: F64, pose: F64, gain: F64) -> Performance:
+def _performance(
+    actions: F64, shown: Sequence[ActionUnit], intensity: F64, pose: F64, gain: F64
+) -> Performance:
     return Performance(
         actions=np.clip(actions, 0.0, 1.0).astype(np.float32),
         units=tuple(shown),

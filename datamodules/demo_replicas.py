@@ -89,12 +89,13 @@ class Studio:
             sky=self.light.sky,
             colour=self.light.colour,
         )
-        cloth = tuple(float(c) for c in np.exp(rng.uniform(-3.5, -1.0) + rng.normal(0, 0.25, 3)))
-        return Scene(camera, light, self.sensor, plain_wall(camera, self.wall, self.fall_off), cloth[:3])
+        red, green, blue = np.exp(rng.uniform(-3.5, -1.0) + rng.normal(0, 0.25, 3)).tolist()
+        wall = plain_wall(camera, self.wall, self.fall_off)
+        return Scene(camera, light, self.sensor, wall, (red, green, blue))
 
 
-# CASME II: four selected LED lamps, even and bright; SAMM: gray, array of lights from the front; SMIC: dim office,
-# soft; CAS(ME)^3: a consumer depth camera, side light.
+# CASME II: LED lamps, even and bright; SAMM: gray, lights from the front; SMIC: dim office, soft;
+# CAS(ME)^3: a consumer depth camera, side light.
 STUDIOS: Final[Mapping[str, Studio]] = {
     "casme2": Studio(
         fps=200.0,
@@ -149,10 +150,12 @@ SUBJECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "casme3": ("spNO.1", "spNO.2", "spNO.3", "spNO.5"),
 }
 
-# Per 13 clips of a subject: 7 negative, 3 positive, 3 surprise, split as the database's own emotions; then extras.
+# 13 clips of a subject: 7 negative, 3 positive, 3 surprise, as the database's own emotions; then extras.
 _MIX: Final[Mapping[str, tuple[str, ...]]] = {
     "casme2": ("disgust",) * 5 + ("repression",) * 2 + ("happiness",) * 3 + ("surprise",) * 3,
-    "samm": ("anger",) * 3 + ("contempt", "disgust", "fear", "sadness") + ("happiness",) * 3 + ("surprise",) * 3,
+    "samm": ("anger", "anger", "anger", "contempt", "disgust", "fear", "sadness")
+    + ("happiness",) * 3
+    + ("surprise",) * 3,
     "smic": ("disgust", "disgust", "anger", "sadness", "fear", "repression", "contempt")
     + ("happiness",) * 3
     + ("surprise",) * 3,
@@ -162,7 +165,9 @@ _MIX: Final[Mapping[str, tuple[str, ...]]] = {
 _ORDER: Final = {"happiness": 1, "surprise": 2}
 
 
-def plan(database: str, seed: int, subjects: int, clips: int, frames: tuple[int, int] | None = None) -> list[ClipPlan]:
+def plan(
+    database: str, seed: int, subjects: int, clips: int, frames: tuple[int, int] | None = None
+) -> list[ClipPlan]:
     """Decide all clips of one replica.
 
     Args:
@@ -186,7 +191,8 @@ def plan(database: str, seed: int, subjects: int, clips: int, frames: tuple[int,
             clock += length + int(rng.integers(5, 60))
             name = _clip_name(database, subject, emotion, k, counts, first)
             written = None if database == "smic" else first + apex
-            plans.append(ClipPlan(subject, name, emotion, draw_units(rng, emotion), first, length, apex, written))
+            units = draw_units(rng, emotion)
+            plans.append(ClipPlan(subject, name, emotion, units, first, length, apex, written))
     if database == "casme2":
         plans += _casme2_quirks({p.subject for p in plans}, rng)
     return plans
@@ -216,9 +222,7 @@ def _emotions(rng: np.random.Generator, database: str, clips: int, number: int) 
     return [mix[k] for k in rng.permutation(len(mix))]
 
 
-def _clip_name(
-    database: str, subject: str, emotion: str, k: int, counts: dict[str, int], first: int
-) -> str:
+def _clip_name(database: str, subject: str, emotion: str, k: int, counts: dict[str, int], first: int) -> str:
     if database == "casme2":
         return f"EP{k // 4 + 1:02d}_{k % 4 + 1:02d}" + ("f" if k % 3 == 0 else "")
     if database == "samm":
@@ -234,7 +238,9 @@ def _casme2_quirks(subjects: set[str], rng: np.random.Generator) -> list[ClipPla
     """Two clips that the real coding file is known for: a missing apex, and an apex at the onset."""
     quirks = []
     if "sub04" in subjects:
-        quirks.append(ClipPlan("sub04", "EP12_01f", "disgust", draw_units(rng, "disgust"), 261, 35, 18, None))
+        units = draw_units(rng, "disgust")
+        quirks.append(ClipPlan("sub04", "EP12_01f", "disgust", units, 261, 35, 18, None))
     if "sub05" in subjects:
-        quirks.append(ClipPlan("sub05", "EP09_05f", "repression", draw_units(rng, "repression"), 69, 35, 12, 69))
+        units = draw_units(rng, "repression")
+        quirks.append(ClipPlan("sub05", "EP09_05f", "repression", units, 69, 35, 12, 69))
     return quirks

@@ -44,7 +44,8 @@ class Sensor:
         if self.gray:
             picture = picture @ np.array([[0.299], [0.587], [0.114]], np.float32)
         if self.blur > 0:
-            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), self.blur), np.float32).reshape(*picture.shape[:2], -1)
+            blurred = np.asarray(cv2.GaussianBlur(picture, (0, 0), self.blur), np.float32)
+            picture = blurred.reshape(picture.shape)  # OpenCV drops a single channel
         if self.noise > 0:
             picture = picture + np.float32(self.noise) * rng.standard_normal(picture.shape, np.float32)
         return np.repeat(np.clip(np.rint(picture), 0, 255).astype(np.uint8), 3 if self.gray else 1, axis=2)
@@ -100,7 +101,8 @@ class Scene:
 def plain_wall(camera: Camera, colour: tuple[float, float, float], fall_off: float) -> F32:
     """A laboratory wall: one linear colour, darker by ``fall_off`` from left to right."""
     ramp = np.linspace(1.0, 1.0 - fall_off, camera.width, dtype=np.float32)[None, :, None]
-    return np.ascontiguousarray(np.broadcast_to(ramp * np.asarray(colour, np.float32), (camera.height, camera.width, 3)))
+    row = ramp * np.asarray(colour, np.float32)
+    return np.ascontiguousarray(np.broadcast_to(row, (camera.height, camera.width, 3)))
 
 
 def out_of_focus(rng: np.random.Generator, camera: Camera) -> F32:
@@ -133,5 +135,3 @@ def street_scene(rng: np.random.Generator, pixels: int) -> Scene:
     )
     cloth = tuple(np.exp(rng.uniform(-4.0, -0.7) + rng.normal(0, 0.3, 3)))
     return Scene(camera, light, sensor, out_of_focus(rng, camera), cloth)
-
-

@@ -22,8 +22,10 @@ def write_h264(path: Path, pictures: npt.NDArray[np.uint8], fps: int, crf: int =
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
-        stream.thread_count = 1  # several would split the stream by their number
+        # One thread, since several split the stream by their number; and no macroblock tree, whose assembly
+        # reads memory it never wrote: with it, some files differ from run to run.
+        stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1:mbtree=0"}
+        stream.thread_count = 1
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
