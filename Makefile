@@ -40,8 +40,9 @@ demo: $(READY)  ## from nothing to a composite table on rendered faces, in runs/
 test: $(READY)  ## run the tests [ARGS="-k name"]
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 pretrain: $(READY)  ## train the tokenizer on VOXCELEB=DIR; without it on the demo's rendered faces [ARGS=]

@@ -265,7 +265,7 @@ def _codes(run: Run) -> str:
     used = sum(count > 0 for count in usage)
     return _section(
         "Codes",
-        f'<p><b>{used} of {len(usage)}</b> codes are used on these clips; perplexity <b>{perplexity:.1f}</b> '
+        f"<p><b>{used} of {len(usage)}</b> codes are used on these clips; perplexity <b>{perplexity:.1f}</b> "
         f"of {len(usage)} over {total:,} tokens.</p>",
         f'<div class="wide">{figures.usage_svg(usage)}</div>',
         '<p class="note">Times each code was chosen; dashed: the uniform share.</p>',
@@ -290,7 +290,7 @@ def _subjects(run: Run) -> str:
         blocks.append(f"<figure><figcaption>{name}</figcaption>{drawing}</figure>")
         lines += [
             f"<tr><td>{name}</td><td>{escape(subject)}</td><td>{count['clips']}</td>"
-            f'<td>{count["last"] / count["clips"]:.2f}</td>'
+            f"<td>{count['last'] / count['clips']:.2f}</td>"
             f'<td class="oracle">{count["oracle"] / count["clips"]:.2f}</td></tr>'
             for subject, count in mine
         ]

@@ -217,9 +217,12 @@ def test_one_folder_per_training_and_resuming(config: Path) -> None:
     assert first["epoch"] == 0
 
     # The saved configuration is complete: it resumes the run by itself.
-    assert main(
-        ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "2"]
-    ) == 0
+    assert (
+        main(
+            ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+        )
+        == 0
+    )
     second = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert second["global_step"] == 2 * first["global_step"]
     assert (run / "metrics-1.csv").is_file(), "the curve of the first start is lost"
