@@ -39,6 +39,8 @@ _CHATTER = (
     r"instantiate_classes. was deprecated|JsonargparseDeprecationWarning",
     r"`srun` command is available",
     r"tensorboardX",
+    r"Loading `train_dataloader` to estimate",
+    r"You have overridden `\w+` in `LightningModule` but have passed in a `LightningDataModule`",
 )
 _TALKERS = (
     "lightning.pytorch",
