@@ -36,6 +36,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.atomic import replacing, sweep
 from datamodules.faces import FaceAligner, FaceMode, Stabiliser, compose
 from datamodules.sample import DataError
 from datamodules.utterances import Utterance, cut, find_utterances
@@ -121,7 +122,8 @@ def build(
         raise DataError(
             f"cache: size {size} must be 16 or more, frames per utterance {frames_per_utterance} 2 or more"
         )
-    listing = "\n".join(utterance.path for utterance in utterances)
+    # Sizes too: other videos under the same names are another corpus.
+    listing = "\n".join(f"{u.path} {(voxceleb / u.path).stat().st_size}" for u in utterances)
     plan = _Plan(
         version=VERSION,
         source=str(voxceleb.resolve()),
@@ -141,7 +143,9 @@ def build(
     todo = [i for i in range(len(chunks)) if not (out / f"shard-{i:05d}.json").is_file()]
     _check_disk(out, plan, sum(len(chunks[i]) for i in todo))
     try:
-        _atomic_text(out / "plan.json", json.dumps(asdict(plan), indent=1))
+        with replacing(out / "plan.json") as temporary:
+            temporary.write_text(json.dumps(asdict(plan), indent=1))
+        sweep(out)
         _work(voxceleb, out, plan, chunks, todo, workers, progress)
         return _finish(out, plan, chunks)
     except OSError as error:
@@ -188,9 +192,7 @@ def _check_plan(out: Path, plan: _Plan) -> None:
     if different:
         key = different[0]
         what = (
-            "the list of videos changed"
-            if key == "files"
-            else f"{key} is {old.get(key)!r} there, {new[key]!r} now"
+            "the videos changed" if key == "files" else f"{key} is {old.get(key)!r} there, {new[key]!r} now"
         )
         raise DataError(f"{out}: is a cache made otherwise ({what}); choose another folder or delete it")
 
@@ -284,14 +286,11 @@ def _make_shard(root: Path, out: Path, plan: _Plan, shard: int, chunk: list[Utte
             windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
             crops.append(images)
     array = np.concatenate(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
-    temporary = out / f"shard-{shard:05d}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        os.replace(temporary, out / f"shard-{shard:05d}.npy")
-    finally:
-        temporary.unlink(missing_ok=True)
-    _atomic_text(out / f"shard-{shard:05d}.json", json.dumps({"windows": windows, "bad": bad}))
+    name = f"shard-{shard:05d}"
+    with replacing(out / f"{name}.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+    with replacing(out / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({"windows": windows, "bad": bad}))
 
 
 def _read_windows(
@@ -351,18 +350,13 @@ def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSumma
         speakers=len(speakers),
         bytes=len(moments) * side * side * 3,
     )
-    temporary = out / "index.npz.tmp"
-    with temporary.open("wb") as file:
-        np.savez(
-            file, windows=np.array(windows, np.int64).reshape(-1, 4), times=np.array(moments, np.float64)
-        )
-    os.replace(temporary, out / "index.npz")
-    rows = out / "quarantine.csv.tmp"
-    with rows.open("w", newline="") as table:
-        writer = csv.DictWriter(table, ("path", "reason"), lineterminator="\n")
+    with replacing(out / "index.npz") as temporary, temporary.open("wb") as file:
+        table = np.array(windows, np.int64).reshape(-1, 4)
+        np.savez(file, windows=table, times=np.array(moments, np.float64))
+    with replacing(out / "quarantine.csv") as temporary, temporary.open("w", newline="") as rows:
+        writer = csv.DictWriter(rows, ("path", "reason"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(bad)
-    os.replace(rows, out / "quarantine.csv")
     document = {
         "plan": asdict(plan),
         "summary": asdict(result),
@@ -370,17 +364,9 @@ def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSumma
         "speakers": list(speakers),
         "paths": paths,
     }
-    _atomic_text(out / "index.json", json.dumps(document))
+    with replacing(out / "index.json") as temporary:
+        temporary.write_text(json.dumps(document))
     return result
-
-
-def _atomic_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

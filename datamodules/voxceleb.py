@@ -11,6 +11,7 @@ Frames come from a cache (datamodules.cache) that is built on first use. Split b
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -259,7 +260,7 @@ class VoxCelebDataModule(LightningDataModule):
                     self.image_size,
                     self.frames_per_utterance,
                     self.faces,
-                    workers=max(1, self.num_workers + 1),
+                    workers=os.cpu_count() or 1,
                     seed=self.seed,
                     progress=progress,
                     stabilise=self.stabilise,

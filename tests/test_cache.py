@@ -151,11 +151,12 @@ def test_an_interrupted_build_goes_on_where_it_was(voxceleb, finished, tmp_path)
 
 
 def test_a_killed_build_resumes_and_leaves_no_worker(voxceleb, finished, tmp_path):
+    settings = f"{SIZE}, faces='precropped', stabilise=False, workers=2"
     code = (
         "import sys; sys.path.insert(0, sys.argv[3])\n"
         "from pathlib import Path; from datamodules.cache import build\n"
         "if __name__ == '__main__':\n"
-        f"    build(Path(sys.argv[1]), Path(sys.argv[2]), {SIZE}, faces='precropped', stabilise=False, workers=2)\n"
+        f"    build(Path(sys.argv[1]), Path(sys.argv[2]), {settings})\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -166,7 +167,9 @@ def test_a_killed_build_resumes_and_leaves_no_worker(voxceleb, finished, tmp_pat
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
+    (out / f"shard-00001.npy.{child.pid}.tmp").write_bytes(b"half")
     assert made(voxceleb, out).windows == 6
+    assert not list(out.glob("*.tmp"))
     assert {k: v for k, v in contents(out)[0].items() if k.endswith(".npy")} == {
         k: v for k, v in contents(finished)[0].items() if k.endswith(".npy")
     }
@@ -197,8 +200,8 @@ def test_other_settings_and_other_files_are_refused(voxceleb, finished, tmp_path
     assert contents(finished) == before
     more = tree(tmp_path / "more", speakers=1)
     made(more, tmp_path / "out")
-    film(more / "new.mp4", [barcode(0)], options=FAST)
-    with pytest.raises(DataError, match="list of videos changed"):
+    film(more / "dev/mp4/id00000/video0/00001.mp4", [barcode(77)], options=FAST)
+    with pytest.raises(DataError, match="the videos changed"):
         made(more, tmp_path / "out")
 
 
