@@ -258,19 +258,35 @@ def test_training_is_seeded(config: Path) -> None:
         ("--ckpt_path nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
         ("--ckpt_path toy.yaml", "toy.yaml: not a checkpoint that can be read"),
         ("--ckpt_path other.ckpt", "other.ckpt: holds no state_dict"),
-        ("--ckpt_path narrow.ckpt", "net.weight is [1, 2] in the file and [1, 4] here"),
+        ("--ckpt_path stranger.ckpt", "stranger.ckpt: a checkpoint of another class than ToyModel"),
+        ("--ckpt_path half.ckpt", 'missing tensor "net.weight"'),
+        ("--ckpt_path narrow.ckpt", "net.weight is [1, 2] in the file and [1, 4] in the model"),
     ],
 )
 def test_mistakes_in_training_end_in_one_line(
     config: Path, argv: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"weights": torch.zeros(2)}, "other.ckpt")
+    torch.save({"state_dict": {"x": torch.zeros(2)}}, "stranger.ckpt")
+    half = {"state_dict": {"net.bias": torch.zeros(1)}, "pytorch-lightning_version": "2.4.0"}
+    torch.save({**half, "loops": {}, "epoch": 0, "global_step": 0}, "half.ckpt")
     if "narrow" in argv:
         assert fit(config, "--model.init_args.width", "2", "--trainer.default_root_dir", "narrow") == 0
         os.replace("narrow/checkpoints/last.ckpt", "narrow.ckpt")
         capsys.readouterr()
     assert fit(config, *argv.split()) == 2
     assert complaint in error_of(capsys, "fit")
+
+
+def test_a_resume_that_fails_leaves_the_run_as_it_was(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--trainer.default_root_dir", "run")
+    assert fit(config, *run) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert fit(config, *run, "--model.init_args.width", "3", "--ckpt_path", "last") == 2
+    assert "net.weight is [1, 4] in the file and [1, 3] in the model" in error_of(capsys, "fit")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
 def test_interrupts_and_bugs_in_training(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

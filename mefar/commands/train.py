@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
@@ -45,6 +46,11 @@ class MefarCLI(LightningCLI):
         verb = str(self.subcommand)
         root = Path(config["default_root_dir"] or f"runs/{verb}-{type(self.model).__name__}")
         config["default_root_dir"] = str(root)
+        # Before the folder is touched: a resume that cannot work leaves the run as it was.
+        checkpoint = str(self.config[verb].get("ckpt_path"))
+        path = root / "checkpoints" / "last.ckpt" if checkpoint == "last" else Path(checkpoint)
+        if path.is_file():
+            check_shapes(path, self.model)
         present = config["callbacks"] or []
         config["callbacks"] = [*(present if isinstance(present, list) else [present])]
         if config["logger"] in (None, True) and not config["fast_dev_run"]:
@@ -64,6 +70,7 @@ class MefarCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
 
+@rank_zero_only
 def _keep(record: Path) -> None:
     # CSVLogger begins by deleting the file of an earlier start; a resumed training keeps its curve.
     if record.is_file():
@@ -73,8 +80,11 @@ def _keep(record: Path) -> None:
         record.rename(older)
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a file that is no checkpoint of Lightning's.
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file that must be a checkpoint of Lightning's.
+
+    Returns:
+        Its content, tensors still on disk.
 
     Raises:
         InputError: no such file, unreadable, or without model weights.
@@ -87,23 +97,37 @@ def check_checkpoint(path: Path) -> None:
         raise InputError(f"{path}: not a checkpoint that can be read; it may be cut short") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
+    return content
 
 
-def misfit(message: str) -> str:
+def check_shapes(path: Path, model: LightningModule) -> None:
+    """Refuse a checkpoint of another model, by the tensors that both have.
+
+    Raises:
+        InputError: the first tensor that differs.
+    """
+    there, here = check_checkpoint(path)["state_dict"], model.state_dict()
+    shared = [name for name in there if name in here]
+    other = [name for name in shared if there[name].shape != here[name].shape]
+    if other:
+        name = other[0]
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        raise InputError(
+            f"{path}: {name} is {list(there[name].shape)} in the file and {list(here[name].shape)} in the "
+            f"model{more}; give the settings it was trained with"
+        )
+    if there and here and not shared:
+        raise InputError(f"{path}: a checkpoint of another class than {type(model).__name__}")
+
+
+def missing_tensor(message: str) -> str:
     """The first disagreement of a failed `load_state_dict`, as part of one line.
 
     Args:
         message: text of torch's RuntimeError.
     """
-    shapes = re.findall(
-        r"size mismatch for ([\w.]+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", message
-    )
-    if shapes:
-        name, theirs, ours = shapes[0]
-        more = f" (and {len(shapes) - 1} more)" if len(shapes) > 1 else ""
-        return f"{name} is {theirs} in the file and {ours} here{more}"
-    missing = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (\S+)", message)
-    return f"{missing[1].lower()} tensor {missing[2].strip(',.')}" if missing else "other tensors"
+    found = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (\S+)", message)
+    return f"{found[1].lower()} tensor {found[2].strip(',.')}" if found else message.splitlines()[0]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,5 +167,5 @@ def _train(verb: str, argv: Sequence[str]) -> int:
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
-        raise InputError(f"the checkpoint does not fit this model: {misfit(str(error))}") from error
+        raise InputError(f"the checkpoint does not fit this model: {missing_tensor(str(error))}") from error
     return 0
