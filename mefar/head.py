@@ -200,7 +200,8 @@ class TokenHead(nn.Module):
         G, self.num_tokens, self.size = len(seeds), num_tokens, size
         per_position = size.embedding == "per_position"
         self.embed = GroupedLinear(G * num_tokens if per_position else G, token_dim, size.dim)
-        self.position = nn.Parameter(torch.empty(G, num_tokens, size.dim))
+        # With a matrix and a bias of its own a position needs no further vector.
+        self.position = None if per_position else nn.Parameter(torch.empty(G, num_tokens, size.dim))
         self.layers = nn.ModuleList([EncoderLayer(G, size) for _ in range(size.depth)])
         self.pool_norm = GroupedNorm(G, size.dim)
         self.query = nn.Parameter(torch.empty(G, size.dim))
@@ -217,7 +218,9 @@ class TokenHead(nn.Module):
             if isinstance(module, GroupedLinear):
                 module.initialise(repeated if module is self.embed else generators)
         with torch.no_grad():
-            for parameter in (self.position, self.query):
+            for parameter in (self.query, self.position):
+                if parameter is None:
+                    continue
                 for values, generator in zip(parameter, generators, strict=True):
                     values.normal_(0, 0.02, generator=generator)
 
@@ -244,7 +247,9 @@ class TokenHead(nn.Module):
             x = self.embed(tokens.transpose(1, 2).reshape(G * L, B, D)).view(G, L, B, -1).transpose(1, 2)
         else:
             x = self.embed(tokens.reshape(G, B * L, D)).view(G, B, L, -1)
-        x = (x + self.position.unsqueeze(1)).reshape(G, B * L, -1)
+        if self.position is not None:
+            x = x + self.position.unsqueeze(1)
+        x = x.reshape(G, B * L, -1)
         for layer in self.layers:
             x = layer(x, L, noise)
         x = self.pool_norm(x)  # (G, B*L, W)

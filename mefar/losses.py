@@ -29,9 +29,9 @@ def balanced(counts: Tensor) -> Tensor:
         counts: (C,) clips per class among the training clips only.
 
     Returns:
-        (C,) float32.
+        (C,) float64.
     """
-    counts = counts.float()
+    counts = counts.double()
     weights = counts.sum() / (len(counts) * counts.clamp(min=1))
     return torch.where(counts > 0, weights, torch.zeros_like(weights))
 

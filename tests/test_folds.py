@@ -1,0 +1,356 @@
+"""Folds: a model in a group is the model alone, and the held-out subject reaches nothing but its test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_sets import anchors, token_set
+from torch import Tensor
+from torch.nn import functional
+
+from mefar import folds, losses
+from mefar.folds import Fold, FoldResult, FoldTrainer, fold_model, inner_model, plan, train_group
+from mefar.grouped import GroupedAdamW, GroupTrainer, Model, TokenSet, Training, random_seed
+from mefar.head import DropoutNoise, HeadSize, TokenHead
+from mefar.tokens import InputError
+
+SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
+TRAINING = Training(epochs=4, batch_size=5, learning_rate=5e-3)
+subject_lists = st.lists(st.sampled_from("abcdefg"), min_size=2, max_size=40).map(tuple)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# The plan
+
+
+@given(subject_lists, st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True))
+@settings(deadline=None)
+def test_every_fold_is_planned_once(subjects: tuple[str, ...], group: int, seeds: list[int]) -> None:
+    groups = plan(subjects, seeds, group)
+    every = [fold for each in groups for fold in each]
+    assert sorted(every) == sorted(Fold(subject, seed) for subject in set(subjects) for seed in seeds)
+    assert all(1 <= len(each) <= group for each in groups)
+    # More seeds later must find the old groups in their ledger.
+    assert plan(subjects, seeds[:1], group) == groups[: len(groups) // len(seeds)]
+
+
+@given(st.integers(1, 12), st.integers(1, 8), st.sets(st.integers(0, 11)))
+@settings(deadline=None)
+def test_ranks_share_all_unfinished_groups(count: int, world: int, finished: set[int]) -> None:
+    module = FoldTrainer.__new__(FoldTrainer)
+    module.__dict__.update(groups=[()] * count, finished=frozenset(finished))
+    dealt = [number for rank in range(world) for number in module.mine(rank, world)]
+    assert sorted(dealt) == sorted(set(range(count)) - finished)
+
+
+def test_subjects_of_the_same_number_stay_apart() -> None:
+    data = token_set((4, 5, 6), subjects=("casme2/06", "samm/06", "smic/06"))
+    model = fold_model(data, Fold("samm/06", 0))
+    assert model.test.tolist() == [4, 5, 6, 7, 8]
+    assert model.train.tolist() == [0, 1, 2, 3, 9, 10, 11, 12, 13, 14]
+    assert len(plan(data.subjects, [0], 8)[0]) == 3
+
+
+@given(st.integers(0, 50))
+@settings(deadline=None, max_examples=20)
+def test_a_fold_splits_by_subject(seed: int) -> None:
+    data = token_set()
+    for fold in (Fold(subject, seed) for subject in set(data.subjects)):
+        model, inner = fold_model(data, fold), inner_model(data, fold)
+        names = [
+            {data.subjects[i] for i in rows} for rows in (model.train, model.test, inner.train, inner.test)
+        ]
+        assert names[1] == {fold.subject}
+        assert not names[0] & names[1]
+        assert not names[2] & names[3]
+        assert fold.subject not in names[2] | names[3]
+        assert sorted([*model.train.tolist(), *model.test.tolist()]) == list(range(len(data.labels)))
+
+
+# One by one
+
+
+def one_by_one(data: TokenSet, model: Model, size: HeadSize, training: Training) -> tuple[Tensor, TokenHead]:
+    """A fold as everybody would write it: plain loop, torch's AdamW, torch's loss, torch's clipping."""
+    _, V, L, D = data.tokens.shape
+    text = data.anchors.vectors.shape[1] if data.anchors else None
+    head = TokenHead(L, D, 3, size, text, (random_seed(model.key, "values"),)).to(data.tokens.dtype)
+    optimiser = torch.optim.AdamW(
+        head.parameters(), training.learning_rate, training.betas, weight_decay=training.weight_decay
+    )
+    own = data.tokens[model.train].flatten(0, 2)
+    mean, deviation = own.mean(0), own.std(0, correction=0)
+    counts = torch.bincount(data.labels[model.train], minlength=3)
+    weights = len(model.train) / (3 * counts.to(own))
+    stream = torch.Generator()
+    steps = -(-len(model.train) // training.batch_size)
+    path = []
+    for epoch in range(training.epochs):
+        order = torch.Generator().manual_seed(random_seed(model.key, f"order {epoch}"))
+        rows = model.train[torch.randperm(len(model.train), generator=order)]
+        views = torch.randint(V, (len(rows),), generator=order)
+        stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
+        for step in range(steps):
+            part = slice(step * training.batch_size, (step + 1) * training.batch_size)
+            x = (data.tokens[rows[part], views[part]] - mean) / deviation
+            noise: Callable[[Tensor], Tensor] = Padded(stream, size.dropout, training.batch_size)
+            output = head(x[None], noise)  # type: ignore[arg-type]
+            loss = functional.cross_entropy(
+                output.logits[0], data.labels[rows[part]], weights, label_smoothing=training.label_smoothing
+            )
+            loss = loss + training.entropy_weight * losses.attention_entropy(output.attention[0])
+            if data.anchors is not None:
+                terms = losses.alignment_losses(
+                    output.text[0], data.labels[rows[part]], data.anchors.vectors, data.anchors.described
+                )
+                loss = loss + training.edclip_weight * (terms["described"] + 0.2 * terms["others"])
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), training.clip_norm)
+            t, total = epoch * steps + step, steps * training.epochs
+            falling = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * t / total, dtype=torch.float64)))
+            rate = min((t + 1) / max(1, 0.05 * total), float(falling))
+            optimiser.param_groups[0]["lr"] = training.learning_rate * rate
+            optimiser.step()
+        with torch.no_grad():
+            held_out = (data.tokens[model.test, 0] - mean) / deviation
+            path.append(head(held_out[None]).logits[0].softmax(-1))
+    return torch.stack(path), head
+
+
+class Padded:
+    """Dropout of a full batch, cut to the samples there are: the last batch of an epoch is short."""
+
+    def __init__(self, stream: torch.Generator, probability: float, batch: int) -> None:
+        self.noise, self.batch = DropoutNoise((stream,), probability), batch
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Everything with batch elements in its second dimension or flattened into it.
+        each = x.shape[1] * self.batch // self.samples(x)
+        ones = x.new_ones(1, each, *x.shape[2:])
+        return x * self.noise(ones)[:, : x.shape[1]]
+
+    @staticmethod
+    def samples(x: Tensor) -> int:
+        return x.shape[1] if x.ndim == 5 else x.shape[1] // 4  # attention is (1, B, heads, L, L); L is 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("embedding", ["shared", "per_position"])
+@pytest.mark.parametrize("text", [False, True])
+def test_a_group_is_its_folds_one_by_one(dropout: float, embedding: str, text: bool) -> None:
+    data = token_set(dtype=torch.float64)
+    if text:
+        data = replace(data, anchors=anchors(dtype=torch.float64))
+    size = replace(SIZE, dropout=dropout, embedding=embedding)
+    training = replace(TRAINING, epochs=12)
+    models = [fold_model(data, fold) for fold in plan(data.subjects, [3], 99)[0]]
+    assert len({len(model.train) for model in models}) > 3, "folds must differ in size"
+    assert len({-(-len(model.train) // 5) for model in models}) > 1, "some must rest while others train"
+    trainer = GroupTrainer(data, models, size, training)
+    before = trainer.values.detach().clone()
+    together = trainer.run()
+    assert (trainer.values - before).abs().max() > 0.01
+    named = dict(zip(trainer.shapes, torch.split(trainer.values.detach(), trainer.widths, 1), strict=True))
+    for index, model in enumerate(models):
+        alone, head = one_by_one(data, model, size, training)
+        torch.testing.assert_close(together[index].double(), alone, atol=2e-7, rtol=0)
+        for name, value in head.named_parameters():
+            torch.testing.assert_close(named[name][index], value.detach().flatten(), atol=1e-7, rtol=0)
+
+
+def test_the_size_of_groups_does_not_matter() -> None:
+    """In float32 too the predictions here do not even differ in the last digit."""
+    data = token_set()
+
+    def results(group: int) -> list[FoldResult]:
+        made = [train_group(data, each, SIZE, TRAINING) for each in plan(data.subjects, [0], group)]
+        return [result for each in made for result in each]
+
+    one, two, six = results(1), results(2), results(6)
+    assert [r.fold for r in one] == [r.fold for r in two] == [r.fold for r in six]
+    for a, b, c in zip(one, two, six, strict=True):
+        assert a.predictions == b.predictions == c.predictions
+        torch.testing.assert_close(torch.tensor(a.probabilities), torch.tensor(c.probabilities))
+
+
+def test_seeds_and_folds_have_their_own_streams() -> None:
+    data = token_set()
+    first = Fold(data.subjects[0], 0)
+    models = [fold_model(data, fold) for fold in (first, replace(first, seed=1), Fold(data.subjects[-1], 0))]
+    values = GroupTrainer(data, models, SIZE, TRAINING).values.detach()
+    assert not torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+    again = GroupTrainer(data, models[::-1], SIZE, TRAINING).values.detach()
+    assert torch.equal(values[0], again[2])
+
+
+def test_a_resting_model_keeps_every_number() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 5, generator=generator)
+    optimiser = GroupedAdamW(values, (0.9, 0.98), 0.1)
+    rate = torch.full((2, 1), 0.1)
+    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.ones(2, 1))
+    before = [x.clone() for x in (values, optimiser.mean, optimiser.square, optimiser.steps)]
+    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.tensor([[1.0], [0.0]]))
+    for old, new in zip(before, (values, optimiser.mean, optimiser.square, optimiser.steps), strict=True):
+        assert torch.equal(old[1], new[1])
+        assert not torch.equal(old[0], new[0])
+
+
+# Leaks
+
+
+def outcome(data: TokenSet, training: Training = TRAINING) -> tuple[Tensor, Tensor, FoldResult]:
+    """Parameters of all models of a fold, its scaling and class weights, its result."""
+    fold = Fold(data.subjects[0], 0)
+    models = [folds.fold_model(data, fold)] + ([inner_model(data, fold)] if training.inner else [])
+    trainer = GroupTrainer(data, models, SIZE, training)
+    trainer.run()
+    inputs = torch.cat([trainer.mean.flatten(), trainer.scale.flatten(), trainer.class_weights.flatten()])
+    (result,) = train_group(data, [fold], SIZE, training)
+    return trainer.values.detach(), inputs, result
+
+
+def corrupted(data: TokenSet) -> TokenSet:
+    """Every copy of the first subject's clips turned to noise, except the ones it is tested on."""
+    tokens = data.tokens.clone()
+    own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
+    tokens[own, 1:] = 100 * torch.randn(tokens[own, 1:].shape)
+    return replace(data, tokens=tokens)
+
+
+def relabelled(data: TokenSet) -> TokenSet:
+    """The first subject's labels moved on by one."""
+    own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
+    return replace(data, labels=torch.where(own, (data.labels + 1) % 3, data.labels))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("change", [corrupted, relabelled])
+def test_the_held_out_subject_reaches_nothing_but_its_test(
+    change: Callable[[TokenSet], TokenSet], inner: bool
+) -> None:
+    """Not the training, not the scaling, not the class weights, not the inner selection."""
+    data = token_set(noise=1.5)
+    training = replace(TRAINING, inner=inner)
+    values, inputs, result = outcome(data, training)
+    changed_values, changed_inputs, changed_result = outcome(change(data), training)
+    assert torch.equal(values, changed_values)
+    assert torch.equal(inputs, changed_inputs)
+    assert result.probabilities == changed_result.probabilities
+    assert result.predictions["last"] == changed_result.predictions["last"]
+    assert result.predictions.get("inner") == changed_result.predictions.get("inner")
+    assert result.epochs.get("inner") == changed_result.epochs.get("inner")
+
+
+@pytest.mark.parametrize("change", [corrupted, relabelled])
+def test_a_planted_leak_is_caught(
+    change: Callable[[TokenSet], TokenSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above fails on an engine that lets one held-out clip into the training set."""
+
+    def leaky(data: TokenSet, fold: Fold) -> Model:
+        model = fold_model(data, fold)
+        return replace(model, train=torch.cat([model.train, model.test[:1]]))
+
+    monkeypatch.setattr(folds, "fold_model", leaky)
+    data = token_set()
+    values, inputs, _ = outcome(data)
+    changed_values, changed_inputs, _ = outcome(change(data))
+    assert not torch.equal(values, changed_values)
+    assert not torch.equal(inputs, changed_inputs)
+
+
+def test_broken_tokens_of_the_held_out_subject_stay_its_own() -> None:
+    data = token_set()
+    tokens = data.tokens.clone()
+    tokens[[i for i, subject in enumerate(data.subjects) if subject == data.subjects[0]]] = torch.nan
+    results = train_group(replace(data, tokens=tokens), [Fold(data.subjects[0], 0)], SIZE, TRAINING)
+    assert torch.tensor(results[0].probabilities).isnan().all()
+    with pytest.raises(InputError, match="diverged"):
+        train_group(replace(data, tokens=tokens), [Fold(data.subjects[-1], 0)], SIZE, TRAINING)
+
+
+def test_training_uses_all_views_and_the_test_only_the_first() -> None:
+    data = token_set(views=3)
+    noisy = data.tokens.clone()
+    fold = Fold(data.subjects[0], 0)
+    model = fold_model(data, fold)
+    noisy[model.train, 2] += 5
+    base = train_group(data, [fold], SIZE, TRAINING)[0].probabilities
+    assert train_group(replace(data, tokens=noisy), [fold], SIZE, TRAINING)[0].probabilities != base
+    noisy = data.tokens.clone()
+    noisy[model.test, 1:] += 5
+    changed = replace(data, tokens=noisy)
+    assert train_group(changed, [fold], SIZE, TRAINING)[0].probabilities == base
+    many = replace(TRAINING, eval_views=3)
+    assert train_group(changed, [fold], SIZE, many)[0].probabilities != base
+
+
+# Selections
+
+
+def test_selections_take_their_epochs() -> None:
+    data = token_set(noise=2.5, clips=(9, 8, 7, 9))
+    fold = Fold(data.subjects[0], 0)
+    training = replace(TRAINING, epochs=6, inner=True)
+    models = [fold_model(data, fold), inner_model(data, fold)]
+    paths = [path.argmax(-1) for path in GroupTrainer(data, models, SIZE, training).run()]
+    (result,) = train_group(data, [fold], SIZE, training)
+    right = (paths[0] == data.labels[models[0].test]).sum(1)
+    assert result.predictions["last"] == paths[0][-1].tolist()
+    assert result.epochs["oracle"] == int(right.argmax()) + 1
+    assert result.predictions["oracle"] == paths[0][int(right.argmax())].tolist()
+    inner = (paths[1] == data.labels[models[1].test]).sum(1)
+    assert result.epochs["inner"] == int((inner == inner.max()).nonzero()[0]) + 1
+    assert result.predictions["inner"] == paths[0][result.epochs["inner"] - 1].tolist()
+
+
+def test_it_learns() -> None:
+    data = token_set((6,) * 8, noise=0.5)
+    training = Training(epochs=30, batch_size=16, learning_rate=5e-3)
+    results = [r for each in plan(data.subjects, [0], 8) for r in train_group(data, each, SIZE, training)]
+    right = sum(
+        int(guess == data.labels[row])
+        for result in results
+        for row, guess in zip(result.rows, result.predictions["last"], strict=True)
+    )
+    assert right / len(data.labels) > 0.85
+
+
+# Bad input
+
+
+def test_studies_that_cannot_be_tested_are_refused() -> None:
+    data = token_set()
+    with pytest.raises(InputError, match="at least 2 subjects, found 1"):
+        replace(data, subjects=(data.subjects[0],) * len(data.subjects))
+    with pytest.raises(InputError, match="no clip of class 'surprise'"):
+        replace(data, labels=data.labels.clamp(max=1))
+    with pytest.raises(InputError, match="eval_views is 5 but there are 2"):
+        train_group(data, [Fold(data.subjects[0], 0)], SIZE, replace(TRAINING, eval_views=5))
+    with pytest.raises(InputError, match="epochs is 0"):
+        Training(epochs=0)
+    with pytest.raises(InputError, match="multiple of heads"):
+        HeadSize(dim=10, heads=4)
+    two = token_set((4, 5))
+    with pytest.raises(InputError, match="at least 3 subjects"):
+        inner_model(two, Fold(two.subjects[0], 0))
+
+
+def test_a_class_that_only_the_held_out_subject_has_is_simply_never_learned() -> None:
+    data = token_set()
+    own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
+    labels = torch.where(own, 2, data.labels % 2)
+    (result,) = train_group(replace(data, labels=labels), [Fold(data.subjects[0], 0)], SIZE, TRAINING)
+    assert torch.tensor(result.probabilities).isfinite().all()
