@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`: it becomes `path` when the block ends well, and is removed else."""
+    """Give a temporary name beside `path`: it becomes `path` when the block ends well, or is removed."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
