@@ -49,9 +49,9 @@ pretrain: $(READY)  ## train the tokenizer on VOXCELEB=DIR; without it on the de
 ifdef VOXCELEB
 	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data "$(VOXCELEB)" $(ARGS)
 else
-	@echo "VOXCELEB is not set: training on the demo's rendered faces, $(DEMO_CORPORA)/voxceleb"
+	@echo "VOXCELEB is not set: training the demo's tokenizer on rendered faces, $(DEMO_CORPORA)/voxceleb"
 	$(MEFAR) make-demo $(DEMO_CORPORA)
-	$(MEFAR) fit --config experiments/configs/pretrain.yaml --data.init_args.data $(DEMO_CORPORA)/voxceleb $(ARGS)
+	$(MEFAR) fit --config experiments/configs/demo.yaml --data.init_args.data $(DEMO_CORPORA)/voxceleb --ckpt_path last $(ARGS)
 endif
 
 loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]

@@ -37,10 +37,16 @@ def header(path: Path) -> str:
 
 
 def command(path: Path) -> list[str]:
-    """The command of a header, `\\` at the end of a line joined with the next one."""
-    found = re.search(r"^mefar (.*)$", header(path).replace("\\\n", " "), re.MULTILINE)
-    assert found, f"{path.name} must open with the command that uses it: #   mefar fit --config ..."
-    return shlex.split(found[1])
+    """What `mefar` is called with: the header's own words, or those of the make target it names."""
+    found = re.search(r"^(mefar|make) (.*)$", header(path), re.MULTILINE)
+    assert found, f"{path.name} must open with the command that uses it: mefar fit --config ..., or make ..."
+    words = shlex.split(found[2].split("  ")[0])
+    if found[1] == "mefar":
+        return words
+    assert words[0] in ("demo", "pretrain", "loso"), f"{path.name}: make {words[0]} reads no YAML"
+    name = str(path.relative_to(ROOT))
+    assert words[0] == "demo" or name in (ROOT / "Makefile").read_text(encoding="utf-8")
+    return ["fit", "--config", name, "--data.init_args.data", "somewhere"]
 
 
 @pytest.fixture
