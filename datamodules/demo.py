@@ -12,10 +12,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Final, Literal
 
@@ -190,7 +192,8 @@ def _work(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> No
             tell(done)
         return
     # Not forked: the caller may run threads (torch, OpenCV).
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(_film_person, task) for task in missing]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
@@ -199,6 +202,18 @@ def _work(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> No
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Stop this worker when its parent is killed, so that it does not write beside a run started anew."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _generator(task: _Task, *more: int) -> np.random.Generator:

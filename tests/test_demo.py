@@ -1,8 +1,12 @@
 """The demo corpora as files: layouts, coding files, determinism, resuming."""
 
 import hashlib
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -190,3 +194,25 @@ def test_the_truth_has_its_largest_intensity_at_the_apex(corpora):
                 assert ((shown.max(axis=0) >= 0.3) & (shown.max(axis=0) <= 0.7)).all()
                 assert truth["pose"].shape == (clip.frames, 5)
                 assert np.abs(truth["gain"] - 1).max() <= 0.0301
+
+
+def test_a_killed_run_leaves_no_workers_and_is_finished_by_the_next(corpora, tmp_path):
+    words = [sys.executable, "-m", "mefar", "make-demo", str(tmp_path), "--size", "tiny", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    run = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.jpg")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(run.pid, 0)  # signal 0: is anybody of its session left?
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("workers outlived the run that started them")
+    assert main([str(tmp_path), "--size", "tiny"]) == 0
+    assert digests(tmp_path) == digests(corpora)
+    assert not list(tmp_path.rglob("*partial*"))
