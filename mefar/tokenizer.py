@@ -85,13 +85,16 @@ class FacialActionTokenizer(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.codec: WarpCodec | PublishedCodec
-        if network == "published":
-            self.codec = PublishedCodec(
-                image_size, patch_size, dim, depth, temporal_depth, heads, head_dim, num_codes, num_tokens,
-                code_dim, quantizer, bottleneck_convolutions=bottleneck_convolutions,
-            )  # fmt: skip
-        else:
-            self.codec = WarpCodec(image_size, dim, depth, num_codes, num_tokens, code_dim, quantizer)
+        try:
+            if network == "published":
+                self.codec = PublishedCodec(
+                    image_size, patch_size, dim, depth, temporal_depth, heads, head_dim, num_codes, num_tokens,
+                    code_dim, quantizer, bottleneck_convolutions=bottleneck_convolutions,
+                )  # fmt: skip
+            else:
+                self.codec = WarpCodec(image_size, dim, depth, num_codes, num_tokens, code_dim, quantizer)
+        except ValueError as error:
+            raise InputError(f"tokenizer: {error}") from error
         self.num_codes, self.num_tokens, self.dim = num_codes, num_tokens, dim
         self.image_size = image_size
         self.quality = TokenQuality(num_codes, num_tokens)
@@ -167,7 +170,7 @@ class FacialActionTokenizer(L.LightningModule):
         terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
-            raise InputError(f"the loss is {float(loss)} at step {self.global_step}: {_blame(batch)}")
+            raise InputError(f"the loss is {loss.item()} at step {self.global_step}: {_blame(batch)}")
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         return loss
@@ -253,7 +256,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> FacialActionTo
     try:
         model = FacialActionTokenizer(**{name: value for name, value in settings.items() if name in known})
         model.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{path}: weights and settings do not fit together ({_first_line(error)})") from None
     return model.to(device).eval()
 
