@@ -132,6 +132,7 @@ class Run:
         self.groups = plan(study.data.subjects, self.seeds, group)
         self.configuration = {
             "protocol": study.protocol,
+            "control": study.control,
             "data": study.data.fingerprint(),
             "tokenizer": study.tokenizer["sha256"],
             "head": asdict(size),
@@ -162,6 +163,11 @@ class Run:
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and prints for the whole run."""
+        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
     def _trainer(self) -> Trainer:
         many = self.machine.devices * self.machine.num_nodes > 1
@@ -225,6 +231,8 @@ class Run:
             "wall_seconds": round(time.monotonic() - self.started, 1),
             "mefar": __version__,
         }
+        if self.study.control:
+            summary["control"] = self.study.control
         write_text(self.out / "summary.json", json.dumps(summary | self.notes, indent=1))
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from mefar.folds import FoldResult
 from mefar.grouped import TokenSet
@@ -42,6 +44,7 @@ class StudyTokens:
         tokenizer: checkpoint, sha256, pretrained_on.
         counts: per database and in all: clips, subjects, clips per class.
         dropped: (key, reason) of clips that are not in the study.
+        control: "shuffled" where the labels are not the true ones; marks all that is written.
     """
 
     protocol: str
@@ -50,11 +53,13 @@ class StudyTokens:
     tokenizer: Mapping[str, str]
     counts: Mapping[str, Any]
     dropped: Sequence[tuple[str, str]] = ()
+    control: str = ""
 
     def shuffled(self, seed: int = 0) -> StudyTokens:
         """The control: the same clips with their labels permuted over all of them."""
         order = torch.randperm(len(self.clips), generator=torch.Generator().manual_seed(seed))
-        return replace(self, data=replace(self.data, labels=self.data.labels[order]))
+        data = replace(self.data, labels=self.data.labels[order])
+        return replace(self, data=data, control="shuffled")
 
     @property
     def places(self) -> list[str]:
@@ -76,6 +81,21 @@ def _columns(
     return rows, guesses
 
 
+def place_scores(study: StudyTokens, guesses: Tensor) -> dict[str, dict[str, float]]:
+    """UF1 and UAR of one prediction per clip, in all and per database.
+
+    Args:
+        study: whose labels.
+        guesses: (N,) class indices in the study's order.
+    """
+    found = {}
+    for place in study.places:
+        inside = torch.tensor([place in (FULL, database) for database in study.databases])
+        labels = study.data.labels[inside]
+        found[place] = scores(labels, guesses[inside], len(study.data.class_names))
+    return found
+
+
 def pool(study: StudyTokens, results: Sequence[FoldResult], seeds: Sequence[int]) -> Scores:
     """Scores of pooled predictions, per selection, in all and per database.
 
@@ -84,29 +104,24 @@ def pool(study: StudyTokens, results: Sequence[FoldResult], seeds: Sequence[int]
     Raises:
         RuntimeError: a clip is tested twice or never, which would be a bug here.
     """
-    databases = study.databases
-    C = len(study.data.class_names)
-    table: Scores = {}
+    pooled: Scores = {}
     for selection in results[0].predictions:
-        per_seed: dict[str, list[dict[str, float]]] = {place: [] for place in study.places}
+        per_seed = []
         for seed in seeds:
             rows, guesses = _columns(study, [r for r in results if r.fold.seed == seed], selection)
             if sorted(rows) != list(range(len(study.clips))):
                 raise RuntimeError(f"seed {seed}: {len(rows)} predictions for {len(study.clips)} clips")
-            guess = torch.tensor(guesses)[torch.tensor(rows).argsort()]
-            for place in study.places:
-                inside = torch.tensor([place in (FULL, database) for database in databases])
-                per_seed[place].append(scores(study.data.labels[inside], guess[inside], C))
-        table[selection] = {}
-        for place, values in per_seed.items():
+            per_seed.append(place_scores(study, torch.tensor(guesses)[torch.tensor(rows).argsort()]))
+        pooled[selection] = {}
+        for place in study.places:
             cell: dict[str, float] = {}
             for name in ("uf1", "uar"):
-                numbers = torch.tensor([value[name] for value in values], dtype=torch.float64)
-                cell[name] = float(numbers.mean())
+                numbers = [values[place][name] for values in per_seed]
+                cell[name] = statistics.fmean(numbers)
                 if len(numbers) > 1:
-                    cell[f"{name}_std"] = float(numbers.std())
-            table[selection][place] = cell
-    return table
+                    cell[f"{name}_std"] = statistics.stdev(numbers)
+            pooled[selection][place] = cell
+    return pooled
 
 
 def pooled_confusion(
@@ -129,10 +144,12 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
     """predictions.csv: one row per clip and seed, sorted by seed and clip.
 
     Columns: database, subject, clip, fold (number of the held-out subject among the sorted subject
-    keys), seed, label, one column per selection (class indices), p_<class> of the last epoch.
+    keys), seed, label, one column per selection (class indices), p_<class> of the last epoch; in a
+    control also `control`, which says that the labels are not the true ones.
     """
     numbers = {subject: number for number, subject in enumerate(sorted(set(study.data.subjects)))}
     selections = list(results[0].predictions)
+    mark = [study.control] if study.control else []
     rows = []
     for result in results:
         for i, row in enumerate(result.rows):
@@ -140,12 +157,24 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
             p = [f"{value:.6f}" for value in result.probabilities[i]]
             fold = numbers[result.fold.subject]
             label = int(study.data.labels[row])
-            cells = [*study.clips[row].split("/", 2), fold, result.fold.seed, label, *chosen, *p]
+            cells = [*study.clips[row].split("/", 2), fold, result.fold.seed, label, *chosen, *p, *mark]
             rows.append((result.fold.seed, row, cells))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"p_{name}" for name in study.data.class_names]
-    writer.writerow(["database", "subject", "clip", "fold", "seed", "label", *selections, *names])
+    writer.writerow(
+        [
+            "database",
+            "subject",
+            "clip",
+            "fold",
+            "seed",
+            "label",
+            *selections,
+            *names,
+            *["control"][: len(mark)],
+        ]
+    )
     writer.writerows(cells for _, _, cells in sorted(rows, key=lambda each: each[:2]))
     return text.getvalue()
 
@@ -154,8 +183,8 @@ def table(summary: Mapping[str, Any]) -> Table:
     """The composite table: UF1 / UAR in all and per database; selections and controls side by side."""
     counts, columns = summary["counts"], dict(summary["scores"]) | dict(summary.get("controls", {}))
     title = f"{summary['protocol']}: {summary['clips']} clips, {summary['folds']} subjects; UF1 / UAR"
-    if summary.get("labels") == "shuffled":
-        title += "; labels SHUFFLED (a control)"
+    if summary.get("control"):
+        title += f"; labels {summary['control']}, a CONTROL"
     made = Table(title=title, caption=f"* {ORACLE_WARNING}", title_justify="left", caption_justify="left")
     made.add_column("")
     made.add_column("clips", justify="right")

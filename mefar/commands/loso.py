@@ -1,0 +1,244 @@
+"""`mefar loso`: a database folder and a tokenizer in, an honest table out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from datamodules.apex import ApexRule
+from datamodules.atomic import replacing
+from datamodules.faces import FaceMode
+from datamodules.micro import MicroExpressionDataset
+from datamodules.progress import shown
+from datamodules.protocols import load as load_study
+from datamodules.sample import Study
+from mefar import token_table
+from mefar.commands import run_function
+from mefar.controls import linear_control
+from mefar.edclip import SHIPPED_ANCHORS, Anchors
+from mefar.grouped import TextAnchors, TokenSet, Training
+from mefar.head import HeadSize
+from mefar.loso import Machine, Run, write_text
+from mefar.pooling import StudyTokens, place_scores, table
+from mefar.report import write_report
+from mefar.token_table import TokenTable, pictures
+from mefar.tokenizer import FacialActionTokenizer
+from mefar.tokenizer import load as load_tokenizer
+from mefar.tokens import InputError
+
+SHORT = {"--epochs": "--training.epochs"}
+HEAD, TRAINING = HeadSize(), Training()
+COMMAND: ContextVar[str] = ContextVar("COMMAND", default="mefar loso")
+
+
+def loso(
+    *,
+    dataset: Literal["composite", "casme2", "samm", "smic", "casme3"],
+    data: Path,
+    tokenizer: Path,
+    out: Path | None = None,
+    classes: int | None = None,
+    seeds: int = 1,
+    views: int = 8,
+    faces: FaceMode = "align",
+    apex: ApexRule = "annotated",
+    errata: bool = True,
+    stabilise: bool = True,
+    edclip: bool = True,
+    anchors: Path = SHIPPED_ANCHORS,
+    pixels: bool = True,
+    shuffled_control: bool = False,
+    shuffle_labels: bool = False,
+    head: HeadSize = HEAD,
+    training: Training = TRAINING,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    group: int | None = None,
+    workers: int | None = None,
+    cache_dir: Path = Path("runs/cache"),
+) -> None:
+    """Leave-one-subject-out over action tokens: every subject is tested once by a head that never saw it.
+
+    Prints pooled UF1 / UAR of the last epoch (the score) beside the oracle epoch (which leaks), and
+    writes predictions.csv, summary.json, confusion.json and report.html. A run that was interrupted is
+    continued by the same command. `--epochs N` is short for `--training.epochs N`.
+
+    Args:
+        dataset: protocol: composite, casme2, samm, smic or casme3.
+        data: for composite the folder with one folder per database, else the database's own folder.
+        tokenizer: checkpoint of a tokenizer.
+        out: run directory; default runs/loso-DATASET.
+        classes: 3 for the 3-class variant of casme2 and samm; default: the protocol's own classes.
+        seeds: heads per fold; scores are then means over seeds, with their deviation.
+        views: slightly different copies of each clip to train on; 1 = published.
+        faces: `align` finds the face; `precropped` takes frames that are face crops already.
+        apex: `annotated` (the middle where there is none), `middle` or `spotted`.
+        errata: correct annotations that are known to be wrong.
+        stabilise: take out the head's own motion between onset and apex.
+        edclip: align features with the emotion descriptions.
+        anchors: anchors file made by `mefar anchors`.
+        pixels: also test a linear classifier on pixel differences under the same folds.
+        shuffled_control: also train on shuffled labels, which must come out near chance.
+        shuffle_labels: run on shuffled labels only; everything written is marked.
+        head: size of the head.
+        training: how every fold is trained.
+        accelerator: auto, cpu or gpu.
+        devices: ranks on this machine.
+        num_nodes: machines, each started by torchrun or SLURM.
+        group: folds trained side by side in one program; default by device.
+        workers: groups a rank trains at a time; default the cores it has.
+        cache_dir: folder for face crops.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; give at least 1")
+    machine = Machine(accelerator, devices, num_nodes, group, workers)
+    out = out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}"
+    device = _device(machine)
+    model = load_tokenizer(tokenizer, device)
+    described = Anchors.load(anchors) if edclip else None
+    prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
+    study = load_study(dataset, data, classes, errata, prefer)
+    with shown("aligning faces", "clips") as progress:
+        clips = MicroExpressionDataset(
+            study, model.image_size, faces, apex, views, 0, cache_dir, stabilise, progress=progress
+        )
+    key = json.dumps([_sha256(tokenizer), clips.fingerprint()])
+    stored = TokenTable.load(out / token_table.NAME, key)
+    tokens = stored or _tokenize(model, clips, device)
+    material = _material(clips.study, tokens, tokenizer, described)
+    notes: dict[str, Any] = {
+        "notes": [list(note) for note in clips.study.notes],
+        "excluded": len(clips.study.excluded),
+        "views": views,
+        "apex": apex,
+        "edclip": described.text_model if described else None,
+        "command": COMMAND.get(),
+        "commit": _commit(),
+    }
+    main_material = material.shuffled() if shuffle_labels else material
+    run = Run(main_material, out, head, training, range(seeds), machine, notes)
+    if stored is None and run.leads:
+        tokens.save(out / token_table.NAME, key)
+    summary = run.execute()
+    controls: dict[str, Any] = {}
+    if pixels and run.leads:
+        controls["pixels"] = place_scores(main_material, _linear(main_material, tokens))
+    if shuffled_control and not shuffle_labels:
+        control = Run(material.shuffled(), out / "shuffled", head, training, range(seeds), machine, notes)
+        controls["shuffled"] = control.execute()["scores"]["last"]
+    if not run.leads:
+        return
+    summary["controls"] = controls
+    write_text(out / "summary.json", json.dumps(summary, indent=1))
+    _save_pictures(out / "pictures.npz", pictures(model, tokens, lambda row: _pair(clips, row), device))
+    page = write_report(out)
+    Console().print(table(summary))
+    if summary["dropped"]:
+        key, reason = summary["dropped"][0]
+        print(f"{len(summary['dropped'])} clips of the protocol are not in it, such as {key}: {reason}")
+    print(page)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mefar loso`."""
+    COMMAND.set(shlex.join(["mefar", "loso", *argv]))
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        words.append(SHORT.get(option, option) + equals + value)
+    return run_function(loso, words, "mefar loso")
+
+
+def _device(machine: Machine) -> torch.device:
+    if not machine.on_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(f"accelerator {machine.accelerator!r}: torch finds no GPU; use auto or cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _tokenize(
+    model: FacialActionTokenizer, clips: MicroExpressionDataset, device: torch.device
+) -> TokenTable:
+    with shown("tokenizing", "clips") as progress:
+        began, done = time.monotonic(), 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, len(clips), done / (time.monotonic() - began))
+
+        return token_table.tokenize(model, DataLoader(clips, batch_size=8), device, tell)
+
+
+def _material(study: Study, tokens: TokenTable, checkpoint: Path, described: Anchors | None) -> StudyTokens:
+    if tokens.clips != tuple(clip.key for clip in study.clips):
+        raise RuntimeError("the token table and the study do not list the same clips")
+    text = TextAnchors(*described.select(study.protocol, study.class_names)) if described else None
+    labels = torch.tensor([clip.label for clip in study.clips])
+    subjects = tuple(clip.subject_key for clip in study.clips)
+    return StudyTokens(
+        study.protocol,
+        TokenSet(tokens.embeddings, labels, subjects, study.class_names, text),
+        tokens.clips,
+        {
+            "checkpoint": str(checkpoint),
+            "sha256": _sha256(checkpoint),
+            "pretrained_on": _pretrained_on(checkpoint),
+        },
+        study.counts(),
+        study.dropped,
+    )
+
+
+def _linear(material: StudyTokens, tokens: TokenTable) -> torch.Tensor:
+    data = material.data
+    return linear_control(tokens.pixels, data.labels, data.subjects, len(data.class_names))
+
+
+def _pair(clips: MicroExpressionDataset, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    item = clips[row]
+    onset, apex = item["onset"], item["apex"]
+    return (onset, apex) if onset.ndim == 3 else (onset[0], apex[0])
+
+
+def _save_pictures(path: Path, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pretrained_on(checkpoint: Path) -> str:
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    settings = content.get("datamodule_hyper_parameters", {})
+    return str(settings.get("data", "unknown"))
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this runs from; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
