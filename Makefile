@@ -57,7 +57,7 @@ endif
 loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
 	$(MEFAR) loso --dataset $(DATASET) --data "$(DATA)" --tokenizer "$(TOKENIZER)" $(if $(CLASSES),--classes $(CLASSES)) $(ARGS)
 
-sweep: need-SWEEP $(READY)  ## a W&B sweep of experiments/sweeps/SWEEP.yaml: SWEEP=loso|pretrain (needs a W&B account) [COUNT=20]
+sweep: need-SWEEP $(READY)  ## a W&B sweep of experiments/sweeps/SWEEP.yaml: SWEEP=pretrain (needs a W&B account) [COUNT=20]
 	@BIN=$(BIN) experiments/sweeps/run $(SWEEP) $(COUNT)
 
 bench: $(READY)  ## every speed claim, both sides and the ratio

@@ -249,7 +249,9 @@ def _pictures(run: Run) -> str:
         "What the tokens say",
         f'<div class="wide"><table class="pictures"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>",
-        '<p class="note">Reconstruction: the onset, moved by the tokens alone. The two maps show what became '
+        '<p class="note">One clip per database, whose pixels move as much as the median of its database; '
+        "neither the best nor the worst. Reconstruction: the onset, moved by the tokens alone. The two maps "
+        "show what became "
         '<span class="lighter">lighter</span> and <span class="darker">darker</span> since the onset, '
         "amplified alike: in the recording, and in what the tokens brought back of it.</p>",
     )
@@ -307,19 +309,29 @@ def _subjects(run: Run) -> str:
 
 def _dropped(run: Run) -> str:
     dropped = run.summary.get("dropped") or []
+    excluded = run.summary.get("excluded")
+    rule = (
+        f"<p>{_plural(excluded, 'annotated clip')} left out by the protocol's rule.</p>" if excluded else ""
+    )
+    remarks = [pair for pair in run.summary.get("notes") or [] if "/" in str(pair[0])]
     if not dropped:
-        return _section("Dropped clips", "<p>None: every annotated clip was used.</p>")
+        return _section("Dropped clips", "<p>None.</p>", rule, _listed("remark", remarks))
     reasons = Counter(str(reason) for _, reason in dropped)
     totals = "".join(f"<li>{count} × {escape(reason)}</li>" for reason, count in reasons.most_common())
-    rows = "".join(
-        f"<tr><td>{escape(str(key))}</td><td>{escape(str(reason))}</td></tr>" for key, reason in dropped
-    )
     return _section(
         "Dropped clips",
         f"<ul>{totals}</ul>",
-        f"<details><summary>{_plural(len(dropped), 'clip')}, one by one</summary>"
-        f"<table><tbody>{rows}</tbody></table></details>",
+        rule,
+        _listed("dropped clip", dropped),
+        _listed("remark", remarks),
     )
+
+
+def _listed(noun: str, pairs: Sequence[Sequence[Any]]) -> str:
+    if not pairs:
+        return ""
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(text))}</td></tr>" for k, text in pairs)
+    return f"<details><summary>{_plural(len(pairs), noun)}</summary><table><tbody>{rows}</tbody></table></details>"
 
 
 def _protocol(run: Run) -> str:
@@ -342,6 +354,11 @@ def _protocol(run: Run) -> str:
             f'<p class="warning">The tokenizer was pretrained on {escape(origin)}, which holds faces of the '
             f"subjects tested here ({escape(', '.join(seen))}).</p>"
         )
+    remarks = [
+        f"<li>{escape(title(str(key)))}: {escape(str(text))}</li>"
+        for key, text in summary.get("notes") or []
+        if "/" not in str(key)
+    ]
     return _section(
         "Protocol",
         f"<p>Every subject is held out once; {_plural(int(summary.get('folds', 0)), 'fold')}. A subject is a "
@@ -351,6 +368,7 @@ def _protocol(run: Run) -> str:
         "single databases are the same predictions, restricted.</p>",
         f'<div class="wide"><table><thead><tr><th></th><th>clips</th><th>subjects</th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>",
+        f"<ul>{''.join(remarks)}</ul>",
         f"<p>Tokenizer pretrained on: {escape(origin) or 'not recorded'}.</p>",
         leak,
     )
@@ -365,6 +383,9 @@ def _provenance(run: Run) -> str:
         "commit": summary.get("commit"),
         "tokenizer": tokenizer.get("checkpoint"),
         "sha256": tokenizer.get("sha256"),
+        "apex": summary.get("apex"),
+        "views": summary.get("views"),
+        "text anchors": summary.get("edclip"),
         "seeds": ", ".join(str(seed) for seed in summary.get("seeds", [])),
         "training": ", ".join(f"{name} {value}" for name, value in (summary.get("training") or {}).items()),
         "head": ", ".join(f"{name} {value}" for name, value in (summary.get("head") or {}).items()),

@@ -145,6 +145,16 @@ def test_what_the_user_wrote_cannot_become_markup(tmp_path: Path) -> None:
     assert "a &amp; b" in page
 
 
+def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
+    notes = [["smic", "164 of 164 apexes from the middle"], ["samm/006/006_1_2", "apex not annotated"]]
+    page = words(
+        write_report(write_run(tmp_path / "run", notes=notes, excluded=17)).read_text(encoding="utf-8")
+    )
+    assert "SMIC-HS: 164 of 164 apexes from the middle" in page
+    assert "samm/006/006_1_2 apex not annotated" in page
+    assert "17 annotated clips left out by the protocol's rule" in page
+
+
 def test_optional_files_may_be_absent(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", controls=None, dropped=[])
     for name in ("predictions.csv", "confusion.json", "pictures.npz"):
@@ -152,7 +162,7 @@ def test_optional_files_may_be_absent(tmp_path: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h2>Confusion" not in page
     assert "<h2>Codes" not in page
-    assert "every annotated clip was used" in page
+    assert "Dropped clips None." in words(page)
 
 
 def test_signed_map_tells_lighter_from_darker() -> None:

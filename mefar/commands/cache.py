@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.cache import build
+from datamodules.faces import FaceMode
 from datamodules.progress import shown
+from mefar.commands import run_function
 
 
-def main(argv: list[str]) -> int:
-    """Build or resume a cache, and say what it holds.
+def cache(
+    voxceleb: Path,
+    out: Path,
+    *,
+    size: int = 256,
+    frames: int = 25,
+    faces: FaceMode = "align",
+    stabilise: bool = True,
+    workers: int = 0,
+    seed: int = 0,
+) -> None:
+    """Build a cache of aligned crops, or what is missing of it, and say what it holds.
 
-    Returns:
-        Exit code: 0.
-
-    Raises:
-        DataError: no videos, another cache in OUT, not enough disk.
+    Args:
+        voxceleb: folder of face videos, any depth.
+        out: folder for the cache; resumed if it was begun.
+        size: side of the crops in pixels.
+        frames: crops kept per video (25 = 2 s at 80 ms).
+        faces: find and align faces, or take frames as they are.
+        stabilise: take out the head's own motion.
+        workers: processes; 0 for one per core.
+        seed: which parts of long videos are kept.
     """
-    parser = argparse.ArgumentParser(prog="mefar cache", description=__doc__)
-    parser.add_argument("voxceleb", type=Path, metavar="VOXCELEB", help="folder of face videos, any depth")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the cache; resumed if it was begun")
-    parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default 256)")
-    parser.add_argument(
-        "--frames", type=int, default=25, help="crops kept per video (default 25 = 2 s at 80 ms)"
-    )
-    parser.add_argument(
-        "--faces",
-        choices=("align", "precropped"),
-        default="align",
-        help="find faces, or take frames as they are",
-    )
-    parser.add_argument("--no-stabilise", action="store_true", help="leave the head's own motion in")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which parts of long videos are kept")
-    args = parser.parse_args(argv)
     with shown("decoding") as progress:
         made = build(
-            args.voxceleb,
-            args.out,
-            args.size,
-            args.frames,
-            args.faces,
-            workers=args.workers,
-            seed=args.seed,
+            voxceleb,
+            out,
+            size,
+            frames,
+            faces,
+            workers=workers or os.cpu_count() or 1,
+            seed=seed,
             progress=progress,
-            stabilise=not args.no_stabilise,
+            stabilise=stabilise,
         )
     print(
-        f"{args.out}: {made.frames} crops in {made.windows} windows of {made.utterances} videos, "
+        f"{out}: {made.frames} crops in {made.windows} windows of {made.utterances} videos, "
         f"{made.speakers} speakers, {made.bytes / 1e6:.0f} MB"
     )
     if made.quarantined:
-        print(f"{made.quarantined} videos gave nothing: {args.out / 'quarantine.csv'}")
-    return 0
+        print(f"{made.quarantined} videos gave nothing: {out / 'quarantine.csv'}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mefar cache`."""
+    return run_function(cache, argv, "mefar cache")
