@@ -34,7 +34,7 @@ class Decoded:
 
     Attributes:
         image: (B, 3, H, W) float, the apex; in [0, 1] up to small overshoots.
-        flow: (B, 2, H, W) float in pixels, from where in the onset each pixel was fetched, relative to its place.
+        flow: (B, 2, H, W) float in pixels, from where in the onset each pixel was fetched, relative to it.
         residual: (B, 3, H, W) float, what was painted over the warped onset.
     """
 
@@ -63,7 +63,8 @@ class Block(nn.Module):
         self.shrink = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.shrink(F.gelu(self.expand(self.spatial(self.norm(x)))))
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return x + torch.as_tensor(self.shrink(F.gelu(self.expand(self.spatial(self.norm(x))))))
 
 
 class WarpCodec(nn.Module):
@@ -105,8 +106,10 @@ class WarpCodec(nn.Module):
             nn.Conv2d(2 * stem, dim, 3, stride=2, padding=1), *[Block(dim) for _ in range(depth)]
         )
         self.read_grid = 6  # the read-out sees the face as 6 x 6 cells, whatever the resolution
-        self.readout = nn.Sequential(nn.Conv2d(dim, dim, 1), nn.GELU(), nn.AdaptiveAvgPool2d(self.read_grid),
-                                     nn.Flatten(), nn.Linear(dim * self.read_grid**2, num_tokens * code_dim))  # fmt: skip
+        self.readout = nn.Sequential(
+            nn.Conv2d(dim, dim, 1), nn.GELU(), nn.AdaptiveAvgPool2d(self.read_grid), nn.Flatten(),
+            nn.Linear(dim * self.read_grid**2, num_tokens * code_dim),
+        )  # fmt: skip
         self.vq = VectorQuantizer(num_codes, code_dim, quantizer, warmup_steps)
 
         self.slot_weight = nn.Parameter(torch.randn(num_tokens, code_dim, dim) / code_dim**0.5)
@@ -125,7 +128,7 @@ class WarpCodec(nn.Module):
         nn.init.zeros_(self.paint.bias)
 
     def encode(self, onset: Tensor, apex: Tensor) -> Tensor:
-        """(B, 3, H, W) x 2 in [0, 1] -> (B, L, d) continuous action before quantisation; 0 if nothing moved."""
+        """(B, 3, H, W) x 2 in [0, 1] -> (B, L, d), the action before quantisation; 0 if nothing moved."""
         size = len(onset)
         features = self.stem(torch.cat([luminance(onset), luminance(apex)]))
         before, after = features[:size], features[size:]

@@ -33,7 +33,7 @@ class TokenQuality(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor, onset: Tensor, apex: Tensor, rebuilt: Tensor, shuffled: Tensor) -> None:
-        """Indices (B, L) int64; four images (B, 3, H, W) in [0, 1]; shuffled: decoded from another pair's tokens."""
+        """Indices (B, L) int64; images (B, 3, H, W) in [0, 1]; shuffled: decoded from other pairs' tokens."""
         for position in range(indices.shape[1]):
             self.counts[position] += torch.bincount(indices[:, position], minlength=self.num_codes)
         region = moving_region(onset, apex)
@@ -43,7 +43,7 @@ class TokenQuality(Metric):
         self.pairs += len(indices)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars: code_usage in [0, 1], perplexity and perplexity_per_position in [1, K], the PSNRs in dB."""
+        """Scalars: code_usage in [0, 1], the two perplexities in [1, K], the PSNRs in dB."""
         pooled = self.counts.sum(0)
         pairs = self.pairs.clamp_min(1)
         return {

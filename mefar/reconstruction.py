@@ -23,7 +23,7 @@ def match_light(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def motion_energy(onset: Tensor, apex: Tensor) -> Tensor:
-    """Smoothed absolute difference, (B, 1, H, W) float >= 0; smoothing over H/16 pixels drowns camera noise."""
+    """Smoothed absolute difference, (B, 1, H, W) float >= 0; smoothing over H/16 drowns camera noise."""
     side = max(3, onset.shape[-1] // 16) | 1
     difference = (apex - onset).mean(1, keepdim=True)
     fine = F.avg_pool2d(difference, 3, 1, 1, count_include_pad=False).abs()
@@ -31,7 +31,7 @@ def motion_energy(onset: Tensor, apex: Tensor) -> Tensor:
 
 
 def moving_region(onset: Tensor, apex: Tensor) -> Tensor:
-    """(B, 1, H, W) bool: the fifth of the pixels with the largest motion energy, or all that changed if fewer."""
+    """(B, 1, H, W) bool: the fifth of the pixels with most motion energy, or fewer if fewer changed."""
     energy = motion_energy(onset, apex)
     limit = torch.quantile(energy.flatten(1).float(), 1 - MOVING_SHARE, dim=1)
     return (energy >= limit.view(-1, 1, 1, 1)) & (energy > 0)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from mefar import reconstruction
@@ -41,12 +42,12 @@ class FacialActionTokenizer(L.LightningModule):
         learning_rate: peak of AdamW's step size.
         weight_decay: of AdamW, on matrices only.
         lr_warmup_share: share of the steps of linear warm-up before the cosine decay.
-        moving_weight: how much more a pixel that moves counts in the loss than one that rests; 0 counts all alike.
+        moving_weight: how much more a moving pixel counts in the loss than a resting one; 0: all alike.
         commitment_weight: of the mean squared distance between encoder outputs and their codes.
         smooth_weight: of the flow's total variation, in pixels.
         residual_weight: of the mean absolute residual that is painted over the warped onset.
-        network: `warp` (ours) or `published`, the paper's to the last digit: its loss is the plain mean squared
-            error of the apex, without any of the weights above.
+        network: `warp` (ours) or `published`, the paper's to the last digit, whose loss is the plain mean
+            squared error of the apex, without any of the weights above.
         patch_size: published only, side of a patch in pixels; image_size may be any multiple of it.
         temporal_depth: published only, blocks of the temporal encoder; `depth` is the spatial one.
         heads: published only, attention heads.
@@ -88,8 +89,8 @@ class FacialActionTokenizer(L.LightningModule):
         try:
             if network == "published":
                 self.codec = PublishedCodec(
-                    image_size, patch_size, dim, depth, temporal_depth, heads, head_dim, num_codes, num_tokens,
-                    code_dim, quantizer, bottleneck_convolutions=bottleneck_convolutions,
+                    image_size, patch_size, dim, depth, temporal_depth, heads, head_dim, num_codes,
+                    num_tokens, code_dim, quantizer, bottleneck_convolutions=bottleneck_convolutions,
                 )  # fmt: skip
             else:
                 self.codec = WarpCodec(image_size, dim, depth, num_codes, num_tokens, code_dim, quantizer)
@@ -111,7 +112,7 @@ class FacialActionTokenizer(L.LightningModule):
         for name, image in (("onset", onset), ("apex", apex)):
             if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
                 raise InputError(
-                    f"{name} is {tuple(image.shape)}, this tokenizer reads (B, 3, {self.image_size}, {self.image_size});"
+                    f"{name} is {tuple(image.shape)}, expected (B, 3, {self.image_size}, {self.image_size});"
                     " set the data's image_size to the tokenizer's"
                 )
             if not image.is_floating_point():
@@ -124,7 +125,7 @@ class FacialActionTokenizer(L.LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
-        """Onset (B, 3, H, W) in [0, 1] plus tokens, its own or another face's -> apex, clipped to [0, 1]."""
+        """Onset (B, 3, H, W) in [0, 1] plus tokens, its own or another face's -> apex in [0, 1]."""
         return self.codec.decode(onset, tokens.embeddings).image.clamp(0, 1)
 
     # ---- training
@@ -191,7 +192,7 @@ class FacialActionTokenizer(L.LightningModule):
             self.log(f"val/{name}", value, prog_bar=name in ("gain_over_copy", "delta_psnr"))
         self.quality.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and cosine decay over the whole run."""
         matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]

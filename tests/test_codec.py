@@ -11,7 +11,9 @@ from mefar.reconstruction import psnr
 
 def faces(count: int, size: int, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    return torch.nn.functional.interpolate(torch.rand(count, 3, 10, 10), (size, size), mode="bicubic").clamp(0, 1)
+    return torch.nn.functional.interpolate(torch.rand(count, 3, 10, 10), (size, size), mode="bicubic").clamp(
+        0, 1
+    )
 
 
 @pytest.mark.parametrize(("size", "codes", "tokens"), [(48, 8, 1), (64, 32, 16), (96, 64, 25)])
@@ -43,7 +45,9 @@ def test_gray_and_light_do_not_change_the_action() -> None:
     gray_onset, gray_apex = ((x * weights).sum(1, keepdim=True).expand_as(x) for x in (onset, apex))
     colour = codec.encode(onset, apex)
     assert torch.allclose(colour, codec.encode(gray_onset, gray_apex), atol=1e-4)
-    assert torch.allclose(colour, codec.encode(onset, apex * 0.8 + 0.1), atol=0.02 * colour.abs().max().item())
+    assert torch.allclose(
+        colour, codec.encode(onset, apex * 0.8 + 0.1), atol=0.02 * colour.abs().max().item()
+    )
 
 
 def test_luminance_is_standardised() -> None:

@@ -36,7 +36,9 @@ def test_codes_and_indices_round_trip(codes: int, width: int, seed: int) -> None
     indices = torch.randint(codes, (3, 5))
     codes = quantizer.lookup(indices)
     again = quantizer.nearest(codes)
-    same = (quantizer.lookup(again) - codes).abs().amax(-1) < 1e-3  # two codes may lie closer than float32 tells
+    same = (quantizer.lookup(again) - codes).abs().amax(
+        -1
+    ) < 1e-3  # two codes may lie closer than float32 tells
     assert bool(((again == indices) | same).all())
 
 
@@ -103,7 +105,9 @@ def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
     first(batch)
     torch.manual_seed(5)
     second(batch)
-    assert torch.equal(first.codebook, second.codebook) and torch.equal(first.cluster_size, second.cluster_size)
+    assert torch.equal(first.codebook, second.codebook) and torch.equal(
+        first.cluster_size, second.cluster_size
+    )
 
 
 def test_published_revival_schedule() -> None:

@@ -56,7 +56,9 @@ def test_quality_separates_learned_from_copied() -> None:
     copied.update(indices, onset, apex, onset, onset)
     values = copied.compute()
     assert values["gain_over_copy"] == 0 and values["delta_psnr"] == 0
-    assert values["code_usage"] == pytest.approx(4 / 32) and values["perplexity"] == pytest.approx(4, abs=1e-3)
+    assert values["code_usage"] == pytest.approx(4 / 32) and values["perplexity"] == pytest.approx(
+        4, abs=1e-3
+    )
     perfect = TokenQuality(32, 16)
     perfect.update(indices, onset, apex, apex, onset)
     assert perfect.compute()["gain_over_copy"] > 20 and perfect.compute()["delta_psnr"] > 20

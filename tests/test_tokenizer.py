@@ -96,7 +96,7 @@ def test_training_lowers_the_loss_and_logs_the_gates(tmp_path: Path) -> None:
     assert fit.callback_metrics["val/gain_over_copy"] > 0
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends a training as a kill would, after a checkpoint."""
 
 
@@ -107,7 +107,7 @@ class Kill(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
             trainer.save_checkpoint(self.path)
-            raise Killed
+            raise KilledError
 
 
 def test_a_resumed_training_is_the_unbroken_one(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_resumed_training_is_the_unbroken_one(tmp_path: Path) -> None:
         return model
 
     unbroken = run([])
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run([Kill(1, tmp_path / "half.ckpt")])
     resumed = run([], tmp_path / "half.ckpt")
     there, here = unbroken.state_dict(), resumed.state_dict()
