@@ -1,0 +1,255 @@
+"""Micro-expression clips as batches: a Dataset over a Study, and the LightningDataModule around it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from datamodules.apex import Apex, ApexRule
+from datamodules.faces import FaceMode
+from datamodules.pairs import PairSettings, PairStore, Progress, fingerprint
+from datamodules.progress import shown
+from datamodules.protocols import load
+from datamodules.sample import Clip, DataError, Study
+
+__all__ = ["MicroExpressionDataModule", "MicroExpressionDataset", "fingerprint"]
+
+
+class MicroExpressionDataset(Dataset[dict[str, Any]]):
+    """The clips of a study as pairs of aligned face crops.
+
+    Building it makes every pair that is not in the cache yet. An item is a dict:
+
+    - `onset`, `apex`: (3, S, S) uint8 RGB; with views > 1 (V, 3, S, S), view 0 untouched;
+    - `label`: int64 in [0, C);
+    - `subject`, `clip`, `database`: str, `Clip.subject_key`, `Clip.key` and `Clip.database`.
+
+    Args:
+        study: from protocols.load.
+        image_size: S, side of the crops in pixels.
+        faces: `align` finds the face; `precropped` takes frames that are face crops already.
+        apex: `annotated` (else the middle), `middle` or `spotted`; see datamodules.apex.
+        views: V, pairs per clip.
+        seed: of the views.
+        cache_dir: folder for the crops.
+        stabilise: take out the head's own motion between onset and apex; see pairs.PairSettings.
+        workers: threads that make crops; 0 = one per core.
+        progress: told (done, total, clips per second) while crops are made.
+
+    Attributes:
+        study: the study as it can be used: clips without a face are in `dropped`, the apex rules that were
+            used are counted in `notes`.
+        apexes: key -> chosen apex.
+
+    Raises:
+        DataError: a frame cannot be read, or no clip is left.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        image_size: int = 256,
+        faces: FaceMode = "align",
+        apex: ApexRule = "annotated",
+        views: int = 1,
+        seed: int = 0,
+        cache_dir: str | Path = "runs/cache",
+        stabilise: bool = True,
+        workers: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        if image_size < 16 or views < 1:
+            raise DataError(f"image_size {image_size}, views {views}: must be at least 16 and 1")
+        self.settings = PairSettings(image_size, faces, apex, stabilise, views, seed)
+        self._store = PairStore(Path(cache_dir) / "pairs", self.settings)
+        made = self._store.prepare(study.clips, workers, progress)
+        kept = [clip for clip in study.clips if made[clip.key][1] is not None]
+        lost = [clip for clip in study.clips if made[clip.key][1] is None]
+        if study.clips and not kept:
+            raise DataError(
+                f"{lost[0].frames[lost[0].onset]}: no face found, nor in any of the {len(lost)} clips; "
+                "use faces=precropped if the frames are face crops already"
+            )
+        self.apexes: dict[str, Apex] = {key: apex for key, (_, apex) in made.items() if apex is not None}
+        self._paths = [made[clip.key][0] for clip in kept]
+        no_face = [(clip.key, f"no face found in onset frame {clip.frames[clip.onset]}") for clip in lost]
+        self.study = replace(
+            study,
+            clips=tuple(kept),
+            dropped=tuple(sorted([*study.dropped, *no_face])),
+            notes=(*study.notes, *_apex_notes(kept, self.apexes)),
+        )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clip = self.study.clips[index]
+        onset, apex = (
+            torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+            for images in self._store.load(self._paths[index])
+        )
+        single = self.settings.views == 1
+        return {
+            "onset": onset[0] if single else onset,
+            "apex": apex[0] if single else apex,
+            "label": torch.tensor(clip.label),
+            "subject": clip.subject_key,
+            "clip": clip.key,
+            "database": clip.database,
+        }
+
+    def fingerprint(self) -> str:
+        """sha256 of the data and settings behind the items, for ledgers and caches."""
+        return fingerprint(self.study, self.settings)
+
+
+def _apex_notes(clips: Sequence[Clip], apexes: dict[str, Apex]) -> list[tuple[str, str]]:
+    used: dict[str, Counter[str]] = {}
+    for clip in clips:
+        used.setdefault(clip.database, Counter())[apexes[clip.key].rule] += 1
+    return [
+        (name, "apex: " + ", ".join(f"{rule} {count}" for rule, count in sorted(counts.items())))
+        for name, counts in sorted(used.items())
+    ]
+
+
+class MicroExpressionDataModule(LightningDataModule):
+    """Micro-expression clips of a protocol for training, validation on one subject, and prediction.
+
+    Batches: `onset`, `apex` (B, 3, S, S) uint8 RGB, with views > 1 (B, V, 3, S, S); `label` (B,) int64;
+    `subject`, `clip`, `database` lists of B str.
+
+    Args:
+        dataset: composite, casme2, samm, smic or casme3.
+        data: for composite the folder with one folder per database, else the database's folder or its parent.
+        classes: number of classes; null = the protocol's own (casme2 and samm 5, casme3 4, else 3).
+        image_size: side of the face crops in pixels, at least 16.
+        faces: `align` finds the face once per clip; `precropped` takes frames that are face crops already.
+        apex: `annotated` (the middle where there is none), `middle`, or `spotted` (largest motion).
+        errata: correct annotations that are known to be wrong.
+        stabilise: take out the head's own motion between onset and apex.
+        held_out: subject to validate and test on and never to train on, such as "casme2/sub01"; null = none.
+        views: pairs per clip; the first is untouched, the others differ a little in place, light and apex.
+        batch_size: clips per batch.
+        num_workers: processes that read crops.
+        cache_dir: folder for the face crops; made once, used by every later run.
+        seed: of views and of the order of training clips.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["composite", "casme2", "samm", "smic", "casme3"],
+        data: str,
+        classes: int | None = None,
+        image_size: int = 256,
+        faces: FaceMode = "align",
+        apex: ApexRule = "annotated",
+        errata: bool = True,
+        stabilise: bool = True,
+        held_out: str | None = None,
+        views: int = 1,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        cache_dir: str = "runs/cache",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.dataset_name, self.data, self.classes, self.errata = dataset, Path(data), classes, errata
+        self.image_size, self.faces, self.apex, self.stabilise = image_size, faces, apex, stabilise
+        self.held_out, self.views, self.seed = held_out, views, seed
+        self.batch_size, self.num_workers, self.cache_dir = batch_size, num_workers, cache_dir
+        self._dataset: MicroExpressionDataset | None = None
+        self._train: list[int] = []
+        self._held: list[int] = []
+
+    def prepare_data(self) -> None:
+        """Make the face crops that are not in the cache, on one process per machine."""
+        with shown("aligning faces", "clips") as progress:
+            self._build(progress)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the crops and part the held-out subject from the others.
+
+        Raises:
+            DataError: what protocols.load and MicroExpressionDataset raise; an unknown held_out subject.
+        """
+        if self._dataset is not None:
+            return
+        dataset = self._build(None)
+        subjects = [clip.subject_key for clip in dataset.study.clips]
+        if self.held_out is not None and self.held_out not in subjects:
+            known = sorted(set(subjects))
+            raise DataError(
+                f"held_out {self.held_out!r}: no such subject; there are {len(known)}, such as {known[0]}"
+            )
+        self._held = [i for i, subject in enumerate(subjects) if subject == self.held_out]
+        self._train = [i for i, subject in enumerate(subjects) if subject != self.held_out]
+        if not self._train:
+            raise DataError(f"held_out {self.held_out!r}: is the only subject, none is left to train on")
+        self._dataset = dataset
+
+    def _build(self, progress: Progress | None) -> MicroExpressionDataset:
+        prefer: Literal["raw", "cropped"] = "raw" if self.faces == "align" else "cropped"
+        study = load(self.dataset_name, self.data, self.classes, self.errata, prefer)
+        return MicroExpressionDataset(
+            study,
+            self.image_size,
+            self.faces,
+            self.apex,
+            self.views,
+            self.seed,
+            self.cache_dir,
+            self.stabilise,
+            progress=progress,
+        )
+
+    @property
+    def dataset(self) -> MicroExpressionDataset:
+        """All clips, in order; after setup()."""
+        if self._dataset is None:
+            self.setup()
+        assert self._dataset is not None
+        return self._dataset
+
+    @property
+    def study(self) -> Study:
+        """The clips that can be used, and an account of the others; after setup()."""
+        return self.dataset.study
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """All clips but the held-out subject's, in an order that the seed decides."""
+        order = torch.Generator().manual_seed(self.seed)
+        return self._loader(self._train, shuffle=True, generator=order)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        """The held-out subject's clips; nothing where no subject is held out."""
+        return self._loader(self._held) if self._held else []
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        """The same as val_dataloader."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """All clips in order, each once."""
+        return self._loader(range(len(self.dataset)))
+
+    def _loader(
+        self, indices: Sequence[int], shuffle: bool = False, generator: torch.Generator | None = None
+    ) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            Subset(self.dataset, list(indices)),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            generator=generator,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )

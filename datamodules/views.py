@@ -1,0 +1,94 @@
+"""Views of a clip: the untouched pair, and slightly different looks at the same expression.
+
+A view is drawn from (seed, clip, v) alone, so every process and every run sees the same ones. Both frames of
+a pair get the same transform and the same light; only the apex may be another frame nearby. View 0 changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8 = NDArray[np.uint8]
+Float = NDArray[np.float64]
+
+SHIFT = 0.03  # share of the side, either way, in x and y
+SCALE = 0.04  # share of 1, either way
+TURN = 3.0  # degrees, either way
+JITTER = 2  # frames, either way
+LIGHT = 0.10  # share of 1, either way, for brightness and for contrast
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at a pair.
+
+    Attributes:
+        flip: mirrored left to right; left and right action units change places.
+        shift: (x, y) as shares of the crop's side.
+        scale: factor.
+        turn: degrees.
+        jitter: position in [0, 1) among the frames around the apex, see `jittered`; None = the apex itself.
+        brightness: factor on gray levels.
+        contrast: factor on the distance from middle gray.
+    """
+
+    flip: bool = False
+    shift: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    turn: float = 0.0
+    jitter: float | None = None
+    brightness: float = 1.0
+    contrast: float = 1.0
+
+    def matrix(self, size: int) -> Float:
+        """The transform crop -> view, (2, 3) float64, about the centre of a crop of `size` pixels."""
+        angle = np.deg2rad(self.turn)
+        linear = self.scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        if self.flip:
+            linear = linear @ np.diag([-1.0, 1.0])
+        centre = np.full(2, (size - 1) / 2)
+        offset = centre + size * np.array(self.shift) - linear @ centre
+        return np.concatenate([linear, offset[:, None]], 1)
+
+    def relit(self, image: UInt8) -> UInt8:
+        """The image under this view's light, uint8."""
+        if self.brightness == 1.0 and self.contrast == 1.0:
+            return image
+        levels = (np.arange(256) * self.brightness - 128.0) * self.contrast + 128.0
+        return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)[image], np.uint8)
+
+    def jittered(self, apex: int, later: Sequence[int]) -> int:
+        """The frame to show as apex.
+
+        Args:
+            apex: the clip's apex.
+            later: frame numbers after the onset and not after the offset, with files, apex among them.
+        """
+        if self.jitter is None:
+            return apex
+        near = [number for number in later if abs(number - apex) <= JITTER]
+        return near[int(self.jitter * len(near))]
+
+
+def draw_view(seed: int, key: str, v: int) -> View:
+    """View v of the clip with this key; v = 0 is the untouched one."""
+    if v == 0:
+        return View()
+    digest = hashlib.sha256(f"{seed}/{key}/{v}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    either = rng.uniform(-1.0, 1.0, 6)
+    return View(
+        flip=bool(rng.random() < 0.5),
+        shift=(float(SHIFT * either[0]), float(SHIFT * either[1])),
+        scale=float(1.0 + SCALE * either[2]),
+        turn=float(TURN * either[3]),
+        jitter=float(rng.random()),
+        brightness=float(1.0 + LIGHT * either[4]),
+        contrast=float(1.0 + LIGHT * either[5]),
+    )

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from replicas import Row, image_bytes, write_casme2, write_samm, write_smic
+
+from datamodules import pairs
+from datamodules.micro import MicroExpressionDataModule, MicroExpressionDataset, fingerprint
+from datamodules.protocols import load
+from datamodules.sample import DataError
+
+LOOK = {"size": (40, 40)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    rows = [Row(s, f"EP02_0{i}", emotion=e) for s in (1, 2, 3) for i, e in enumerate(("disgust", "surprise"))]
+    write_casme2(root / "casme2", [*rows, Row(9, "EP01_01", apex="/", emotion="happiness")], **LOOK)
+    write_samm(
+        root / "samm", [Row(6, "006_1_2", emotion="Anger"), Row(7, "007_1_2", emotion="Happiness")], **LOOK
+    )
+    write_smic(root / "smic", [(1, "negative", 1), (2, "positive", 1)], **LOOK)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def module(data: Path, cache: str, **settings: Any) -> MicroExpressionDataModule:
+    given = {"image_size": 32, "faces": "precropped", "batch_size": 4, "cache_dir": cache, **settings}
+    made = MicroExpressionDataModule("composite", str(data), **given)
+    made.prepare_data()
+    made.setup("fit")
+    return made
+
+
+def keys(loader: Any) -> list[str]:
+    return [key for batch in loader for key in batch["clip"]]
+
+
+def test_an_item_and_a_batch(data: Path, cache: str) -> None:
+    made = module(data, cache)
+    item = made.dataset[0]
+    assert item["onset"].shape == item["apex"].shape == (3, 32, 32)
+    assert item["onset"].dtype == item["apex"].dtype == torch.uint8
+    batch = next(iter(made.predict_dataloader()))
+    assert batch["onset"].shape == (4, 3, 32, 32)
+    assert batch["label"].dtype == torch.int64
+    assert batch["label"].tolist() == [0, 2, 0, 2]
+    assert batch["clip"][:2] == ["casme2/sub01/EP02_00", "casme2/sub01/EP02_01"]
+    assert batch["subject"] == ["casme2/sub01", "casme2/sub01", "casme2/sub02", "casme2/sub02"]
+    assert batch["database"] == ["casme2"] * 4
+    gray = next(item for item in made.dataset if item["database"] == "samm")["onset"]
+    assert torch.equal(gray[0], gray[1])
+    assert torch.equal(gray[0], gray[2])
+    assert gray.float().std() > 5
+
+
+def test_views_are_stacked_and_the_first_is_the_same_without_them(data: Path, cache: str) -> None:
+    plain, viewed = module(data, cache), module(data, cache, views=3)
+    batch = next(iter(viewed.predict_dataloader()))
+    assert batch["apex"].shape == (4, 3, 3, 32, 32)
+    single = next(iter(plain.predict_dataloader()))
+    assert torch.equal(batch["apex"][:, 0], single["apex"])
+    assert not torch.equal(batch["apex"][:, 1], single["apex"])
+
+
+def test_the_held_out_subject_is_never_trained_on(data: Path, cache: str) -> None:
+    everything = keys(module(data, cache).predict_dataloader())
+    made = module(data, cache, held_out="casme2/sub02")
+    train, held = keys(made.train_dataloader()), keys(made.val_dataloader())
+    assert held == ["casme2/sub02/EP02_00", "casme2/sub02/EP02_01"]
+    assert sorted(train + held) == everything
+    assert keys(made.test_dataloader()) == held
+
+
+def test_prediction_is_every_clip_once_in_order(data: Path, cache: str) -> None:
+    for batch_size in (1, 3, 4, 100):
+        made = module(data, cache, batch_size=batch_size)
+        assert keys(made.predict_dataloader()) == [clip.key for clip in made.study.clips]
+    assert len(made.study.clips) == 11
+    assert made.val_dataloader() == []
+
+
+def test_training_order_is_the_seeds(data: Path, cache: str) -> None:
+    orders = [keys(module(data, cache, seed=seed).train_dataloader()) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2])
+
+
+def test_the_apex_rules_are_counted(data: Path, cache: str) -> None:
+    made = module(data, cache)
+    assert ("casme2", "apex: annotated 6, middle 1") in made.study.notes
+    assert ("smic", "apex: middle 2") in made.study.notes
+    assert made.dataset.apexes["smic/s1/s1_ne_01"].number == 99999
+    middle = module(data, cache, apex="middle")
+    assert ("casme2", "apex: middle 7") in middle.study.notes
+
+
+def test_a_clip_without_a_face_is_dropped_with_its_file(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture of every replica is the same: frames of one clip are replaced, and known by their size."""
+    study = load("casme2", write_casme2(tmp_path / "casme2", [Row(i, "EP02_01") for i in (1, 2, 3)], **LOOK))
+    lost = study.clips[1].frames[10]
+    lost.write_bytes(image_bytes(".jpg", (24, 24)))
+    estimate = pairs.FaceAligner.estimate
+    monkeypatch.setattr(
+        pairs.FaceAligner, "estimate", lambda self, frame: None if len(frame) == 24 else estimate(self, frame)
+    )
+    made = MicroExpressionDataset(study, 32, "precropped", cache_dir=tmp_path / "cache")
+    assert [clip.subject for clip in made.study.clips] == ["sub01", "sub03"]
+    assert [item["subject"] for item in made] == ["casme2/sub01", "casme2/sub03"]
+    assert made.study.dropped == (("casme2/sub02/EP02_01", f"no face found in onset frame {lost}"),)
+    assert made.fingerprint() == fingerprint(made.study, made.settings)
+
+
+def test_no_face_anywhere_is_an_error_that_says_what_to_do(data: Path, tmp_path: Path) -> None:
+    study = load("smic", data / "smic")
+    with pytest.raises(DataError, match=r"reg_image099998.bmp: no face found.*faces=precropped") as caught:
+        MicroExpressionDataset(study, 32, "align", cache_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_settings_are_one_line(data: Path, cache: str) -> None:
+    with pytest.raises(
+        DataError, match="held_out 'sub02': no such subject; there are 8, such as casme2/sub01"
+    ):
+        module(data, cache, held_out="sub02")
+    with pytest.raises(DataError, match="image_size 8, views 1"):
+        module(data, cache, image_size=8)
+    with pytest.raises(DataError, match="unknown"):
+        MicroExpressionDataModule("imagenet", str(data), cache_dir=cache).setup()  # type: ignore[arg-type]
+
+
+def test_cropped_frames_are_preferred_where_faces_are_precropped(tmp_path: Path) -> None:
+    rows = [Row(1, "EP02_01"), Row(2, "EP02_01", emotion="surprise")]
+    for layout in ("raw", "cropped"):
+        write_casme2(tmp_path, rows, layout, **LOOK)
+    made = MicroExpressionDataModule(
+        "casme2", str(tmp_path), image_size=32, faces="precropped", cache_dir=str(tmp_path / "cache")
+    )
+    assert {path.name[:7] for clip in made.study.clips for path in clip.frames.values()} == {"reg_img"}
+
+
+def test_two_runs_read_the_same_pixels(data: Path, cache: str, tmp_path: Path) -> None:
+    ours = [item["apex"].numpy() for item in module(data, cache, views=2).dataset]
+    fresh = [item["apex"].numpy() for item in module(data, str(tmp_path), views=2).dataset]
+    assert all(np.array_equal(a, b) for a, b in zip(ours, fresh, strict=True))
