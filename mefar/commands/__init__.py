@@ -110,9 +110,9 @@ def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         option, equals, value = word.partition("=")
         name = option[2:].replace("-", "_")
-        known = option.startswith("--") and name in hints
+        known = option.startswith("--") and name.split(".")[0] in hints
         words.append(f"--{name}{equals}{value}" if known else word)
-        if known and hints[name] is bool and not equals and following.startswith("-"):
+        if known and hints.get(name) is bool and not equals and following.startswith("-"):
             words.append("true")
     return words
 
