@@ -198,7 +198,6 @@ class PairStore:
 
     def __init__(self, folder: Path, settings: PairSettings) -> None:
         self.folder, self.settings = folder, settings
-        self._local = threading.local()
 
     def path(self, clip: Clip) -> Path:
         """The file of a clip, there or not."""
@@ -235,8 +234,9 @@ class PairStore:
             ) from error
         start = time.monotonic()
         threads = min(workers or min(8, os.cpu_count() or 1), len(missing))
+        local = threading.local()  # the detector's networks are not shared between threads
         with ThreadPoolExecutor(threads) as pool:
-            jobs = {pool.submit(self._make, clip, paths[clip.key]): clip for clip in missing}
+            jobs = {pool.submit(self._make, clip, paths[clip.key], local): clip for clip in missing}
             try:
                 for done, job in enumerate(as_completed(jobs), 1):
                     found[jobs[job].key] = job.result()
@@ -252,10 +252,10 @@ class PairStore:
         with np.load(path) as data:
             return data["onset"], data["apex"]
 
-    def _make(self, clip: Clip, path: Path) -> _Head:
-        if not hasattr(self._local, "aligner"):  # the detector's networks are not shared between threads
-            self._local.aligner = FaceAligner(self.settings.image_size, self.settings.faces)
-        pair = render(clip, self.settings, self._local.aligner)
+    def _make(self, clip: Clip, path: Path, local: threading.local) -> _Head:
+        if not hasattr(local, "aligner"):
+            local.aligner = FaceAligner(self.settings.image_size, self.settings.faces)
+        pair = render(clip, self.settings, local.aligner)
         arrays: dict[str, NDArray[np.generic]] = {"number": np.array(-1), "rule": np.array("")}
         if pair is not None:
             arrays = {"number": np.array(pair.chosen.number), "rule": np.array(pair.chosen.rule)}

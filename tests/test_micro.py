@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ def test_prediction_is_every_clip_once_in_order(data: Path, cache: str) -> None:
         assert keys(made.predict_dataloader()) == [clip.key for clip in made.study.clips]
     assert len(made.study.clips) == 11
     assert made.val_dataloader() == []
+
+
+def test_items_travel_to_worker_processes(data: Path, cache: str) -> None:
+    dataset = module(data, cache).dataset
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[3]["apex"], dataset[3]["apex"])
 
 
 def test_training_order_is_the_seeds(data: Path, cache: str) -> None:
