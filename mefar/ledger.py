@@ -77,7 +77,7 @@ class Ledger:
             entry = asdict(result) | asdict(result.fold)
             del entry["fold"]
             entry |= {"study": self.identity, "seconds": round(seconds / len(results), 3)}
-            lines.append(json.dumps(entry, sort_keys=True))
+            lines.append(json.dumps(entry))
         path = self.folder / (NAME if rank == 0 else f"folds.rank{rank}.jsonl")
         self.folder.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
@@ -101,4 +101,4 @@ class Ledger:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         os.replace(temporary, self.folder / NAME)
         for path in others:
-            path.unlink()
+            path.unlink(missing_ok=True)

@@ -127,7 +127,7 @@ class Run:
         self.seeds, self.machine, self.notes = tuple(seeds), machine or Machine(), dict(notes or {})
         if not self.seeds:
             raise InputError("no seed; give at least 1")
-        self.started = time.monotonic()
+        self.started, self.trained = time.monotonic(), False
         group = self.machine.group or (GPU_GROUP if self.machine.on_gpu else CPU_GROUP)
         self.groups = plan(study.data.subjects, self.seeds, group)
         self.configuration = {
@@ -193,20 +193,32 @@ class Run:
         finished = [number for number, group in enumerate(self.groups) if all(fold in done for fold in group)]
         with _quiet():
             trainer = self._trainer()
-            if len(finished) < len(self.groups):
+            self.trained = len(finished) < len(self.groups)
+            if self.trained:
                 module = FoldTrainer(
                     self.study.data, self.groups, self.size, self.training, finished, self.machine.share
                 )
                 trainer.predict(module, return_predictions=False)
-            elif trainer.is_global_zero:
-                self.conclude()
+            else:
+                self.conclude()  # on every rank: whoever is first, the files are the same
         summary: dict[str, Any] = json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
         return summary
+
+    def _earlier(self) -> dict[str, Any]:
+        """The summary that this very run left before, if it did."""
+        try:
+            there: dict[str, Any] = json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return there if there.get("identity") == self.identity else {}
 
     def conclude(self) -> None:
         """Pool all folds of the ledger and write predictions, confusion matrices and summary."""
         self.ledger.merge()
         done = self.ledger.read()
+        wall = round(time.monotonic() - self.started, 1)
+        if not self.trained:  # all was there: say how long it took then, not how long reading it took now
+            wall = self._earlier().get("wall_seconds", wall)
         missing = [fold for group in self.groups for fold in group if fold not in done]
         if missing:
             raise RuntimeError(f"{len(missing)} folds are not in the ledger, first {missing[0]}")
@@ -228,7 +240,7 @@ class Run:
             "training": self.configuration["training"],
             "identity": self.identity,
             "training_seconds": round(sum(seconds for _, seconds in done.values()), 1),
-            "wall_seconds": round(time.monotonic() - self.started, 1),
+            "wall_seconds": wall,
             "mefar": __version__,
         }
         if self.study.control:

@@ -1,0 +1,311 @@
+"""A whole run: ledger, ranks, kills, pooled scores, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from token_sets import anchors, study, token_set
+
+from mefar import folds
+from mefar.folds import Fold, FoldResult
+from mefar.grouped import Training
+from mefar.head import HeadSize
+from mefar.ledger import Ledger
+from mefar.loso import Machine, Run
+from mefar.pooling import ORACLE_WARNING, pool, table
+from mefar.tokens import InputError
+
+SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
+TRAINING = Training(epochs=3, batch_size=8, learning_rate=5e-3)
+STUDY = study(token_set(noise=1.5))
+CPU = Machine(accelerator="cpu", group=2, workers=2)
+ROOT = Path(__file__).parent.parent
+
+
+def run(out: Path, machine: Machine = CPU, seeds: Sequence[int] = (0,), **changes: object) -> dict:  # type: ignore[type-arg]
+    settings = {"study": STUDY, "size": SIZE, "training": TRAINING} | changes
+    return Run(out=out, machine=machine, seeds=seeds, **settings).execute()  # type: ignore[arg-type]
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+
+
+# The ledger
+
+
+def result(subject: str, seed: int = 0) -> FoldResult:
+    return FoldResult(
+        Fold(subject, seed),
+        [0, 1],
+        [[0.5, 0.5], [1 / 3, 2 / 3]],
+        {"last": [0, 1], "oracle": [1, 1]},
+        {"last": 3},
+    )
+
+
+def test_the_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "study a")
+    ledger.append([result("casme2/01"), result("samm/01")], 3.0)
+    ledger.append([result("smic/01")], 1.0, rank=1)
+    found = ledger.read()
+    assert {fold: each for fold, (each, _) in found.items()} == {
+        Fold(name, 0): result(name) for name in ("casme2/01", "samm/01", "smic/01")
+    }
+    assert sum(seconds for _, seconds in found.values()) == 4.0
+
+
+@pytest.mark.parametrize("cut", [2, 30, 200])
+def test_a_torn_line_is_ignored_and_does_no_harm(tmp_path: Path, cut: int) -> None:
+    ledger = Ledger(tmp_path, "study a")
+    ledger.append([result("casme2/01")], 1.0)
+    ledger.append([result("samm/01")], 1.0)
+    path = tmp_path / "folds.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert set(ledger.read()) == {Fold("casme2/01", 0)}
+    ledger.append([result("smic/01")], 1.0)
+    assert set(ledger.read()) == {Fold("casme2/01", 0), Fold("smic/01", 0)}
+
+
+def test_lines_of_another_study_are_left_alone(tmp_path: Path) -> None:
+    Ledger(tmp_path, "study a").append([result("casme2/01")], 1.0)
+    other = Ledger(tmp_path, "study b")
+    assert other.read() == {}
+    other.append([result("casme2/01", seed=1)], 1.0, rank=3)
+    other.merge()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folds.jsonl"]
+    assert set(other.read()) == {Fold("casme2/01", 1)}
+    assert set(Ledger(tmp_path, "study a").read()) == {Fold("casme2/01", 0)}
+
+
+# Scores
+
+
+def test_scores_are_scikit_learns_on_the_predictions(tmp_path: Path) -> None:
+    summary = run(tmp_path)
+    rows = rows_of(tmp_path)
+    assert sorted("/".join((row["database"], row["subject"], row["clip"])) for row in rows) == sorted(
+        STUDY.clips
+    )
+    every = {"labels": [0, 1, 2], "average": "macro", "zero_division": 0}
+    for selection in ("last", "oracle"):
+        assert set(summary["scores"][selection]) == {"full", "casme2", "samm", "smic"}
+        for place, found in summary["scores"][selection].items():
+            inside = [row for row in rows if place in ("full", row["database"])]
+            labels, guesses = ([int(row[name]) for row in inside] for name in ("label", selection))
+            assert found["uf1"] == pytest.approx(f1_score(labels, guesses, **every))
+            assert found["uar"] == pytest.approx(recall_score(labels, guesses, **every))
+            if selection == "last":
+                matrix = json.loads((tmp_path / "confusion.json").read_text())["last"][place]
+                assert matrix == confusion_matrix(labels, guesses, labels=[0, 1, 2]).tolist()
+    for row in rows:
+        p = [float(row[f"p_{name}"]) for name in summary["classes"]]
+        assert sum(p) == pytest.approx(1, abs=1e-5)
+        assert max(range(3), key=lambda i: p[i]) == int(row["last"])
+    subjects = sorted({(row["database"], row["subject"]) for row in rows})
+    assert {(row["database"], row["subject"], int(row["fold"])) for row in rows} == {
+        (*subject, number) for number, subject in enumerate(subjects)
+    }
+
+
+def test_the_summary_says_what_was_run(tmp_path: Path) -> None:
+    chosen = replace(STUDY, dropped=(("samm/99/x", "no face found"),))
+    summary = run(tmp_path, study=chosen, notes={"command": "mefar loso --x"})
+    assert summary["folds"] == 6
+    assert summary["clips"] == 34
+    assert summary["seeds"] == [0]
+    assert summary["tokenizer"] == STUDY.tokenizer
+    assert summary["dropped"] == [["samm/99/x", "no face found"]]
+    assert summary["command"] == "mefar loso --x"
+    assert summary["wall_seconds"] >= 0
+    assert "control" not in summary
+
+
+def test_the_oracle_is_never_below_the_last_epoch_on_any_subject(tmp_path: Path) -> None:
+    run(tmp_path)
+    rows = rows_of(tmp_path)
+    for fold in {row["fold"] for row in rows}:
+        own = [row for row in rows if row["fold"] == fold]
+        right = {name: sum(row[name] == row["label"] for row in own) for name in ("last", "oracle")}
+        assert right["oracle"] >= right["last"]
+
+
+def test_several_seeds_give_mean_and_deviation_and_reuse_the_first(tmp_path: Path) -> None:
+    one = run(tmp_path)
+    first = rows_of(tmp_path)
+    three = run(tmp_path, seeds=(0, 1, 2))
+    rows = rows_of(tmp_path)
+    assert len(rows) == 3 * len(first)
+    assert rows[: len(first)] == first
+    per_seed = []
+    for seed in ("0", "1", "2"):
+        own = [row for row in rows if row["seed"] == seed]
+        labels, guesses = ([int(row[name]) for row in own] for name in ("label", "last"))
+        per_seed.append(f1_score(labels, guesses, average="macro"))
+    found = three["scores"]["last"]["full"]
+    assert per_seed[0] == pytest.approx(one["scores"]["last"]["full"]["uf1"])
+    assert found["uf1"] == pytest.approx(torch.tensor(per_seed).mean().item())
+    assert found["uf1_std"] == pytest.approx(torch.tensor(per_seed).std().item())
+    assert len(set(per_seed)) > 1
+
+
+def test_a_clip_tested_twice_or_never_is_noticed() -> None:
+    good = [FoldResult(Fold(s, 0), [r for r, o in enumerate(STUDY.data.subjects) if o == s], [], {}, {})
+            for s in set(STUDY.data.subjects)]  # fmt: skip
+    good = [replace(each, predictions={"last": [0] * len(each.rows)}) for each in good]
+    pool(STUDY, good, [0])
+    with pytest.raises(RuntimeError, match="predictions for 34 clips"):
+        pool(STUDY, good[1:], [0])
+    with pytest.raises(RuntimeError, match="predictions for 34 clips"):
+        pool(STUDY, [*good, good[0]], [0])
+
+
+def test_the_table_shows_both_selections_and_the_warning(tmp_path: Path) -> None:
+    summary = run(tmp_path) | {"controls": {"pixels": {}}}
+    summary["controls"]["pixels"] = summary["scores"]["last"]
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(table(summary))
+    text = console.export_text()
+    assert ORACLE_WARNING in text
+    for word in ("last", "oracle*", "control: pixels", "casme2", "smic", "34 clips, 6 subjects"):
+        assert word in text
+    assert f"{summary['scores']['last']['full']['uf1']:.4f}" in text
+
+
+def test_a_shuffled_control_is_marked_everywhere(tmp_path: Path) -> None:
+    shuffled = STUDY.shuffled()
+    assert sorted(shuffled.data.labels.tolist()) == sorted(STUDY.data.labels.tolist())
+    assert shuffled.data.labels.tolist() != STUDY.data.labels.tolist()
+    summary = run(tmp_path, study=shuffled)
+    assert summary["control"] == "shuffled"
+    assert {row["control"] for row in rows_of(tmp_path)} == {"shuffled"}
+    assert json.loads((tmp_path / "study.json").read_text())["control"] == "shuffled"
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(table(summary))
+    assert "CONTROL" in console.export_text()
+    with pytest.raises(InputError, match="control"):
+        run(tmp_path)
+
+
+def test_inner_selection_and_text_go_through(tmp_path: Path) -> None:
+    chosen = replace(STUDY, data=replace(STUDY.data, anchors=anchors()))
+    summary = run(tmp_path, study=chosen, training=replace(TRAINING, inner=True))
+    assert list(summary["scores"]) == ["last", "oracle", "inner"]
+    assert "inner" in rows_of(tmp_path)[0]
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("devices", [2, 3, 5])
+def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path, devices: int) -> None:
+    """Five ranks share three groups: two of them have nothing to do."""
+    run(tmp_path / "one")
+    summary = run(tmp_path / "many", replace(CPU, devices=devices, workers=1))
+    for name in ("predictions.csv", "confusion.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    assert summary["clips"] == 34
+    assert not list((tmp_path / "many").glob("folds.rank*"))
+
+
+def test_workers_and_threads_do_not_matter(tmp_path: Path) -> None:
+    for number, workers in enumerate((1, 3)):
+        run(tmp_path / str(number), replace(CPU, workers=workers))
+    assert (tmp_path / "0/predictions.csv").read_bytes() == (tmp_path / "1/predictions.csv").read_bytes()
+
+
+# Interruptions
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_loso import CPU, SIZE, STUDY, TRAINING, replace, run
+run(Path(sys.argv[1]), replace(CPU, workers=1), training=replace(TRAINING, epochs=40))
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = replace(TRAINING, epochs=40)
+    run(tmp_path / "whole", training=training)
+    program = PROGRAM.format(tests=str(Path(__file__).parent))
+    out = tmp_path / "killed"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", program, str(out)], env=environment)
+    deadline = time.monotonic() + 60
+    while not (out / "folds.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = len((out / "folds.jsonl").read_text().splitlines())
+    assert 0 < finished < 6, "the kill must come in the middle"
+    assert not (out / "summary.json").exists()
+    # The next group was torn apart while it was written.
+    with (out / "folds.jsonl").open("a") as file:
+        file.write('{"study": "')
+    trained: list[Fold] = []
+    real = folds.train_group
+
+    def counted(data: object, group: Sequence[Fold], *rest: object) -> object:
+        trained.extend(group)
+        return real(data, group, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folds, "train_group", counted)
+    run(out, training=training)
+    assert len(trained) == 6 - finished
+    assert (out / "predictions.csv").read_bytes() == (tmp_path / "whole/predictions.csv").read_bytes()
+    run(out, training=training)
+    assert len(trained) == 6 - finished, "a finished run trains nothing"
+
+
+def test_a_second_run_keeps_the_time_of_the_first(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    again = run(tmp_path)
+    assert again["scores"] == first["scores"]
+    assert again["training_seconds"] == first["training_seconds"]
+    assert again["wall_seconds"] == first["wall_seconds"]
+
+
+# Bad input
+
+
+def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"training.epochs \(3 there, 4 asked for\); choose another --out"):
+        run(tmp_path, training=replace(TRAINING, epochs=4))
+    with pytest.raises(InputError, match="another tokenizer"):
+        run(tmp_path, study=replace(STUDY, tokenizer={**STUDY.tokenizer, "sha256": "1"}))
+    with pytest.raises(InputError, match="another data"):
+        run(tmp_path, study=study(token_set(seed=5)))
+    with pytest.raises(InputError, match=r"head.dim \(8 there, 16"):
+        run(tmp_path, size=replace(SIZE, dim=16))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_diverging_fold_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    data = STUDY.data
+    tokens = data.tokens.clone()
+    tokens[0] = torch.inf
+    with pytest.raises(InputError, match=r"model \w+/\d+ seed 0: training diverged in epoch 1"):
+        run(tmp_path, study=study(replace(data, tokens=tokens)))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_no_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no seed"):
+        run(tmp_path, seeds=())
