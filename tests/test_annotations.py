@@ -19,11 +19,7 @@ from replicas import (
 )
 
 from datamodules.annotations import casme2, casme3, samm, smic
-from datamodules.errata import load_errata
-from datamodules.layouts import list_frames
 from datamodules.sample import Clip, DataError
-
-FACTS = Path(__file__).parents[2] / "shared" / "design" / "errata_facts.csv"
 
 
 def one(clips: tuple[Clip, ...]) -> Clip:
@@ -237,72 +233,6 @@ def test_casme3_impossible_rows_are_dropped_and_the_known_ones_mended(tmp_path: 
     assert "offset 0 is not after onset 1812" in reasons["casme3/spNO.40/e_1812"]
 
 
-# --- errata
-
-
-def test_an_erratum_fills_a_missing_apex_and_can_be_switched_off(tmp_path: Path) -> None:
-    write_casme2(tmp_path, [Row(4, "EP12_01f", 261, "/", 321, frames=(261, 279, 321))])
-    read = casme2(tmp_path)
-    assert one(read.clips).apex == 279
-    assert any("apex missing -> 279 (meb" in remark for _, remark in read.notes)
-    assert one(casme2(tmp_path, errata=False).clips).apex is None
-
-
-@pytest.mark.parametrize(
-    ("row", "apex", "offset"),
-    [
-        (Row(4, "EP12_01f", 261, 300, 321, frames=(261, 279, 300)), 300, 321),  # this copy has one
-        (Row(4, "EP12_01f", 261, "/", 270, frames=(261, 270, 279)), None, 270),  # 279 would be outside
-        (Row(4, "EP12_01f", 1, "/", 321, frames=(1, 279, 321)), None, 321),  # frames numbered otherwise
-        (Row(4, "EP12_01f", 261, "/", 321, frames=(261, 280, 321)), None, 321),  # no file
-        (Row(5, "EP09_05f", 69, 69, 123, frames=(69, 81, 123)), 81, 123),  # the apex is the onset
-        (Row(7, "EP06_01", 15, None, 91, frames=(15, 78, 91)), 78, 91),
-        (Row(7, "EP06_01", 15, None, 68, frames=(15, 78, 91)), 78, 91),  # apex and offset together
-        (Row(7, "EP06_01", 15, None, 68, frames=(15, 49, 68)), None, 68),  # or not at all
-        (Row(7, "EP06_01", 15, 49, 68, frames=(15, 49, 68)), 49, 68),  # the 2014 coding stays
-        (Row(12, "EP09_02", 16, None, 101, frames=(16, 101, 187)), None, 101),
-        (Row(25, "EP10_01", 101, None, 137, frames=(98, 101, 137)), None, 137),
-    ],
-)
-def test_casme2_errata_apply_only_where_they_hold(
-    tmp_path: Path, row: Row, apex: int | None, offset: int
-) -> None:
-    clip = one(casme2(write_casme2(tmp_path, [row])).clips)
-    assert (clip.apex, clip.offset) == (apex, offset)
-
-
-def test_samm_errata(tmp_path: Path) -> None:
-    rows = [
-        Row(28, "028_4_1", 1071, 1000, 1140, "4", "Anger", frames=(1071, 1105, 1140)),
-        Row(32, "032_3_1", 4896, 4930, 4950, "4", "Anger", frames=(4896, 4930, 4945)),  # a copy that is right
-        Row(13, "013_1_9", 5658, 5700, 5720, "4", "Anger", frames=(5658, 5700, 5739)),
-        Row(7, "007_6_1", 497, 500, 510, "(R6 or R12)+R15", "Anger", frames=(497, 500, 510)),
-        Row(11, "011_4_2", 2980, 2990, 3000, "L12", "Anger", frames=(2980, 2990)),
-    ]
-    write_samm(tmp_path, rows)
-    clips = {c.clip: c for c in samm(tmp_path).clips}
-    assert clips["028_4_1"].apex == 1105
-    assert clips["032_3_1"].apex == 4930
-    assert clips["013_1_9"].offset == 5739
-    assert [str(au) for au in clips["007_6_1"].aus] == ["R12", "R15"]
-    assert [str(au) for au in clips["011_4_2"].aus] == ["L12"]
-    plain = {c.clip: c for c in samm(tmp_path, errata=False).clips}
-    assert (plain["028_4_1"].apex, plain["013_1_9"].offset) == (None, 5720)
-    assert [str(au) for au in plain["007_6_1"].aus] == ["R6", "R12", "R15"]
-
-
-def test_every_erratum_has_a_source_and_comes_from_the_facts() -> None:
-    errata = load_errata()
-    assert all(row.source and row.when and row.field in ("onset", "apex", "offset", "aus") for row in errata)
-    unusable = {("sub12", "EP09_02"), ("sub25", "EP10_01"), ("sub25", "EP18_04f"), ("sub26", "EP03_10")}
-    assert not unusable & {(row.subject, row.clip) for row in errata}
-    if not FACTS.exists():
-        pytest.skip(f"{FACTS} is not here to compare with")
-    facts = {tuple(line.split(",")[:6]) for line in FACTS.read_text().splitlines()[1:]}
-    mine = {(r.database, r.subject, r.clip, str(r.onset), r.field, r.value) for r in errata}
-    assert mine == {fact for fact in facts if fact[1:3] not in unusable}
-
-
 # --- what cannot be used is dropped with a reason
 
 
@@ -345,130 +275,6 @@ def test_unreadable_action_units_are_remarked_and_do_not_cost_the_clip(tmp_path:
     read = casme2(write_casme2(tmp_path, [Row(1, "EP02_01", aus="4+smile")]))
     assert one(read.clips).aus == ()
     assert any("action units not read: 'smile'" in remark and "row 2" in remark for _, remark in read.notes)
-
-
-# --- errors: one line with file, row and what to do
-
-
-def message(call: object, *args: object, **kwargs: object) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*args, **kwargs)  # type: ignore[operator]
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-@pytest.mark.parametrize(
-    "column", ["Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"]
-)
-def test_a_missing_column_is_named_with_those_found(tmp_path: Path, column: str) -> None:
-    columns = [c for c in CASME2_COLUMNS if c != column]
-    text = message(casme2, write_casme2(tmp_path, [Row(1, "EP02_01")], columns=columns))
-    assert f"no column {column!r}" in text
-    assert "columns found: Subject" in text
-    assert "CASME2-coding-20140508.xlsx, row 1" in text
-
-
-def test_a_file_without_header_or_rows(tmp_path: Path) -> None:
-    write_table(tmp_path / "CASME2-coding-20140508.xlsx", [["a", "b"], [1, 2]])
-    assert "no row whose first cell is 'Subject'" in message(casme2, tmp_path)
-    write_table(tmp_path / "CASME2-coding-20140508.xlsx", [CASME2_COLUMNS, [None] * 9])
-    assert "no clips below the header" in message(casme2, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (Row("x", "EP02_01"), "row 2, column 'Subject': 'x' is no subject id"),
-        (Row(1, "EP02_01", onset="early"), "row 2, column 'OnsetFrame': 'early' is not a frame number"),
-        (Row(1, "EP02_01", apex=-3), "row 2, column 'ApexFrame': '-3' is not a frame number"),
-        (Row(1, "EP02_01", offset=12.5), "row 2, column 'OffsetFrame': '12.5' is not a frame number"),
-        (Row(1, ""), "row 2, column 'Filename': is blank"),
-        (Row(None, "EP02_01"), "row 2, column 'Subject': is blank"),
-    ],
-)
-def test_a_bad_cell_is_named(tmp_path: Path, row: Row, expected: str) -> None:
-    text = message(casme2, write_casme2(tmp_path, [row], layout=""))
-    assert expected in text
-    assert "CASME2-coding-20140508.xlsx" in text
-
-
-def test_rows_that_repeat_or_contradict(tmp_path: Path) -> None:
-    row = Row(1, "EP02_01")
-    assert len(casme2(write_casme2(tmp_path, [row, row])).clips) == 1
-    write_casme2(tmp_path, [row, replace(row, onset=11)])
-    assert "row 3, column 'Filename': casme2/sub01/EP02_01 contradicts row 2" in message(casme2, tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a workbook", b"PK\x03\x04 cut off"])
-def test_a_broken_workbook_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "CASME2-coding-20140508.xlsx").write_bytes(content)
-    assert "CASME2-coding-20140508.xlsx: not a readable .xlsx file" in message(casme2, tmp_path)
-
-
-def test_no_coding_file_or_another_databases(tmp_path: Path) -> None:
-    assert "no coding file (CASME2-coding-20140508.xlsx)" in message(casme2, tmp_path)
-    write_samm(tmp_path, [Row(6, "006_1_2")])
-    assert "SAMM_Micro_FACS_Codes_v2.xlsx of samm" in message(casme2, tmp_path)
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "CASME2-coding.xls").touch()
-    assert "save CASME2-coding.xls as .xlsx" in message(casme2, tmp_path / "old")
-
-
-def test_an_empty_clip_folder_is_an_error(tmp_path: Path) -> None:
-    write_casme2(tmp_path, [Row(1, "EP02_01"), Row(2, "EP02_01", frames=())])
-    text = message(casme2, tmp_path)
-    assert "a clip without frames (casme2/sub02/EP02_01)" in text
-    assert str(tmp_path / "CASME2_RAW_selected" / "sub02" / "EP02_01") in text
-    write_smic(tmp_path, [(1, "negative", 1)])
-    for image in tmp_path.rglob("*.bmp"):
-        image.unlink()
-    assert "a clip without frames (smic/s1/s1_ne_01)" in message(smic, tmp_path)
-
-
-def test_frames_for_less_than_half_of_the_clips_is_an_error(tmp_path: Path) -> None:
-    rows = [Row(i, "EP02_01", frames=(10, 12, 14) if i < 3 else None) for i in range(1, 6)]
-    text = message(casme2, write_casme2(tmp_path, rows))
-    assert "frames for 2 of the 5 clips" in text
-    assert "sub03/EP02_01 (row 4)" in text
-    assert "no SMIC-HS clips" in message(smic, tmp_path)
-
-
-def test_two_files_for_one_frame_or_two_folders_for_one_clip(tmp_path: Path) -> None:
-    write_casme2(tmp_path, [Row(1, "EP02_01")])
-    place = tmp_path / "CASME2_RAW_selected" / "sub01" / "EP02_01"
-    write_frames(place, [12], "img{:05d}.jpg")
-    assert "img00012.jpg and img12.jpg are both frame 12" in message(casme2, tmp_path)
-    (place / "img00012.jpg").unlink()
-    write_frames(tmp_path / "CASME2_RAW_selected" / "sub1" / "EP02_01", [10], "img{}.jpg")
-    assert "two folders for one clip" in message(casme2, tmp_path)
-
-
-# --- frames of a folder
-
-
-def test_frames_are_ordered_by_number_and_strays_are_left_out(tmp_path: Path) -> None:
-    write_frames(tmp_path, (9, 10, 100), "reg_img{}.jpg")
-    for stray in ("._reg_img7.jpg", "reg_img11 (1).jpg", "Thumbs.db", "cover.jpg", "notes8.txt"):
-        (tmp_path / stray).touch()
-    assert list(list_frames(tmp_path)) == [9, 10, 100]
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    numbers=st.sets(st.integers(0, 10**8), max_size=8),
-    prefix=st.sampled_from(["img", "reg_img", "006_", "", "image", "s1-"]),
-    width=st.integers(1, 9),
-)
-def test_any_padding_gives_the_same_numbers(
-    tmp_path_factory: pytest.TempPathFactory, numbers: set[int], prefix: str, width: int
-) -> None:
-    folder = tmp_path_factory.mktemp("frames")
-    for number in numbers:
-        (folder / f"{prefix}{number:0{width}d}.jpg").touch()
-    frames = list_frames(folder)
-    assert list(frames) == sorted(numbers)
-    assert all(int(path.stem.removeprefix(prefix)) == number for number, path in frames.items())
 
 
 cells = st.one_of(
