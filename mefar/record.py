@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,17 @@ class Run:
     def databases(self) -> list[str]:
         """Databases of the run, in the usual order."""
         return [scope for scope in ordered(self.summary["counts"]) if scope not in ("all", "full")]
+
+    @property
+    def subjects(self) -> dict[tuple[str, str], Counter[str]]:
+        """(database, subject) -> its clips, and how many were right: keys `clips`, `last`, `oracle`."""
+        right: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for row in self.predictions:
+            counter = right[row["database"], row["subject"]]
+            counter["clips"] += 1
+            for selection in ("last", "oracle"):
+                counter[selection] += row.get(selection) == row["label"]
+        return dict(right)
 
     @property
     def totals(self) -> tuple[int, int]:

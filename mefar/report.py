@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -277,12 +277,7 @@ def _codes(run: Run) -> str:
 def _subjects(run: Run) -> str:
     if not run.predictions:
         return ""
-    right: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for row in run.predictions:
-        counter = right[row["database"], row["subject"]]
-        counter["clips"] += 1
-        for selection in ("last", "oracle"):
-            counter[selection] += row.get(selection) == row["label"]
+    right = run.subjects
     blocks, lines = [], []
     for database in ordered(dict.fromkeys(database for database, _ in right)):
         mine = [(subject, count) for (where, subject), count in right.items() if where == database]
@@ -331,7 +326,8 @@ def _listed(noun: str, pairs: Sequence[Sequence[Any]]) -> str:
     if not pairs:
         return ""
     rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(text))}</td></tr>" for k, text in pairs)
-    return f"<details><summary>{_plural(len(pairs), noun)}</summary><table><tbody>{rows}</tbody></table></details>"
+    name = _plural(len(pairs), noun)
+    return f"<details><summary>{name}</summary><table><tbody>{rows}</tbody></table></details>"
 
 
 def _protocol(run: Run) -> str:
