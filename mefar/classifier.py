@@ -73,7 +73,7 @@ class TokenClassifier(LightningModule):
             raise InputError(f"num_classes is {num_classes}; give at least 2")
         self.tokenizer = tokenizer
         if isinstance(tokenizer, nn.Module):
-            tokenizer.requires_grad_(False)
+            tokenizer.requires_grad_(False).eval()
         size = HeadSize(dim, depth, heads, feedforward, dropout, embedding)
         self.head = self.make_head(size, num_classes)
         self.noise = DropoutNoise((None,), dropout)
@@ -137,7 +137,7 @@ class TokenClassifier(LightningModule):
             counts += torch.bincount(labels, minlength=C)
             tokens = self.tokens(moved).double().flatten(0, 1)
             sums += torch.stack(
-                [torch.ones_like(tokens[0]) * len(tokens), tokens.sum(0), tokens.square().sum(0)]
+                [tokens.sum(0), tokens.square().sum(0), torch.full_like(tokens[0], len(tokens))]
             )
         counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
