@@ -314,16 +314,14 @@ class VoxCelebDataModule(LightningDataModule):
         return [] if self._val is None else self._loader(self._val, fixed=True)
 
     def _loader(self, dataset: PairDataset, fixed: bool) -> DataLoader[dict[str, Tensor]]:
+        # One thread per worker, set here and not in the worker: where this process has used OpenCV's threads,
+        # a forked child that changes their number waits for ever for threads that it does not have.
+        cv2.setNumThreads(1)
         return DataLoader(
             dataset,
             batch_size=None,
             sampler=PairSampler(dataset, self.batch_size, fixed),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
             persistent_workers=False,
         )
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -142,6 +143,15 @@ def test_training_and_validation_share_no_speaker(voxceleb, tmp_path):
 def test_workers_give_the_same_batches(voxceleb, tmp_path):
     none, two = (module(voxceleb, cache_dir=str(tmp_path), num_workers=workers) for workers in (0, 2))
     assert all(same(a, b) for a, b in zip(none.train_dataloader(), two.train_dataloader(), strict=True))
+
+
+def test_workers_start_after_opencv_has_used_its_threads(folder):
+    """A forked worker that sets the number of threads itself hangs here."""
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((1500, 1500, 3), np.uint8), (0, 0), 5)
+    loader = module(folder, num_workers=1).train_dataloader()
+    loader.timeout = 60
+    assert len(list(loader)) == 6
 
 
 def test_validation_is_fixed_and_training_is_not(voxceleb, tmp_path):
