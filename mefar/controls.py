@@ -55,7 +55,9 @@ def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty:
     cross_c = cross - (cross @ share)[:, None] - mean[None] + share @ mean
     targets = functional.one_hot(labels[train], C).to(gram)
     offset = share @ targets
-    coefficients = _solve(inner_c, targets - offset, weights, penalty * float(inner_c.diagonal().mean()))
+    # A floor, because differences may all be 0: apex frames that are the onset.
+    scale = max(float(inner_c.diagonal().mean()), 1e-12)
+    coefficients = _solve(inner_c, targets - offset, weights, penalty * scale)
     return (cross_c @ coefficients + offset).argmax(1)
 
 

@@ -112,7 +112,8 @@ class Training:
         edclip_weight: of the alignment with text, where anchors are given (published: 0.3).
         others_weight: of classes without text inside the alignment (published: 0.2).
         normalise: scale token dimensions to mean 0 and deviation 1 over the fold's training clips.
-        eval_views: a held-out clip is predicted from the mean probability over this many views.
+        eval_views: a held-out clip is predicted from the mean probability over this many of its views;
+            0 = all of them, 1 = the untouched one alone (published).
         inner: also select the epoch on a fifth of the training subjects, held out from a second
             model of the fold; doubles the time.
     """
@@ -129,13 +130,25 @@ class Training:
     edclip_weight: float = 0.3
     others_weight: float = 0.2
     normalise: bool = True
-    eval_views: int = 1
+    eval_views: int = 0
     inner: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_views"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training: {name} is {getattr(self, name)}; give at least 1")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_views", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"training: {name} is {getattr(self, name)}; give at least {least}")
+
+    def views_to_test(self, views: int) -> int:
+        """How many of `views` views a held-out clip is predicted from.
+
+        Raises:
+            InputError: more are asked for than there are.
+        """
+        if self.eval_views > views:
+            raise InputError(
+                f"training: eval_views is {self.eval_views} but there are {views} views; lower it"
+            )
+        return self.eval_views or views
 
 
 def random_seed(key: str, purpose: str) -> int:
@@ -207,10 +220,7 @@ class GroupTrainer:
         _, self.views, L, D = data.tokens.shape
         self.data, self.models, self.training = data, models, training
         self.device, dtype = data.tokens.device, data.tokens.dtype
-        if training.eval_views > self.views:
-            raise InputError(
-                f"training: eval_views is {training.eval_views} but there are {self.views} views; lower it"
-            )
+        self.test_views = training.views_to_test(self.views)
         align = data.anchors is not None and training.edclip_weight > 0
         text_dim = data.anchors.vectors.shape[1] if align and data.anchors is not None else None
         seeds = [random_seed(model.key, "values") for model in models]
@@ -340,6 +350,6 @@ class GroupTrainer:
         index = torch.stack(rows).to(self.device)
         views = [
             self.forward(self.data.tokens[index, view], None).logits.softmax(-1)
-            for view in range(self.training.eval_views)
+            for view in range(self.test_views)
         ]
         return torch.stack(views).mean(0).float().cpu()

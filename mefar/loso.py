@@ -127,6 +127,7 @@ class Run:
         self.seeds, self.machine, self.notes = tuple(seeds), machine or Machine(), dict(notes or {})
         if not self.seeds:
             raise InputError("no seed; give at least 1")
+        training.views_to_test(study.data.tokens.shape[1])
         self.started, self.trained = time.monotonic(), False
         group = self.machine.group or (GPU_GROUP if self.machine.on_gpu else CPU_GROUP)
         self.groups = plan(study.data.subjects, self.seeds, group)

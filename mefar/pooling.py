@@ -182,7 +182,7 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
 def table(summary: Mapping[str, Any]) -> Table:
     """The composite table: UF1 / UAR in all and per database; selections and controls side by side."""
     counts, columns = summary["counts"], dict(summary["scores"]) | dict(summary.get("controls", {}))
-    title = f"{summary['protocol']}: {summary['clips']} clips, {summary['folds']} subjects; UF1 / UAR"
+    title = f"{summary['protocol']}: {summary['clips']} clips, {summary['folds']} subjects; UF1/UAR"
     if summary.get("control"):
         title += f"; labels {summary['control']}, a CONTROL"
     made = Table(title=title, caption=f"* {ORACLE_WARNING}", title_justify="left", caption_justify="left")
@@ -192,6 +192,14 @@ def table(summary: Mapping[str, Any]) -> Table:
         made.add_column(COLUMN_TITLES.get(str(name), str(name)), justify="right")
     for place in summary["scores"]["last"]:
         clips = summary["clips"] if place == FULL else counts[place]["clips"]
-        cells = [f"{values[place]['uf1']:.4f} / {values[place]['uar']:.4f}" for values in columns.values()]
-        made.add_row(place, str(clips), *cells)
+        made.add_row(place, str(clips), *(_cell(values[place]) for values in columns.values()))
     return made
+
+
+def _cell(values: Mapping[str, float]) -> str:
+    """`.8943/.8967` as papers print it; with several seeds a second line gives the deviations."""
+    text = "/".join(f"{values[name]:.4f}".removeprefix("0") for name in ("uf1", "uar"))
+    if "uf1_std" in values:
+        spread = "/".join(f"{values[f'{name}_std']:.4f}".removeprefix("0") for name in ("uf1", "uar"))
+        text += f"\n±{spread}"
+    return text

@@ -20,7 +20,7 @@ from mefar.head import DropoutNoise, HeadSize, TokenHead
 from mefar.tokens import InputError
 
 SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
-TRAINING = Training(epochs=4, batch_size=5, learning_rate=5e-3)
+TRAINING = Training(epochs=4, batch_size=5, learning_rate=5e-3, eval_views=1)
 subject_lists = st.lists(st.sampled_from("abcdefg"), min_size=2, max_size=40).map(tuple)
 
 
@@ -281,20 +281,22 @@ def test_broken_tokens_of_the_held_out_subject_stay_its_own() -> None:
         train_group(replace(data, tokens=tokens), [Fold(data.subjects[-1], 0)], SIZE, TRAINING)
 
 
-def test_training_uses_all_views_and_the_test_only_the_first() -> None:
+def test_training_uses_all_views_and_the_test_those_asked_for() -> None:
     data = token_set(views=3)
     noisy = data.tokens.clone()
     fold = Fold(data.subjects[0], 0)
     model = fold_model(data, fold)
     noisy[model.train, 2] += 5
-    base = train_group(data, [fold], SIZE, TRAINING)[0].probabilities
-    assert train_group(replace(data, tokens=noisy), [fold], SIZE, TRAINING)[0].probabilities != base
+    first, every = replace(TRAINING, eval_views=1), replace(TRAINING, eval_views=0)
+    base = train_group(data, [fold], SIZE, first)[0].probabilities
+    assert train_group(replace(data, tokens=noisy), [fold], SIZE, first)[0].probabilities != base
     noisy = data.tokens.clone()
     noisy[model.test, 1:] += 5
     changed = replace(data, tokens=noisy)
-    assert train_group(changed, [fold], SIZE, TRAINING)[0].probabilities == base
-    many = replace(TRAINING, eval_views=3)
-    assert train_group(changed, [fold], SIZE, many)[0].probabilities != base
+    assert train_group(changed, [fold], SIZE, first)[0].probabilities == base
+    assert train_group(changed, [fold], SIZE, every)[0].probabilities != base
+    three = train_group(changed, [fold], SIZE, replace(TRAINING, eval_views=3))[0].probabilities
+    assert three == train_group(changed, [fold], SIZE, every)[0].probabilities
 
 
 # Selections

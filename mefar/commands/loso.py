@@ -52,6 +52,7 @@ def loso(
     out: Path | None = None,
     classes: int | None = None,
     seeds: int = 1,
+    seed: int = 0,
     views: int = 8,
     faces: FaceMode = "align",
     apex: ApexRule = "annotated",
@@ -84,6 +85,7 @@ def loso(
         out: run directory; default runs/loso-DATASET.
         classes: 3 for the 3-class variant of casme2 and samm; default: the protocol's own classes.
         seeds: heads per fold; scores are then means over seeds, with their deviation.
+        seed: the first of them.
         views: slightly different copies of each clip to train on; 1 = published.
         faces: `align` finds the face; `precropped` takes frames that are face crops already.
         apex: `annotated` (the middle where there is none), `middle` or `spotted`.
@@ -130,7 +132,7 @@ def loso(
         "commit": _commit(),
     }
     main_material = material.shuffled() if shuffle_labels else material
-    run = Run(main_material, out, head, training, range(seeds), machine, notes)
+    run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes)
     if stored is None and run.leads:
         tokens.save(out / token_table.NAME, key)
     summary = run.execute()
@@ -138,7 +140,9 @@ def loso(
     if pixels and run.leads:
         controls["pixels"] = place_scores(main_material, _linear(main_material, tokens))
     if shuffled_control and not shuffle_labels:
-        control = Run(material.shuffled(), out / "shuffled", head, training, range(seeds), machine, notes)
+        control = Run(
+            material.shuffled(), out / "shuffled", head, training, range(seed, seed + seeds), machine, notes
+        )
         controls["shuffled"] = control.execute()["scores"]["last"]
     if not run.leads:
         return
