@@ -33,10 +33,9 @@ def resample(frame: UInt8, matrix: Float, size: int) -> UInt8:
     """
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if scale < 1.0:
-        variance = _BLUR**2 * (1.0 / scale**2 - 1.0)
-        # Very large frames are averaged in blocks first, for speed; what that smooths is not smoothed again.
+        # Very large frames are averaged in blocks first, for speed: under 2 % of the smoothing.
         block = max(1, int(0.25 / scale))
-        sigma = float(np.sqrt(max(0.0, variance - (block**2 - 1) / 12.0))) / block
+        sigma = _BLUR * float(np.sqrt(1.0 / scale**2 - 1.0)) / block
         frame, matrix = _seen(frame, matrix, size, block, int(np.ceil(3 * sigma)) + 2)
         if sigma > 0.1:
             frame = np.asarray(

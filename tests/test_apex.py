@@ -74,7 +74,7 @@ def film(seed: int, length: int, peak: float, noise: float = 3.0) -> tuple[list[
     bump = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 14.0**2)).astype(np.float32)
     t = np.linspace(0, 1, length)
     strength = np.where(t < peak, t / peak, (1 - t) / (1 - peak)).clip(0, 1) ** 1.5
-    drift = rng.normal(0, 0.15, 2)  # pixels over the clip
+    drift = rng.normal(0, 0.4, 2)  # pixels over the clip
     frames = []
     for i in range(length):
         moved = cv2.remap(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,19 @@ def test_a_bad_cell_is_named(tmp_path: Path, row: Row, expected: str) -> None:
     text = message(casme2, write_casme2(tmp_path, [row], layout=""))
     assert expected in text
     assert "CASME2-coding-20140508.xlsx" in text
+
+
+def test_a_stated_size_smaller_than_the_table_is_not_believed(tmp_path: Path) -> None:
+    file = write_casme2(tmp_path, [Row(i, "EP02_01") for i in (1, 2, 3)]) / "CASME2-coding-20140508.xlsx"
+    with zipfile.ZipFile(file) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    parts[sheet] = re.sub(rb'<dimension ref="[^"]*"', b'<dimension ref="A1:B2"', parts[sheet])
+    assert b"A1:B2" in parts[sheet]
+    with zipfile.ZipFile(file, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, content)
+    assert len(casme2(tmp_path).clips) == 3
 
 
 def test_rows_that_repeat_or_contradict(tmp_path: Path) -> None:

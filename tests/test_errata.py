@@ -6,7 +6,7 @@ import pytest
 from replicas import Row, write_casme2, write_samm
 
 from datamodules.annotations import casme2, samm
-from datamodules.errata import load_errata
+from datamodules.errata import Coded, apply_errata, load_errata
 from datamodules.sample import Clip
 
 FACTS = Path(__file__).parents[2] / "shared" / "design" / "errata_facts.csv"
@@ -46,6 +46,15 @@ def test_casme2_errata_apply_only_where_they_hold(
 ) -> None:
     clip = one(casme2(write_casme2(tmp_path, [row])).clips)
     assert (clip.apex, clip.offset) == (apex, offset)
+
+
+def test_an_erratum_that_would_leave_the_clip_is_refused_and_says_so() -> None:
+    coded = Coded("sub04", "EP12_01f", "disgust", 261, None, 270)
+    fixed, remarks = apply_errata("casme2", coded, range(1, 400))
+    assert fixed == coded
+    assert remarks[0].startswith(
+        "erratum not applied, the apex would lie outside [onset, offset]: apex missing"
+    )
 
 
 def test_samm_errata(tmp_path: Path) -> None:

@@ -223,6 +223,21 @@ def test_an_unreadable_frame_ends_with_its_name_and_leaves_nothing_half_written(
     assert not [name for name in stamps(store) if "sub03" in name or not name.endswith(".npz")]
 
 
+def test_a_kill_before_the_file_is_whole_leaves_no_file(
+    tmp_path: Path, clips: tuple[Clip, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = PairStore(tmp_path / "cache", SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(pairs.os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            store.prepare(clips[:1])
+    assert not list(store.folder.glob("*.npz"))
+    assert store.prepare(clips[:1])["casme2/sub01/EP02_01f"][0].exists()
+
+
 def test_frames_without_a_face_give_none_once(tmp_path: Path, clips: tuple[Clip, ...]) -> None:
     store = PairStore(tmp_path / "cache", replace(SMALL, faces="align"))
     found = store.prepare(clips[:2])

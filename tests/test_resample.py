@@ -52,6 +52,15 @@ def test_noise_falls_with_the_scale_and_without_steps() -> None:
         assert left(scale * 1.001) == pytest.approx(left(scale * 0.999), rel=0.06)
 
 
+@pytest.mark.parametrize("scale", [0.06, 0.1, 0.2])
+def test_the_smoothing_is_half_a_pixel_of_the_crop(scale: float) -> None:
+    noise = np.random.default_rng(1).normal(128, 40, (1000, 1000, 3)).clip(0, 255).astype(np.uint8)
+    left = resample(noise, about(scale, 0.0, (500.3, 500.4), 48), 48).astype(float).std()
+    width = 0.5 * np.sqrt(1 / scale**2 - 1)  # in pixels of the frame
+    expected = np.hypot(noise.std() / (2 * np.sqrt(np.pi) * width), np.sqrt(2 / 12))
+    assert left == pytest.approx(expected, rel=0.05)
+
+
 def test_outside_the_frame_edges_are_repeated() -> None:
     frame = np.full((40, 40, 3), 90, np.uint8)
     for scale in (0.1, 0.4, 2.0):
