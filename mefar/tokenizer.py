@@ -241,7 +241,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> FacialActionTo
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError):
         raise InputError(
-            f"{path}: not a checkpoint that can be read; it may be cut short, or not ours"
+            f"{path}: not a checkpoint that can be read, or cut short"
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
