@@ -41,7 +41,7 @@ from datamodules.faces import FaceAligner, FaceMode, Stabiliser, compose
 from datamodules.sample import DataError
 from datamodules.utterances import Utterance, cut, find_utterances
 
-VERSION = 2
+VERSION = 3
 NO_FACE = "no face found that stays in the picture"
 Progress = Callable[[int, int, float], None]
 

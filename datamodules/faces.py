@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.motion import Stabiliser, stabilise
+from datamodules.resample import resample
 from datamodules.sample import DataError
 
 __all__ = ["Face", "FaceAligner", "FaceDetector", "FaceMode", "Stabiliser", "compose", "stabilise"]
@@ -250,18 +251,11 @@ class FaceAligner:
     def crop(self, frame: UInt8, matrix: Float) -> UInt8:
         """Apply a transform -> (side, side, 3) uint8 RGB, side = size + 2 margin.
 
-        Frames much larger than the crop are averaged down first: plain interpolation would skip pixels and
-        alias camera noise and skin texture into the crop. Outside the frame its edges are repeated.
+        Smoothed by as much as the crop is smaller than the frame, see resample.py; outside the frame its
+        edges are repeated.
         """
-        image, matrix = _rgb(frame), np.asarray(matrix, np.float64)
         side = self.size + 2 * self.margin
-        shrink = int(1.0 / max(float(np.sqrt(abs(np.linalg.det(matrix[:, :2])))), 1e-6))
-        if shrink > 1:
-            image, matrix = _shrunk(image, matrix, shrink, side)
-        warped = cv2.warpAffine(
-            image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        return np.asarray(warped, np.uint8)
+        return resample(_rgb(frame), np.asarray(matrix, np.float64), side)
 
     def _fit(self, frame: UInt8) -> Float:
         height, width = frame.shape[:2]
@@ -275,22 +269,6 @@ def compose(after: Float, before: Float) -> Float:
     """The (2, 3) transform that applies `before`, then `after`."""
     full = np.vstack([before, [0.0, 0.0, 1.0]])
     return np.asarray(after @ full, np.float64)
-
-
-def _shrunk(image: UInt8, matrix: Float, shrink: int, size: int) -> tuple[UInt8, Float]:
-    """Cut out what the crop sees, average blocks of `shrink` pixels, and adapt the transform."""
-    back = cv2.invertAffineTransform(matrix)
-    corners = np.array([[0, 0, 1], [size, 0, 1], [0, size, 1], [size, size, 1]], np.float64) @ back.T
-    low = np.floor(corners.min(0)).astype(int) - 2 * shrink
-    high = np.ceil(corners.max(0)).astype(int) + 2 * shrink
-    x0, y0 = np.clip(low, 0, [image.shape[1] - 1, image.shape[0] - 1])
-    x1, y1 = np.clip(high, [x0 + 1, y0 + 1], [image.shape[1], image.shape[0]])
-    width, height = max(1, (x1 - x0) // shrink), max(1, (y1 - y0) // shrink)
-    x1, y1 = min(x1, x0 + width * shrink), min(y1, y0 + height * shrink)
-    part = cv2.resize(image[y0:y1, x0:x1], (width, height), interpolation=cv2.INTER_AREA)
-    fx, fy = (x1 - x0) / width, (y1 - y0) / height
-    grow = np.array([[fx, 0.0, x0 + fx / 2 - 0.5], [0.0, fy, y0 + fy / 2 - 0.5]])
-    return np.asarray(part, np.uint8), compose(matrix, grow)
 
 
 def _enlarged(face: Face, ratio: Float) -> Face:

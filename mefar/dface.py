@@ -117,7 +117,7 @@ def load_tokenizer(
     try:
         with torch.device("meta"):  # sizes are checked before any memory is asked for
             expected = FacialActionTokenizer(**settings).codec.state_dict()
-    except ValueError as error:
+    except (ValueError, InputError) as error:
         raise InputError(f"{path}: {error}; give the image size and tokens it was trained with") from None
     _check_names(state, names, path)
     weights = {}
