@@ -9,19 +9,20 @@ protocols.py chooses and labels. What cannot be used is listed with the reason, 
 - an apex outside [onset, offset] counts as not annotated; so does a blank, `/` or NaN;
 - an offset that is not annotated is the last frame on disk;
 - a clip's folder that is there but empty, a database with frames for less than half of its clips, and
-  rows that contradict each other are errors: a broken copy, not a gap.
+  rows that contradict each other are errors: a broken copy, not a gap. A caller that hands in a list of
+  `faults` gets them there instead, and the clips in `dropped`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datamodules.coding import Row, find_coding_file, read_table
 from datamodules.errata import Coded, apply_errata
-from datamodules.layouts import FrameKind, find_clip_folders, list_frames
+from datamodules.layouts import Faults, FrameKind, find_clip_folders, list_frames
 from datamodules.sample import ActionUnit, Clip, DataError, parse_action_units
 
 CODING_FILES = {
@@ -42,11 +43,13 @@ class Annotations:
         clips: usable clips of all emotions, sorted by key.
         dropped: (key, reason) of annotated clips that cannot be used.
         notes: (key or database, remark).
+        emotions: key -> emotion of every annotated clip, usable or not.
     """
 
     clips: tuple[Clip, ...]
     dropped: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...]
+    emotions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class _Entry:
     expected: str
 
 
-def casme2(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+def casme2(
+    root: Path, errata: bool = True, prefer: FrameKind = "raw", faults: Faults | None = None
+) -> Annotations:
     """CASME II: 26 subjects, 255 clips, 200 frames per second.
 
     Coding file `CASME2-coding-20140508.xlsx` (protocol counts are those of this version; `-20190701` and
@@ -74,6 +79,7 @@ def casme2(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annota
         root: folder that holds the coding file and the frames, at any depth.
         errata: apply errata.csv.
         prefer: which copy of the frames to take where both are there.
+        faults: takes up what is wrong with single clips instead of raising the first.
 
     Raises:
         DataError: see the module's docstring and coding.read_table.
@@ -93,11 +99,13 @@ def casme2(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annota
                 return (f"sub{int(found[1]):02d}", parts[-1].casefold()), depth
         return None
 
-    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer)
-    return _join("casme2", 200.0, root, file, entries, folders, copy, errata)
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
+    return _join("casme2", 200.0, root, file, entries, folders, copy, errata, faults)
 
 
-def samm(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+def samm(
+    root: Path, errata: bool = True, prefer: FrameKind = "raw", faults: Faults | None = None
+) -> Annotations:
     """SAMM: 29 subjects, 159 clips, 200 frames per second, gray.
 
     Coding file `SAMM_Micro_FACS_Codes_v2.xlsx`, sheet MICRO_ONLY, header in row 14 of the published file
@@ -109,6 +117,7 @@ def samm(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotati
         root: folder that holds the coding file and the frames, at any depth.
         errata: apply errata.csv.
         prefer: which copy of the frames to take where both are there.
+        faults: takes up what is wrong with single clips instead of raising the first.
 
     Raises:
         DataError: see the module's docstring and coding.read_table.
@@ -126,11 +135,13 @@ def samm(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotati
         above = [depth for depth, part in enumerate(parts[:-1]) if part.isdigit()]
         return (parts[-1].casefold(),), above[-1] if above else len(parts) - 1
 
-    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer)
-    return _join("samm", 200.0, root, file, entries, folders, copy, errata)
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
+    return _join("samm", 200.0, root, file, entries, folders, copy, errata, faults)
 
 
-def smic(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+def smic(
+    root: Path, errata: bool = True, prefer: FrameKind = "raw", faults: Faults | None = None
+) -> Annotations:
     """SMIC-HS: 16 subjects, 164 clips (negative 70, positive 51, surprise 43), 100 frames per second.
 
     No coding file, no apex, no action units. Frames `SMIC_all_cropped/HS/s1/micro/negative/s1_ne_01/
@@ -143,6 +154,7 @@ def smic(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotati
         root: folder that holds HS or its subjects, at any depth.
         errata: not used, there are none; the three loaders are called alike.
         prefer: which copy of the frames to take where both are there.
+        faults: takes up what is wrong with single clips instead of raising the first.
 
     Raises:
         DataError: no clip, or a clip's folder without frames.
@@ -159,30 +171,35 @@ def smic(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotati
         subject, token = f"s{int(found[1])}", found[2].lower()
         return (subject, f"{subject}_{token}_{int(found[3]):02d}"), above[-1] if above else len(parts) - 1
 
-    folders, copy = find_clip_folders(root, recognise, None, prefer)
+    folders, copy = find_clip_folders(root, recognise, None, prefer, faults)
     if not folders:
         raise DataError(
             f"{root}: no SMIC-HS clips; expected folders such as HS/s1/micro/negative/s1_ne_01 below it"
         )
     clips: list[Clip] = []
     dropped: list[tuple[str, str]] = []
+    annotated: dict[str, str] = {}
     for (subject, clip), folder in folders.items():
         key, emotion = f"smic/{subject}/{clip}", emotions[clip.split("_")[1]]
+        annotated[key] = emotion
         told = {part.casefold() for part in folder.relative_to(root).parts} & set(emotions.values())
-        frames = _frames(key, folder)
+        frames = _frames(key, folder, faults)
         numbers = list(frames)
         if told - {emotion}:
             dropped.append((key, f"named {emotion}, but lies under {', '.join(sorted(told))}: {folder}"))
         elif len(numbers) < 2:
-            dropped.append((key, f"only one frame in {folder}"))
+            dropped.append((key, f"{'only one frame' if numbers else 'no frames'} in {folder}"))
         else:
             first, last = numbers[0], numbers[-1]
             clips.append(Clip("smic", subject, clip, emotion, first, None, last, 100.0, (), frames))
     note = ("smic", f"frames from {root / copy}")
-    return Annotations(tuple(sorted(clips, key=lambda c: c.key)), tuple(sorted(dropped)), (note,))
+    ordered = tuple(sorted(clips, key=lambda c: c.key))
+    return Annotations(ordered, tuple(sorted(dropped)), (note,), annotated)
 
 
-def casme3(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annotations:
+def casme3(
+    root: Path, errata: bool = True, prefer: FrameKind = "raw", faults: Faults | None = None
+) -> Annotations:
     """CAS(ME)^3, part A: 94 subjects, 860 clips, 30 frames per second.
 
     Coding file `cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx`, sheet `label`: Subject (spNO.1), Filename
@@ -196,6 +213,7 @@ def casme3(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annota
         root: folder that holds the coding file and the frames, at any depth.
         errata: apply errata.csv.
         prefer: which copy of the frames to take where both are there.
+        faults: takes up what is wrong with single clips instead of raising the first.
 
     Raises:
         DataError: see the module's docstring and coding.read_table.
@@ -219,9 +237,9 @@ def casme3(root: Path, errata: bool = True, prefer: FrameKind = "raw") -> Annota
             return (parts[-2].casefold(), parts[-1].casefold()), len(parts) - 2
         return None
 
-    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer)
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
     colour = {place: path / "color" if (path / "color").is_dir() else path for place, path in folders.items()}
-    return _join("casme3", 30.0, root, file, entries, colour, copy, errata)
+    return _join("casme3", 30.0, root, file, entries, colour, copy, errata, faults)
 
 
 def _others(database: str) -> dict[str, tuple[str, ...]]:
@@ -244,11 +262,16 @@ def _coded(row: Row, subject: str, filename: str, columns: Sequence[str], aus: s
     return Coded(subject, filename, row.text(columns[5]).casefold(), onset, apex, offset, row.raw(aus))
 
 
-def _frames(key: str, folder: Path) -> dict[int, Path]:
-    frames = list_frames(folder)
-    if not frames:
+def _frames(key: str, folder: Path, faults: Faults | None) -> dict[int, Path]:
+    try:
+        if frames := list_frames(folder):
+            return frames
         raise DataError(f"{folder}: a clip without frames ({key}); copy its images again or remove the clip")
-    return frames
+    except DataError as error:
+        if faults is None:
+            raise
+        faults.append((key, str(error)))
+        return {}
 
 
 def _join(
@@ -260,6 +283,7 @@ def _join(
     folders: Mapping[tuple[str, ...], Path],
     copy: str,
     errata: bool,
+    faults: Faults | None,
 ) -> Annotations:
     """Bring rows and frames together."""
     if not entries:
@@ -276,9 +300,12 @@ def _join(
         if key in rows:
             before = rows[key]
             if replace(before.coded, aus=None) != replace(entry.coded, aus=None):
-                raise entry.row.error(
-                    "Filename", f"{key} contradicts row {before.row.number}, which has the same clip"
-                )
+                complaint = f"{key} contradicts row {before.row.number}, which has the same clip"
+                problem = entry.row.error("Filename", complaint)
+                if faults is None:
+                    raise problem
+                faults.append((key, str(problem)))
+                continue
             notes.append((key, f"row {entry.row.number} repeats row {before.row.number}"))
             continue
         rows[key] = entry
@@ -288,20 +315,26 @@ def _join(
             dropped.append((key, f"no folder {entry.expected} under {root / copy}"))
             continue
         if folder not in listed:
-            listed[folder] = _frames(key, folder)
+            listed[folder] = _frames(key, folder, faults)
+        if not listed[folder]:
+            dropped.append((key, f"no frames in {folder}"))
+            continue
         made = _clip(database, fps, key, entry, listed[folder], errata, notes)
         if isinstance(made, str):
             dropped.append((key, made))
         else:
             clips[key] = made
-    if 2 * len(missing) > len(rows):
+    if 2 * len(missing) > len(rows) and (faults is None or len(missing) == len(rows)):
         raise DataError(
             f"{root}: frames for {len(rows) - len(missing)} of the {len(rows)} clips of {file.name} only; "
             f"the first without is {missing[0].expected} (row {missing[0].row.number}); "
             "point to the folder that holds coding file and frames"
         )
     return Annotations(
-        tuple(clip for _, clip in sorted(clips.items())), tuple(sorted(dropped)), tuple(sorted(notes))
+        tuple(clip for _, clip in sorted(clips.items())),
+        tuple(sorted(dropped)),
+        tuple(sorted(notes)),
+        {key: entry.coded.emotion for key, entry in rows.items()},
     )
 
 

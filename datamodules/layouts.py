@@ -21,6 +21,8 @@ Id = TypeVar("Id")
 # A recogniser gets the parts of a folder's path below the database's root, and answers with the clip's id
 # and how many leading parts precede the subject's folder: those name the copy that the folder belongs to.
 Recogniser = Callable[[Sequence[str]], tuple[Id, int] | None]
+# (key or "", error): what makes a load stop, gathered for a reader who wants to know all of it.
+Faults = list[tuple[str, str]]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 _DEEPEST = 8
@@ -88,7 +90,11 @@ def _is_named(name: str, pattern: re.Pattern[str]) -> bool:
 
 
 def find_clip_folders(
-    root: Path, recognise: Recogniser[Id], wanted: Collection[Id] | None, prefer: FrameKind
+    root: Path,
+    recognise: Recogniser[Id],
+    wanted: Collection[Id] | None,
+    prefer: FrameKind,
+    faults: Faults | None = None,
 ) -> tuple[dict[Id, Path], str]:
     """Find the folders that hold the frames of clips.
 
@@ -100,6 +106,7 @@ def find_clip_folders(
         recognise: tells a clip's folder, see `Recogniser`.
         wanted: ids to look for; None = all that are recognised.
         prefer: `cropped` copies have "crop" somewhere in their path.
+        faults: takes up what would be raised; of two folders the first is kept.
 
     Returns:
         id -> folder, and the chosen copy's path below root ("" = root itself).
@@ -124,7 +131,11 @@ def find_clip_folders(
             if known is not None and (wanted is None or known[0] in wanted):
                 copy = copies[below[: known[1]]]
                 if known[0] in copy:
-                    raise DataError(f"{copy[known[0]]} and {path}: two folders for one clip; remove one")
+                    problem = f"{copy[known[0]]} and {path}: two folders for one clip; remove one"
+                    if faults is None:
+                        raise DataError(problem)
+                    faults.append(("", problem))
+                    continue
                 copy[known[0]] = path
             elif len(below) < _DEEPEST:
                 pending.append((path, below))

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.annotations import Annotations, casme2, casme3, samm, smic
-from datamodules.layouts import FrameKind, existing_folder, find_database
+from datamodules.layouts import Faults, FrameKind, existing_folder, find_database
 from datamodules.sample import Clip, DataError, Study
 
 THREE = ("negative", "positive", "surprise")
-DATABASES: dict[str, Callable[[Path, bool, FrameKind], Annotations]] = {
+DATABASES: dict[str, Callable[[Path, bool, FrameKind, Faults | None], Annotations]] = {
     "casme2": casme2,
     "samm": samm,
     "smic": smic,
@@ -43,7 +43,7 @@ _NOT_IN_COMPOSITE = {
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """Labels of one database under one protocol.
 
     Attributes:
@@ -60,6 +60,14 @@ class _Rule:
     expected: Mapping[str, int]
     subjects: int | None = None
 
+    def label(self, clip: Clip) -> Clip | tuple[str, str]:
+        """The clip with its label, or (key, why the protocol leaves it out)."""
+        if clip.key in self.left_out:
+            return clip.key, self.left_out[clip.key]
+        if clip.emotion not in self.emotions:
+            return clip.key, f"emotion {clip.emotion!r} is not in the protocol"
+        return replace(clip, label=self.names.index(self.emotions[clip.emotion]))
+
 
 def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
@@ -68,15 +76,15 @@ def _same(*names: str) -> dict[str, str]:
 _OTHERS = {"others": "others", "other": "others"}
 _NEGATIVE_3 = {"disgust": "negative", "anger": "negative", "fear": "negative", "sad": "negative"}
 
-_RULES: dict[tuple[str, int], _Rule] = {
-    ("casme2", 3): _Rule(
+_RULES: dict[tuple[str, int], Rule] = {
+    ("casme2", 3): Rule(
         THREE,
         {"happiness": "positive", "disgust": "negative", "repression": "negative", "surprise": "surprise"},
         _NOT_IN_COMPOSITE,
         {"negative": 88, "positive": 32, "surprise": 25},
         24,
     ),
-    ("samm", 3): _Rule(
+    ("samm", 3): Rule(
         THREE,
         {
             "happiness": "positive",
@@ -87,24 +95,24 @@ _RULES: dict[tuple[str, int], _Rule] = {
         {"negative": 92, "positive": 26, "surprise": 15},
         28,
     ),
-    ("smic", 3): _Rule(THREE, _same(*THREE), {}, {"negative": 70, "positive": 51, "surprise": 43}, 16),
-    ("casme2", 5): _Rule(
+    ("smic", 3): Rule(THREE, _same(*THREE), {}, {"negative": 70, "positive": 51, "surprise": 43}, 16),
+    ("casme2", 5): Rule(
         ("happiness", "disgust", "repression", "surprise", "others"),
         {**_same("happiness", "disgust", "repression", "surprise"), **_OTHERS},
         {},
         {"happiness": 32, "disgust": 63, "repression": 27, "surprise": 25, "others": 99},
     ),
-    ("samm", 5): _Rule(
+    ("samm", 5): Rule(
         ("happiness", "contempt", "anger", "surprise", "others"),
         {**_same("happiness", "contempt", "anger", "surprise"), **_OTHERS},
         {},
         {"happiness": 26, "contempt": 12, "anger": 57, "surprise": 15, "others": 26},
     ),
-    ("casme3", 3): _Rule(THREE, {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise"}, {}, {}),
-    ("casme3", 4): _Rule(
+    ("casme3", 3): Rule(THREE, {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise"}, {}, {}),
+    ("casme3", 4): Rule(
         (*THREE, "others"), {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise", **_OTHERS}, {}, {}
     ),
-    ("casme3", 7): _Rule(
+    ("casme3", 7): Rule(
         ("happiness", "disgust", "fear", "anger", "sadness", "surprise", "others"),
         {**_same("disgust", "fear", "anger", "surprise"), **_OTHERS, "happy": "happiness", "sad": "sadness"},
         {},
@@ -134,23 +142,14 @@ def load(
     Raises:
         DataError: unknown dataset, unsupported classes, or data that is not as it must be.
     """
-    if dataset not in _DEFAULT_CLASSES:
-        raise DataError(f"dataset {dataset!r}: unknown; use one of {', '.join(sorted(_DEFAULT_CLASSES))}")
-    members = COMPOSITE if dataset == "composite" else (dataset,)
-    number = _DEFAULT_CLASSES[dataset] if classes is None else classes
-    possible = sorted({c for name, c in _RULES if name in members} if dataset != "composite" else {3})
-    if number not in possible:
-        listed = " or ".join(map(str, possible))
-        raise DataError(f"dataset {dataset!r}: {number} classes are not supported; use {listed}")
-    existing_folder(data)
-    roots = {name: find_database(data, name, required=len(members) > 1) for name in members}
+    databases = find_members(dataset, data, classes)
     clips: list[Clip] = []
     dropped: list[tuple[str, str]] = []
     excluded: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
-    for name, root in roots.items():
-        rule, read = _RULES[name, number], DATABASES[name](root, errata, prefer)
-        chosen = [_label(clip, rule) for clip in read.clips]
+    for name, (root, rule) in databases.items():
+        read = DATABASES[name](root, errata, prefer, None)
+        chosen = [rule.label(clip) for clip in read.clips]
         kept = [clip for clip in chosen if isinstance(clip, Clip)]
         if not kept:
             raise DataError(
@@ -161,7 +160,7 @@ def load(
         excluded += [clip for clip in chosen if not isinstance(clip, Clip)]
         dropped += read.dropped
         notes += [*read.notes, *((name, text) for text in _differences(kept, rule))]
-    names = _RULES[members[0], number].names
+    names = next(iter(databases.values()))[1].names
     return Study(
         dataset,
         names,
@@ -172,15 +171,23 @@ def load(
     )
 
 
-def _label(clip: Clip, rule: _Rule) -> Clip | tuple[str, str]:
-    if clip.key in rule.left_out:
-        return clip.key, rule.left_out[clip.key]
-    if clip.emotion not in rule.emotions:
-        return clip.key, f"emotion {clip.emotion!r} is not in the protocol"
-    return replace(clip, label=rule.names.index(rule.emotions[clip.emotion]))
+def find_members(dataset: str, data: Path, classes: int | None = None) -> dict[str, tuple[Path, Rule]]:
+    """The databases of a protocol: name -> (folder, rule). Arguments and errors as for `load`."""
+    if dataset not in _DEFAULT_CLASSES:
+        raise DataError(f"dataset {dataset!r}: unknown; use one of {', '.join(sorted(_DEFAULT_CLASSES))}")
+    members = COMPOSITE if dataset == "composite" else (dataset,)
+    number = _DEFAULT_CLASSES[dataset] if classes is None else classes
+    possible = sorted({c for name, c in _RULES if name in members} if dataset != "composite" else {3})
+    if number not in possible:
+        listed = " or ".join(map(str, possible))
+        raise DataError(f"dataset {dataset!r}: {number} classes are not supported; use {listed}")
+    existing_folder(data)
+    return {
+        name: (find_database(data, name, required=len(members) > 1), _RULES[name, number]) for name in members
+    }
 
 
-def _differences(clips: list[Clip], rule: _Rule) -> list[str]:
+def _differences(clips: list[Clip], rule: Rule) -> list[str]:
     """Where the copy at hand is not the complete database."""
     found = Counter(rule.names[clip.label] for clip in clips)
     texts = [
