@@ -4,6 +4,9 @@ One interface, two decoders. decord (Apache-2.0) is quick to seek but version 0.
 hangs, on edit lists, open groups of pictures, AVI, and readers inherited by a forked worker; it is used only
 where a look at the packets says that none of this can happen, and is opened and closed inside the call.
 Everything else goes through PyAV with a seek whose result is checked by its time stamp.
+
+A phone held upright writes lying pictures and a note how to turn them (the display matrix). Frames come out
+as a player shows them, and sizes are those of the shown picture.
 """
 
 from __future__ import annotations
@@ -46,6 +49,22 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
+class _Turn:
+    """Rows and columns change places first; then left and right, then top and bottom."""
+
+    transposed: bool
+    across: bool
+    down: bool
+
+    @property
+    def mirrored(self) -> bool:
+        return (self.transposed + self.across + self.down) % 2 == 1
+
+
+_NOT_TURNED = _Turn(False, False, False)
+
+
+@dataclass(frozen=True)
 class _Index:
     """Time stamps of the shown frames in order, and what decides whether decord may be used."""
 
@@ -53,11 +72,12 @@ class _Index:
     stamps: tuple[int, ...] | None  # None: the container gives none, count frames instead
     seconds: float  # per tick
     seekable: bool  # stamps survive a seek: not in AVI, which has none and lets FFmpeg guess them
-    plain: bool  # every packet shown, starts at zero, closed groups, constant frame rate
+    plain: bool  # every packet shown, starts at zero, closed groups, constant frame rate, not turned
+    mirrored: bool  # as the selfie cameras of some phones do
 
 
 def info(path: Path) -> VideoInfo:
-    """Frames, rate, size and codec of a video, from its packets (no decoding).
+    """Frames, rate, size and codec of a video, from its packets (only the first is decoded).
 
     Raises:
         DataError: missing, not a video, or without a picture stream.
@@ -66,7 +86,7 @@ def info(path: Path) -> VideoInfo:
 
 
 def moments(path: Path) -> NDArray[np.float64]:
-    """When each frame is shown -> (T,) float64 seconds since the first, from the packets (no decoding).
+    """When each frame is shown -> (T,) float64 seconds since the first, from the packets.
 
     Raises:
         DataError: as `info`.
@@ -83,7 +103,8 @@ def frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -> UIn
     Args:
         path: video file.
         indices: numbers in [0, info(path).frames).
-        backend: `auto` uses decord where the stream is provably safe for it, else PyAV.
+        backend: `auto` uses decord where the stream is provably safe for it, else PyAV. decord cannot show
+            mirrored videos: PyAV reads those.
 
     Returns:
         (T, H, W, 3) uint8 RGB.
@@ -96,7 +117,7 @@ def frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -> UIn
     for number in indices:
         if not 0 <= number < index.info.frames:
             raise DataError(f"{path}: has no frame {number}, only 0 to {index.info.frames - 1}")
-    if backend == "decord" or (backend == "auto" and index.plain and _DECORD):
+    if (backend == "decord" and not index.mirrored) or (backend == "auto" and index.plain and _DECORD):
         return _decord(path, indices)
     wanted = sorted(set(indices))
     found = _seek(path, index.stamps, wanted) if index.stamps is not None and index.seekable else None
@@ -128,7 +149,7 @@ def play(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[floa
                 time = frame.time if frame.time is not None else shown / rate
                 first = time if first is None else first
                 if only is None or shown in only:
-                    yield time - first, frame.to_ndarray(format="rgb24")
+                    yield time - first, _upright(frame)
                 shown += 1
                 if last is not None and shown > last:
                     return
@@ -175,11 +196,13 @@ def _open(path: Path) -> Any:
 def _index(path: Path) -> _Index:
     stamps: list[int | None] = []
     hidden, keys, last_key, open_group = 0, 0, None, False
+    shown: Any = None  # the first frame: only frames carry the display matrix
     with _open(path) as container:
         stream = container.streams.video[0]
         codec, width, height = stream.codec_context.name, stream.width, stream.height
         rate, tick = stream.average_rate or stream.base_rate, float(stream.time_base or 0)
         start, kind = stream.start_time, container.format.name
+        stream.thread_type = "NONE"
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:
@@ -188,6 +211,8 @@ def _index(path: Path) -> _Index:
                     hidden += 1
                     continue
                 stamps.append(packet.pts)
+                if shown is None:
+                    shown = _first(packet)
                 if packet.is_keyframe:
                     keys, last_key = keys + 1, packet.pts
                 elif last_key is not None and packet.pts is not None and packet.pts < last_key:
@@ -202,6 +227,9 @@ def _index(path: Path) -> _Index:
     fps = float(rate or 25)
     if ordered is not None and len(ordered) > 1 and tick:
         fps = (len(ordered) - 1) / ((ordered[-1] - ordered[0]) * tick)
+    turn = _NOT_TURNED if shown is None else _turn(shown)
+    if turn.transposed:
+        width, height = height, width
     steps = set(np.diff(ordered).tolist()) if ordered is not None else set()
     plain = (
         codec == "h264"
@@ -212,9 +240,39 @@ def _index(path: Path) -> _Index:
         and start == 0 == ordered[0]
         and keys > 0
         and not open_group
+        and turn == _NOT_TURNED
     )
     seekable = "mp4" in kind or "matroska" in kind or keys == len(stamps)
-    return _Index(VideoInfo(len(stamps), fps, width, height, codec), ordered, tick, seekable, plain)
+    about = VideoInfo(len(stamps), fps, width, height, codec)
+    return _Index(about, ordered, tick, seekable, plain, turn.mirrored)
+
+
+def _first(packet: Any) -> Any:
+    """The first frame that a packet gives; None where it gives none (yet)."""
+    try:
+        return next(iter(packet.decode()), None)
+    except av.FFmpegError:
+        return None  # whoever wants this frame will be told
+
+
+def _turn(frame: Any) -> _Turn:
+    """How a frame is turned for showing; other than right angles (no camera writes them) are not applied."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return _NOT_TURNED
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    if a == d == 0 != b * c:
+        return _Turn(True, c < 0, b < 0)
+    return _Turn(False, a < 0, d < 0) if b == c == 0 else _NOT_TURNED
+
+
+def _upright(frame: Any) -> UInt8:
+    """A decoded frame as a player shows it, (H, W, 3) uint8 RGB."""
+    image, turn = frame.to_ndarray(format="rgb24"), _turn(frame)
+    if turn == _NOT_TURNED:
+        return np.asarray(image, np.uint8)
+    image = image.transpose(1, 0, 2) if turn.transposed else image
+    return np.ascontiguousarray(image[:: -1 if turn.down else 1, :: -1 if turn.across else 1])
 
 
 def _decord(path: Path, indices: Sequence[int]) -> UInt8:
@@ -250,7 +308,7 @@ def _seek(path: Path, stamps: tuple[int, ...], wanted: list[int]) -> dict[int, U
                     if position < 0 or position > todo[0]:
                         return None  # landed behind the goal, or unknown stamp: count instead
                     if position == todo[0]:
-                        found[todo.pop(0)] = frame.to_ndarray(format="rgb24")
+                        found[todo.pop(0)] = _upright(frame)
                         if not todo or todo[0] > position + 50:
                             break
                 if len(todo) == before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -54,6 +55,16 @@ def film(
             out.mux(stream.encode(frame))
         assert stream is not None
         out.mux(stream.encode())
+    return path
+
+
+def turned(path: Path, source: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """A copy of an mp4 that is to be shown by x' = a x + c y, y' = b x + d y, for matrix (a, b, c, d)."""
+    data = bytearray(source.read_bytes())
+    start = data.find(b"tkhd") + 44  # the display matrix of a version 0 track header
+    a, b, c, d = (value << 16 for value in matrix)
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
     return path
 
 
