@@ -189,7 +189,7 @@ class FacialActionTokenizer(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the gates: usage, perplexity, delta PSNR, gain over copying the onset."""
         for name, value in self.quality.compute().items():
-            self.log(f"val/{name}", value, prog_bar=name in ("gain_over_copy", "delta_psnr"))
+            self.log(f"val/{name}", value, prog_bar=name in ("gain_over_copy", "delta_psnr"), sync_dist=True)
         self.quality.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -240,9 +240,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> FacialActionTo
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError):
-        raise InputError(
-            f"{path}: not a checkpoint that can be read, or cut short"
-        ) from None
+        raise InputError(f"{path}: not a checkpoint that can be read, or cut short") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
     settings = dict(checkpoint.get("hyper_parameters", {}))
