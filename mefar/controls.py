@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mefar.grouped import single_threaded
 from mefar.losses import balanced
 from mefar.metrics import scores
 
@@ -61,6 +62,7 @@ def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty:
     return (cross_c @ coefficients + offset).argmax(1)
 
 
+@single_threaded()
 def linear_control(features: Tensor, labels: Tensor, subjects: Sequence[str], num_classes: int) -> Tensor:
     """Leave-one-subject-out predictions of a class-balanced ridge classifier.
 

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mefar.grouped import GroupTrainer, Model, TokenSet, Training, random_seed
+from mefar.grouped import GroupTrainer, Model, TokenSet, Training, random_seed, single_threaded
 from mefar.head import HeadSize
 from mefar.tokens import InputError
 
@@ -148,8 +148,7 @@ class FoldTrainer(LightningModule):
     Prediction is the one loop of Lightning that neither pads, nor synchronises gradients, nor cares how
     many batches a rank has. Ranks take the groups rank, rank + world, rank + 2 world, ...
 
-    On CPUs every group has a thread of its own, and torch's own threads are off: operations of this size
-    spend more time waiting for each other than computing, above all where other programs run as well.
+    On CPUs every group has a thread of its own and torch's own threads are off (grouped.single_threaded).
 
     Args:
         data: tokens of the study.
@@ -207,15 +206,9 @@ class FoldTrainer(LightningModule):
                 results = train_group(data, group, self.size, self.training_plan, epoch_is_over)
             return results, time.monotonic() - began
 
-        threads = torch.get_num_threads()
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(len(batch)) as pool:
-                try:
-                    return list(pool.map(train, batch))
-                except BaseException:
-                    stop.set()  # or leaving the pool would wait for whole groups
-                    raise
-        finally:
-            torch.set_num_threads(threads)
+        with single_threaded(), ThreadPoolExecutor(len(batch)) as pool:
+            try:
+                return list(pool.map(train, batch))
+            except BaseException:
+                stop.set()  # or leaving the pool would wait for whole groups
+                raise

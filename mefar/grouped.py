@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -149,6 +150,21 @@ class Training:
                 f"training: eval_views is {self.eval_views} but there are {views} views; lower it"
             )
         return self.eval_views or views
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Switch torch's own threads off for a while.
+
+    Operations of this size spend more time waiting for each other's threads than computing; where other
+    programs run on the same cores that costs a factor of ten and more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def random_seed(key: str, purpose: str) -> int:
