@@ -30,6 +30,7 @@ _CHATTER = (
     r"GPU available|TPU available|HPU available|IPU available",
     r"💡|litlogger|litmodels|Tip:|lightning\.ai",
     r"does not have many workers",
+    r"module\(s\) in eval mode at the start of training",
     r"The number of training batches .* is smaller than the logging interval",
     r"Seed set to",
     r"LightningCLI's args parameter is intended",
