@@ -1,7 +1,8 @@
-"""Files appear whole or not at all: written under a temporary name, then renamed."""
+"""Files appear whole or not at all: written under a temporary name, then renamed; one builder at a time."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,23 @@ def sweep(folder: Path) -> None:
         owner = path.suffixes[-2].lstrip(".") if len(path.suffixes) > 1 else ""
         if owner.isdigit() and not _alive(int(owner)):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process, on any machine that shares the disk, builds in this folder."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logging.getLogger(__name__).warning("%s: another process builds it; waiting", folder)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError) as error:  # no locks on this system or disk: as good as it goes
+            logging.getLogger(__name__).debug("%s: not locked (%s)", folder, error)
+        yield  # closing the file gives the lock back, and so does dying
 
 
 def _alive(process: int) -> bool:

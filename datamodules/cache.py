@@ -19,24 +19,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shutil
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.atomic import replacing, sweep
+from datamodules.atomic import alone, replacing, sweep
+from datamodules.crew import work
 from datamodules.faces import FaceAligner, FaceMode, Stabiliser, compose
 from datamodules.sample import DataError
 from datamodules.utterances import Utterance, cut, find_utterances
@@ -108,7 +103,8 @@ def build(
         frames_per_utterance: crops kept per file: 25 cover one window of two seconds at 80 ms steps, more
             give more windows, or finer steps where the file is short.
         faces: `align`, or `precropped` for files that are face crops already.
-        workers: processes; 0 works in this one.
+        workers: processes; 0 works in this one, where a file that crashes the decoder ends everything.
+            Workers are started anew after such a file, and it is quarantined.
         seed: which windows of a long file are kept.
         progress: called with (files done, files in all, files per second).
         stabilise: remove the head's rigid motion inside each window.
@@ -136,21 +132,37 @@ def build(
         seed=seed,
         per_shard=int(np.clip(len(utterances) // 200, 4, 256)),
     )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with alone(out):
+            return _build(voxceleb, out, plan, utterances, workers, progress)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{out}: cannot write the cache ({reason}); make room and call again") from error
+
+
+def _build(
+    voxceleb: Path,
+    out: Path,
+    plan: _Plan,
+    utterances: list[Utterance],
+    workers: int,
+    progress: Progress | None,
+) -> CacheSummary:
     _check_plan(out, plan)
     if (out / "index.json").is_file():
         return summary(out)
     chunks = [utterances[i : i + plan.per_shard] for i in range(0, len(utterances), plan.per_shard)]
     todo = [i for i in range(len(chunks)) if not (out / f"shard-{i:05d}.json").is_file()]
     _check_disk(out, plan, sum(len(chunks[i]) for i in todo))
+    with replacing(out / "plan.json") as temporary:
+        temporary.write_text(json.dumps(asdict(plan), indent=1))
+    sweep(out)
     try:
-        with replacing(out / "plan.json") as temporary:
-            temporary.write_text(json.dumps(asdict(plan), indent=1))
-        sweep(out)
         _work(voxceleb, out, plan, chunks, todo, workers, progress)
-        return _finish(out, plan, chunks)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"{out}: cannot write the cache ({reason}); make room and call again") from error
+    finally:
+        sweep(out)  # what workers that were stopped had begun to write
+    return _finish(out, plan, chunks)
 
 
 def summary(out: Path) -> CacheSummary:
@@ -160,6 +172,24 @@ def summary(out: Path) -> CacheSummary:
         DataError: `out` is no finished cache.
     """
     return CacheSummary(**_read_json(Path(out) / "index.json")["summary"])
+
+
+def left_out(out: Path) -> str | None:
+    """One line on the files that a finished cache quarantined; None where there are none.
+
+    Raises:
+        DataError: `out` is no finished cache.
+    """
+    made = summary(out)
+    if not made.quarantined:
+        return None
+    path = Path(out) / "quarantine.csv"
+    with path.open(newline="") as rows:
+        first = next(csv.DictReader(rows))
+    return (
+        f"{made.quarantined} of {made.utterances + made.quarantined} videos gave nothing and are left out "
+        f"({path}), the first: {first['path']}: {first['reason']}"
+    )
 
 
 def read_index(out: Path) -> tuple[dict[str, Any], tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -185,7 +215,6 @@ def read_index(out: Path) -> tuple[dict[str, Any], tuple[NDArray[np.int64], NDAr
 
 def _check_plan(out: Path, plan: _Plan) -> None:
     if not (out / "plan.json").is_file():
-        out.mkdir(parents=True, exist_ok=True)
         return
     old, new = _read_json(out / "plan.json"), asdict(plan)
     different = [key for key in new if old.get(key) != new[key]]
@@ -225,55 +254,36 @@ def _work(
         if progress is not None:
             progress(done, total, made / max(time.monotonic() - started, 1e-6))
 
-    if workers <= 0 or len(todo) <= 1:
+    if workers <= 0:
         for shard in todo:
-            _make_shard(root, out, plan, shard, chunks[shard])
+            _make_shard(root, out, plan, chunks[shard], shard, {}, str)
             report(shard)
         return
-    # Spawned, not forked: a forked child inherits the locks of decoder and thread pools in whatever state.
-    with ProcessPoolExecutor(
-        min(workers, len(todo)), get_context("spawn"), _start_worker, (os.getpid(),)
-    ) as pool:
-        waiting = iter(todo)
-        running: dict[Future[None], int] = {}
-        try:
-            while True:
-                for shard in islice(waiting, 2 * workers - len(running)):
-                    running[pool.submit(_make_shard, root, out, plan, shard, chunks[shard])] = shard
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    shard = running.pop(future)
-                    future.result()
-                    report(shard)
-        except BrokenProcessPool as error:
-            names = ", ".join(chunks[shard][0].path for shard in running.values())
-            raise DataError(
-                f"{root}: a worker died (memory? a decoder crash?) after one of {names}; try again"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    jobs = {shard: partial(_make_shard, root, out, plan, chunks[shard]) for shard in todo}
+    for shard in work(jobs, workers):
+        report(shard)
 
 
-def _start_worker(parent: int) -> None:
-    cv2.setNumThreads(1)
-
-    def watch() -> None:  # a killed parent must not leave workers behind that wait for ever
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _make_shard(root: Path, out: Path, plan: _Plan, shard: int, chunk: list[Utterance]) -> None:
+def _make_shard(
+    root: Path,
+    out: Path,
+    plan: _Plan,
+    chunk: list[Utterance],
+    shard: int,
+    condemned: Mapping[str, str],
+    begin: Callable[[str], object],
+) -> None:
+    """Write one shard; `begin` is told of each file before it is opened, `condemned` ones are not opened."""
     side = plan.size + 2 * plan.margin
     aligner = FaceAligner(plan.size, plan.faces, plan.margin)
     crops: list[NDArray[np.uint8]] = []
     windows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
     for utterance in chunk:
+        if utterance.path in condemned:
+            bad.append({"path": utterance.path, "reason": condemned[utterance.path]})
+            continue
+        begin(utterance.path)
         try:
             found = _read_windows(root / utterance.path, utterance.path, aligner, plan)
         except DataError as error:
@@ -285,6 +295,7 @@ def _make_shard(root: Path, out: Path, plan: _Plan, shard: int, chunk: list[Utte
         for times, images in found:
             windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
             crops.append(images)
+    begin("")
     array = np.concatenate(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
     name = f"shard-{shard:05d}"
     with replacing(out / f"{name}.npy") as temporary, temporary.open("wb") as file:

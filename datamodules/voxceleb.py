@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -251,8 +252,9 @@ class VoxCelebDataModule(LightningDataModule):
         return cache_dir / f"{self.data.resolve().name}-{self.image_size}px-{digest}"
 
     def prepare_data(self) -> None:
-        """Build the cache, or what is missing of it."""
+        """Build the cache, or what is missing of it; say which videos gave nothing."""
         if self.folder != self.data:
+            news = not (self.folder / "index.json").is_file()
             with shown("reading videos") as progress:
                 cache.build(
                     self.data,
@@ -265,6 +267,8 @@ class VoxCelebDataModule(LightningDataModule):
                     progress=progress,
                     stabilise=self.stabilise,
                 )
+            if news and (line := cache.left_out(self.folder)):
+                rank_zero_warn(line)
 
     def setup(self, stage: str) -> None:
         """Split the speakers and open the cache.

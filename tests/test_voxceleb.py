@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import warnings
 
 import cv2
 import numpy as np
@@ -247,6 +248,17 @@ def test_a_cache_serves_as_data(folder, voxceleb, tmp_path):
     assert same(next(iter(from_cache.train_dataloader())), next(iter(from_files.train_dataloader())))
     assert len(list(tmp_path.iterdir())) == 1
     assert read_index(from_files.folder)[0]["plan"]["size"] == SIZE
+
+
+def test_left_out_videos_are_reported_once(tmp_path):
+    for name in ("one", "two"):
+        film(tmp_path / "in" / f"{name}.mp4", (barcode(i) for i in range(FRAMES)), options=FAST)
+    (tmp_path / "in" / "text.mp4").write_text("no video")
+    with pytest.warns(UserWarning, match=r"1 of 3 videos .*quarantine\.csv.* text\.mp4: not a readable"):
+        module(tmp_path / "in", cache_dir=str(tmp_path / "c"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(tmp_path / "in", cache_dir=str(tmp_path / "c"))
 
 
 def test_mistakes_are_named(folder, voxceleb, tmp_path):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.cache import build
+from datamodules.cache import build, left_out
 from datamodules.faces import FaceMode
 from datamodules.progress import shown
 from mefar.commands import run_function
@@ -51,8 +51,8 @@ def cache(
         f"{out}: {made.frames} crops in {made.windows} windows of {made.utterances} videos, "
         f"{made.speakers} speakers, {made.bytes / 1e6:.0f} MB"
     )
-    if made.quarantined:
-        print(f"{made.quarantined} videos gave nothing: {out / 'quarantine.csv'}")
+    if line := left_out(out):
+        print(line)
 
 
 def main(argv: Sequence[str]) -> int:
