@@ -22,9 +22,11 @@ VERBS = {
     "demo": ("mefar.commands.demo", "from nothing to a composite table on rendered faces"),
     "make-demo": ("mefar.commands.make_demo", "render the demo corpora into a folder"),
     "loso": ("mefar.commands.loso", "leave-one-subject-out over action tokens"),
+    "doctor": ("mefar.commands.doctor", "check a database folder against what the protocol needs"),
     "cache": ("mefar.commands.cache", "decode a video tree once into aligned face shards"),
     "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),
     "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
+    "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
 }
 """Our own verbs: name -> (module with `main(argv) -> int`, one line of help)."""

@@ -1,0 +1,108 @@
+"""`mefar probe TOKENIZER DATA`: what the tokens know, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.faces import FaceMode
+from datamodules.micro import MicroExpressionDataset
+from datamodules.progress import shown
+from datamodules.protocols import load as load_study
+from datamodules.sample import Study
+from mefar import probe as probes
+from mefar.commands import run_function
+from mefar.tokenizer import load as load_tokenizer
+
+READERS = ("tokens", "embeddings", "pixels")
+
+
+def probe(
+    tokenizer: Path,
+    data: Path,
+    *,
+    dataset: Literal["composite", "casme2", "samm", "smic", "casme3"] = "composite",
+    faces: FaceMode = "align",
+    cache_dir: Path = Path("runs/cache"),
+    out: Path | None = None,
+) -> None:
+    """Measure token quality on a database: action units, identity, few clips, other databases, pictures.
+
+    Linear probes on one-hot tokens, on token embeddings and on aligned pixel differences, each on people or
+    clips that it was not fitted on; everything again in gray and at 60 % resolution.
+
+    Args:
+        tokenizer: checkpoint.
+        data: folder of the database, for composite of all three.
+        dataset: protocol whose clips and labels are used.
+        faces: `align` finds the face; `precropped` takes frames that are face crops already.
+        cache_dir: folder for face crops.
+        out: also write the numbers to this JSON file.
+    """
+    model = load_tokenizer(tokenizer)
+    study = load_study(dataset, data)
+    with shown("aligning faces", "clips") as progress:
+        clips = MicroExpressionDataset(study, model.image_size, faces, cache_dir=cache_dir, progress=progress)
+    onset = torch.stack([clips[row]["onset"] for row in range(len(clips))]).float() / 255
+    apex = torch.stack([clips[row]["apex"] for row in range(len(clips))]).float() / 255
+    changes = {"as recorded": lambda x: x, "gray": probes.gray, "60 % resolution": probes.low_resolution}
+    found = {
+        "tokenizer": str(tokenizer),
+        "dataset": dataset,
+        "clips": len(clips),
+        "domains": {name: _measure(model, clips.study, f(onset), f(apex)) for name, f in changes.items()},
+    }
+    for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
+        Console().print(_table(name, numbers))
+    if out is not None:
+        temporary = out.with_name(f"{out.name}.tmp")
+        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        temporary.replace(out)
+        print(out)
+
+
+def _measure(model: Any, study: Study, onset: torch.Tensor, apex: torch.Tensor) -> dict[str, Any]:
+    subjects = [clip.subject_key for clip in study.clips]
+    databases = [clip.database for clip in study.clips]
+    labels = torch.tensor([clip.label for clip in study.clips])
+    # Clips whose database has no action units (SMIC) say nothing about units they do not show.
+    coded = [row for row, clip in enumerate(study.clips) if clip.aus]
+    numbers = sorted({unit.number for clip in study.clips for unit in clip.aus})
+    units = torch.tensor(
+        [[any(unit.number == n for unit in study.clips[row].aus) for n in numbers] for row in coded]
+    )
+    rows: dict[str, dict[str, float]] = {}
+    per_unit: dict[str, dict[str, float]] = {}
+    for name, read in probes.features(model, onset, apex).items():
+        mean, each = probes.au_probe(read[coded], units, [subjects[row] for row in coded])
+        per_unit[name] = {f"AU{numbers[column]}": value for column, value in each.items()}
+        accuracy, chance = probes.identity_probe(read, subjects)
+        rows[name] = {"au_f1": mean, "identity": accuracy, "identity_chance": chance}
+        for shots in (5, 10):
+            rows[name][f"uf1_{shots}_clips_per_class"] = probes.few_shot(read, labels, subjects, shots)
+        for database, value in probes.cross_database(read, labels, databases).items():
+            rows[name][f"uf1_others_to_{database}"] = value
+    return {"probes": rows, "au_f1": per_unit, "reconstruction": probes.reconstruction(model, onset, apex)}
+
+
+def _table(title: str, numbers: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("probe")
+    for name in READERS:
+        table.add_column(name, justify="right")
+    for row in numbers["probes"]["tokens"]:
+        table.add_row(row, *(f"{numbers['probes'][name][row]:.3f}" for name in READERS))
+    for name, value in numbers["reconstruction"].items():
+        table.add_row(name, f"{value:.3f}", "", "")
+    return table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mefar probe`."""
+    return run_function(probe, argv, "mefar probe")

@@ -1,0 +1,182 @@
+"""What a tokenizer's tokens know, measured with linear probes (EVALUATION 5): pure functions on tensors.
+
+A good action token tells action units and hides who acts. Both are read by the same class-balanced ridge
+classifier, always on people or clips that it was not fitted on, and always next to the same probe on aligned
+pixel differences: what tokens cannot do better than pixels, they have not earned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mefar.controls import linear_control, pixel_differences
+from mefar.metrics import scores
+from mefar.quality import TokenQuality
+from mefar.reconstruction import match_light
+from mefar.tokens import ActionTokenizer
+
+FEWEST_POSITIVES = 10  # an action unit shown by fewer clips is not probed
+_IMAGES_AT_ONCE = 64
+
+
+def features(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> dict[str, Tensor]:
+    """What the probes read of N pairs.
+
+    Args:
+        tokenizer: in eval mode, on the images' device.
+        onset: (N, 3, H, W) float in [0, 1].
+        apex: the same.
+
+    Returns:
+        `tokens` (N, L * K) one-hot codes, `embeddings` (N, L * D), `pixels` (N, P) aligned differences.
+    """
+    made = [
+        tokenizer.tokenize(a, b)
+        for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
+    ]
+    indices = torch.cat([tokens.indices for tokens in made])
+    embeddings = torch.cat([tokens.embeddings for tokens in made])
+    return {
+        "tokens": functional.one_hot(indices, tokenizer.num_codes).flatten(1).float(),
+        "embeddings": embeddings.flatten(1),
+        "pixels": pixel_differences(onset, apex),
+    }
+
+
+def au_probe(read: Tensor, units: Tensor, subjects: Sequence[str]) -> tuple[float, dict[int, float]]:
+    """Action units from features, leaving one subject out.
+
+    Args:
+        read: (N, P) features.
+        units: (N, U) 0 or 1, unit u shown by clip n.
+        subjects: N subject keys.
+
+    Returns:
+        Mean F1 over the units that at least ten clips show, and F1 by column; nan and {} if there is none.
+    """
+    found: dict[int, float] = {}
+    for column in range(units.shape[1]):
+        truth = units[:, column].long()
+        if FEWEST_POSITIVES <= int(truth.sum()) <= len(truth) - FEWEST_POSITIVES:
+            guess = linear_control(read, truth, subjects, 2)
+            hits = int(((guess == 1) & (truth == 1)).sum())
+            found[column] = 2 * hits / max(1, int(guess.sum()) + int(truth.sum()))
+    return (sum(found.values()) / len(found) if found else float("nan")), found
+
+
+def identity_probe(read: Tensor, subjects: Sequence[str], folds: int = 4) -> tuple[float, float]:
+    """Whose face it is, from features, on clips the probe was not fitted on; lower is better.
+
+    Args:
+        read: (N, P) features.
+        subjects: N subject keys.
+        folds: parts that each subject's clips are dealt to.
+
+    Returns:
+        Accuracy, and the accuracy of chance: always naming the subject with most clips.
+    """
+    names = sorted(set(subjects))
+    labels = torch.tensor([names.index(subject) for subject in subjects])
+    seen: dict[str, int] = {}
+    parts = []
+    for subject in subjects:
+        parts.append(f"part {seen.get(subject, 0) % folds}")
+        seen[subject] = seen.get(subject, 0) + 1
+    guess = linear_control(read, labels, parts, len(names))
+    return float((guess == labels).float().mean()), max(seen.values()) / len(labels)
+
+
+def few_shot(
+    read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int, draws: int = 10, seed: int = 0
+) -> float:
+    """Mean UF1 when every class is learned from a few clips of other people.
+
+    Clips are drawn anew for each of four parts of the subjects; the rest of the other parts is not used.
+
+    Args:
+        read: (N, P) features.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+        shots: clips per class to learn from.
+        draws: how often to draw; a handful of clips alone is luck.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = sorted(set(subjects))
+    number = torch.tensor([names.index(subject) for subject in subjects]) % 4
+    found = []
+    for _ in range(draws):
+        guesses = torch.zeros_like(labels)
+        for part in torch.unique(number):
+            order = torch.randperm(len(labels), generator=generator)
+            order = order[number[order] != part]
+            fit = torch.cat([order[labels[order] == label][:shots] for label in torch.unique(labels)])
+            guesses[number == part] = _fitted(read, labels, fit, (number == part).nonzero()[:, 0])
+        found.append(scores(labels, guesses, int(labels.max()) + 1)["uf1"])
+    return sum(found) / draws
+
+
+def cross_database(read: Tensor, labels: Tensor, databases: Sequence[str]) -> dict[str, float]:
+    """UF1 on each database when the others were learned from: database -> UF1; {} for a single database."""
+    names = sorted(set(databases))
+    if len(names) < 2:
+        return {}
+    number = torch.tensor([names.index(name) for name in databases])
+    found = {}
+    for place, name in enumerate(names):
+        fit, test = (number != place).nonzero()[:, 0], (number == place).nonzero()[:, 0]
+        guess = _fitted(read, labels, fit, test)
+        found[name] = scores(labels[test], guess, int(labels.max()) + 1)["uf1"]
+    return found
+
+
+def _fitted(read: Tensor, labels: Tensor, fit: Tensor, test: Tensor) -> Tensor:
+    """Predictions for the rows `test` of the ridge probe fitted on the rows `fit`."""
+    rows = torch.cat([fit, test])
+    # Two "subjects": the probe leaves each out in turn, and only the second one's turn is of interest.
+    sides = ["fit"] * len(fit) + ["test"] * len(test)
+    guess = linear_control(read[rows], labels[rows], sides, int(labels.max()) + 1)
+    return guess[len(fit) :]
+
+
+@torch.no_grad()
+def reconstruction(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> dict[str, float]:
+    """Usage, perplexity, PSNRs (see TokenQuality), transfer agreement and no-action constancy of N pairs.
+
+    Transfer agreement: every pair's tokens are decoded onto the next pair's onset and read back; the share of
+    tokens that are the same. No-action constancy: tokens of (x, x) that differ from the most common ones,
+    as a share; 0 is ideal.
+    """
+    quality = TokenQuality(tokenizer.num_codes, tokenizer.num_tokens).to(onset.device)
+    agreed, still = [], []
+    for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True):
+        tokens = tokenizer.tokenize(a, b)
+        order = torch.roll(torch.arange(len(a), device=a.device), 1)
+        moved = tokenizer.reconstruct(a, tokens.select(order))
+        quality.update(tokens.indices, a, match_light(b, a), tokenizer.reconstruct(a, tokens), moved)
+        agreed.append((tokenizer.tokenize(a, moved).indices == tokens.indices[order]).float().mean(1))
+        still.append(tokenizer.tokenize(a, a).indices)
+    rest = torch.cat(still)
+    common = rest.mode(0).values
+    return {name: float(value) for name, value in quality.compute().items()} | {
+        "transfer_agreement": float(torch.cat(agreed).mean()),
+        "no_action_spread": float((rest != common).float().mean()),
+    }
+
+
+def gray(images: Tensor) -> Tensor:
+    """(N, 3, H, W) as a gray camera sees it, three equal channels."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True).expand_as(images)
+
+
+def low_resolution(images: Tensor, share: float = 0.6) -> Tensor:
+    """(N, 3, H, W) at a share of the resolution, enlarged back."""
+    size = images.shape[-2:]
+    small = [max(1, round(side * share)) for side in size]
+    shrunk = functional.interpolate(images, small, mode="bilinear", antialias=True)
+    return functional.interpolate(shrunk, size, mode="bilinear")
