@@ -50,12 +50,22 @@ class ActionUnit:
         return f"{self.side}{self.number}"
 
 
+def mirrored(aus: tuple[ActionUnit, ...]) -> tuple[ActionUnit, ...]:
+    """The action units of a face in a picture that was flipped left to right: its sides change places.
+
+    Returns:
+        As many units, sorted.
+    """
+    other: dict[Side, Side] = {"L": "R", "R": "L", "": ""}
+    return tuple(sorted(ActionUnit(unit.number, other[unit.side]) for unit in aus))
+
+
 @dataclass(frozen=True)
 class Clip:
     """One annotated micro-expression.
 
     Attributes:
-        database: casme2, samm, smic or casme3.
+        database: casme2, samm, smic, casme3, dfme or mmew.
         subject: the database's own id, normalised: "sub01", "006", "s1", "spNO.1".
         clip: the database's own clip name: "EP02_01f", "006_1_2", "s1_ne_01", "a_355".
         emotion: lower case, as annotated.
@@ -101,7 +111,7 @@ class Study:
     """The clips of one protocol and an account of the others.
 
     Attributes:
-        protocol: composite, casme2, samm, smic or casme3.
+        protocol: composite, or a database.
         class_names: C names; a clip's label indexes them.
         clips: sorted by key, all with label in [0, C).
         dropped: (key, reason) of clips that the protocol wants and the data does not yield: no

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.sample import ActionUnit, mirrored, parse_action_units
 from datamodules.transforms import PairTransform, uniforms
 
 QUIET = {"noise": 0.0, "camera": 0.0}
@@ -103,6 +104,23 @@ def test_a_flip_mirrors():
     np.testing.assert_array_equal(apex, onset)
     kept, _ = PairTransform(64, True, 0, **STILL, flip=0.0)(frame, frame, 7)
     np.testing.assert_array_equal(kept, frame[4:-4, 4:-4])
+
+
+def test_a_flip_swaps_the_sides_of_action_units():
+    aus = parse_action_units("L12+R4+7+L1+R1")
+    assert mirrored(aus) == parse_action_units("R12+L4+7+R1+L1")
+    assert mirrored(()) == ()
+
+
+@given(
+    st.lists(st.builds(ActionUnit, st.integers(1, 99), st.sampled_from(["", "L", "R"]))).map(
+        lambda units: tuple(sorted(units))
+    )
+)
+def test_flipping_twice_is_nothing(aus):
+    assert mirrored(mirrored(aus)) == aus
+    assert [unit.number for unit in mirrored(aus)] == [unit.number for unit in aus]
+    assert {unit for unit in mirrored(aus) if not unit.side} == {unit for unit in aus if not unit.side}
 
 
 def test_gray_takes_colour_from_both_and_from_the_noise():
