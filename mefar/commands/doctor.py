@@ -1,0 +1,192 @@
+"""`mefar doctor DATASET DIR`: what a database folder lacks, before a run finds out."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby, pairwise
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from datamodules.apex import ApexRule
+from datamodules.doctor import Count, Report, examine
+from datamodules.faces import FaceMode
+from datamodules.pairs import Progress
+from datamodules.progress import shown
+from mefar.commands import run_function
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LISTED = 10  # findings of one kind that are listed without --verbose
+_FLAGS = ("--all-frames", "--verbose", "--json")
+_COLOURS = {"lost": "red", "warning": "yellow", "note": "dim"}
+
+
+def doctor(
+    data: Path,
+    *,
+    dataset: Literal["composite", "casme2", "samm", "smic", "casme3"],
+    classes: int | None = None,
+    faces: FaceMode = "align",
+    apex: ApexRule = "annotated",
+    errata: bool = True,
+    all_frames: bool = False,
+    verbose: bool = False,
+    json: bool = False,
+) -> int:
+    """Check a database folder against what the protocol needs: mefar doctor DATASET DIR.
+
+    Exit code 0: nothing would be lost. 1: a clip would be dropped, or a run would stop. 2: wrong folder.
+    Nothing in the folder is changed.
+
+    Args:
+        data: for composite the folder with one folder per database, else the database's folder or its parent.
+        dataset: the protocol; may be given as the first word.
+        classes: number of classes; null = the protocol's own.
+        faces: as for loso: `align` looks for raw frames first, `precropped` for cropped ones.
+        apex: the apex rule that runs will use.
+        errata: correct annotations that are known to be wrong.
+        all_frames: decode every frame, not only onset and apex.
+        verbose: show the tables in any case, and every finding.
+        json: print JSON and nothing else.
+    """
+    with _progress(not json and sys.stdout.isatty()) as progress:
+        prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
+        report = examine(dataset, data, classes, errata, prefer, apex, all_frames, progress=progress)
+    if json:
+        print(dumps(report.as_json(), indent=2))
+    else:
+        if verbose or not report.complete:
+            _show(report, verbose)
+        print(_verdict(report))
+    return 1 if report.lost else 0
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[Progress | None]:
+    if not wanted:
+        yield None
+        return
+    with shown("reading images", "images") as progress:
+        yield progress
+
+
+def _show(report: Report, verbose: bool) -> None:
+    from rich.console import Console
+
+    # In a pipe there is no width to fit in, and a line that is not broken can be searched.
+    console = Console(width=None if sys.stdout.isatty() else 2000, highlight=False)
+    with console.capture() as shown_text:
+        _show_counts(report, console)
+        _show_findings(report, console, None if verbose else _LISTED)
+        _show_errata(report, console, None if verbose else _LISTED)
+    for line in shown_text.get().splitlines():
+        print(line.rstrip())
+
+
+def _show_counts(report: Report, console: Console) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    names = list(next(iter(report.parts.values())).classes)
+    table = Table("found / expected", "clips", "subjects", *names, "apex by", box=SIMPLE)
+    for name, part in report.parts.items():
+        cells = [_cell(count) for count in (part.clips, part.subjects, *part.classes.values())]
+        rules = ", ".join(f"{rule} {count}" for rule, count in part.apex.items())
+        table.add_row(name, *cells, rules)
+    console.print(table)
+    for name, part in report.parts.items():
+        coding = f", coding file {part.coding_file}" if part.coding_file else ""
+        where = f"frames from {part.frames}" if part.frames else f"{part.folder} could not be used"
+        console.print(f"{name}: {where}{coding}", markup=False, soft_wrap=True)
+
+
+def _cell(count: Count) -> str:
+    if count.expected is None:
+        return f"{count.found}"
+    text = f"{count.found} / {count.expected}"
+    if count.found == count.expected:
+        return text
+    return f"[{'red' if count.found < count.expected else 'yellow'}]{text}"
+
+
+def _show_findings(report: Report, console: Console, limit: int | None) -> None:
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not report.findings:
+        return
+    table = Table("", "finding", "clip", "detail", box=SIMPLE)
+    for (level, kind), group in groupby(report.findings, key=lambda f: (f.level, f.kind)):
+        found = list(group)
+        colour = _COLOURS[level]
+        for finding in found[:limit]:
+            table.add_row(
+                f"[{colour}]{level}", kind, escape(finding.clip or finding.database), escape(finding.detail)
+            )
+        if limit is not None and len(found) > limit:
+            table.add_row(f"[{colour}]{level}", kind, f"and {len(found) - limit} more", "--verbose lists all")
+    console.print(table)
+
+
+def _show_errata(report: Report, console: Console, limit: int | None) -> None:
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not report.errata:
+        return
+    table = Table("erratum", "field", "was", "is", "source", box=SIMPLE)
+    for one in report.errata[:limit]:
+        new = f"{one.new} not applied: {one.refused}" if one.refused else one.new
+        table.add_row(*map(escape, (one.clip, one.field, one.old, new, one.source)))
+    if limit is not None and len(report.errata) > limit:
+        table.add_row(f"and {len(report.errata) - limit} more", "", "", "", "--verbose lists all")
+    console.print(table)
+
+
+def _verdict(report: Report) -> str:
+    """What it comes to, in one line."""
+    clips = sum(part.clips.found for part in report.parts.values())
+    subjects = sum(part.subjects.found for part in report.parts.values())
+    rules: Counter[str] = Counter()
+    for part in report.parts.values():
+        rules.update(part.apex)
+    levels = Counter(finding.level for finding in report.findings)
+    if report.lost:
+        state = f"data would be lost (losses {levels['lost']}, warnings {levels['warning']})"
+    elif not report.complete:
+        state = f"nothing would be lost (warnings {levels['warning']})"
+    else:
+        state = "complete"
+    applied = sum(not one.refused for one in report.errata)
+    chosen = ", ".join(f"{rule} {count}" for rule, count in sorted(rules.items())) or "of none"
+    return (
+        f"{report.dataset}: {state}: {clips} clips, {subjects} subjects, apex {chosen}, "
+        f"{applied} errata applied, {report.images} images read"
+    )
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    """The command line with DATASET as an option, and flags that cannot take up what follows them."""
+    words = [
+        f"{word}=true" if word in _FLAGS and following not in ("true", "false") else word
+        for word, following in pairwise([*argv, ""])
+    ]
+    if any(word.split("=")[0] == "--dataset" for word in words):
+        return words
+    for index, (before, word) in enumerate(pairwise(["", *words])):
+        takes_it = before.startswith("--") and "=" not in before
+        if not word.startswith("-") and not takes_it:
+            return [*words[:index], f"--dataset={word}", *words[index + 1 :]]
+    return words
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mefar doctor`."""
+    return run_function(doctor, _words(argv), "mefar doctor")
