@@ -44,6 +44,7 @@ class MefarCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         verb = str(self.subcommand)
+        check_settings(self.model, self.datamodule)
         root = Path(config["default_root_dir"] or f"runs/{verb}-{type(self.model).__name__}")
         config["default_root_dir"] = str(root)
         # Before the folder is touched: a resume that cannot work leaves the run as it was.
@@ -118,6 +119,26 @@ def check_shapes(path: Path, model: LightningModule) -> None:
         )
     if there and here and not shared:
         raise InputError(f"{path}: a checkpoint of another class than {type(model).__name__}")
+
+
+def check_settings(model: LightningModule, data: LightningDataModule | None) -> None:
+    """Refuse a model and data that answer the same question differently, such as image_size.
+
+    The Trainer would do so too, but only once it logs, and with a traceback.
+
+    Raises:
+        InputError: the first setting of one name with two values.
+    """
+    if data is None:
+        return
+    ours, theirs = dict(model.hparams), dict(data.hparams)
+    for name in ours:
+        same = name.startswith("_") or name not in theirs
+        if not same and (type(ours[name]) is not type(theirs[name]) or ours[name] != theirs[name]):
+            raise InputError(
+                f"{name}: {ours[name]!r} in the model, {theirs[name]!r} in the data; "
+                f"give model.init_args.{name} and data.init_args.{name} the same value"
+            )
 
 
 def missing_tensor(message: str) -> str:
