@@ -46,7 +46,10 @@ _REMARKS: tuple[tuple[str, str, Level], ...] = (
     (r"offset not annotated: ", "onset, apex, offset", "warning"),
     (r"row \d+ repeats row", "duplicate clip", "warning"),
     (r"action units not read", "action units", "warning"),
+    (r"", "remark", "note"),
 )
+# Told elsewhere: as counts, gaps, missing apexes and corrections.
+_TOLD = re.compile(r"coding file |frames from |apex not annotated|no file for the offset|erratum")
 _FAULTS = (
     (r"two folders for one clip|contradicts row", "duplicate clip"),
     (r"are both frame", "duplicate frames"),
@@ -261,9 +264,9 @@ def _from_loader(name: str, rule: Rule, read: Annotations, faults: Faults) -> It
         if key not in known:
             yield Finding(rank(key, "lost"), about(text), name, key, text)
     for key, text in read.notes:
-        for pattern, kind, level in _REMARKS:
-            if re.match(pattern, text):
-                yield Finding(rank(key, level), kind, name, key, text)
+        if not _TOLD.match(text):
+            kind, level = next((k, v) for pattern, k, v in _REMARKS if re.match(pattern, text))
+            yield Finding(rank(key, level), kind, name, key, text)
 
 
 def _counted(name: str, part: Part) -> Iterable[Finding]:

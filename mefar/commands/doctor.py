@@ -29,7 +29,7 @@ _COLOURS = {"lost": "red", "warning": "yellow", "note": "dim"}
 def doctor(
     data: Path,
     *,
-    dataset: Literal["composite", "casme2", "samm", "smic", "casme3"],
+    dataset: str,
     classes: int | None = None,
     faces: FaceMode = "align",
     apex: ApexRule = "annotated",
@@ -45,7 +45,7 @@ def doctor(
 
     Args:
         data: for composite the folder with one folder per database, else the database's folder or its parent.
-        dataset: the protocol; may be given as the first word.
+        dataset: the protocol: composite, casme2, samm, smic, casme3; may be given as the first word.
         classes: number of classes; null = the protocol's own.
         faces: as for loso: `align` looks for raw frames first, `precropped` for cropped ones.
         apex: the apex rule that runs will use.
@@ -93,22 +93,25 @@ def _show_counts(report: Report, console: Console) -> None:
     from rich.table import Table
 
     names = list(next(iter(report.parts.values())).classes)
-    table = Table("found / expected", "clips", "subjects", *names, "apex by", box=SIMPLE)
+    # Narrow enough for five classes in 80 columns.
+    table = Table("database", "clips", "subjects", *names, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     for name, part in report.parts.items():
         cells = [_cell(count) for count in (part.clips, part.subjects, *part.classes.values())]
-        rules = ", ".join(f"{rule} {count}" for rule, count in part.apex.items())
-        table.add_row(name, *cells, rules)
+        table.add_row(name, *cells)
+    console.print(f"{report.dataset}: found/expected\n", markup=False)
     console.print(table)
+    console.print()
     for name, part in report.parts.items():
+        rules = ", ".join(f"{rule} {count}" for rule, count in part.apex.items())
         coding = f", coding file {part.coding_file}" if part.coding_file else ""
         where = f"frames from {part.frames}" if part.frames else f"{part.folder} could not be used"
-        console.print(f"{name}: {where}{coding}", markup=False, soft_wrap=True)
+        console.print(f"{name}: apex {rules or 'of none'}; {where}{coding}", markup=False, soft_wrap=True)
 
 
 def _cell(count: Count) -> str:
     if count.expected is None:
         return f"{count.found}"
-    text = f"{count.found} / {count.expected}"
+    text = f"{count.found}/{count.expected}"
     if count.found == count.expected:
         return text
     return f"[{'red' if count.found < count.expected else 'yellow'}]{text}"
