@@ -1,8 +1,8 @@
 """One function and one fact sheet per database: folder on disk -> clips.
 
 Every function takes the database's folder, finds coding file and frames in it (coding.py, layouts.py),
-corrects what errata.csv knows to be wrong (errata.py), and returns all usable clips with every emotion;
-protocols.py chooses and labels. What cannot be used is listed with the reason, never replaced:
+corrects what errata.csv knows to be wrong (errata.py), and returns all usable clips with every emotion
+(joining.py); protocols.py chooses and labels. What cannot be used is listed with the reason, never replaced:
 
 - a clip without a folder, without an onset file, without a file for its annotated apex, or with an offset
   that is not after the onset is dropped;
@@ -11,56 +11,36 @@ protocols.py chooses and labels. What cannot be used is listed with the reason, 
 - a clip's folder that is there but empty, a database with frames for less than half of its clips, and
   rows that contradict each other are errors: a broken copy, not a gap. A caller that hands in a list of
   `faults` gets them there instead, and the clips in `dropped`.
+
+CASME (2013) and 4DME have no loader: what is known of their coding files and folders does not suffice to read
+them without guessing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datamodules.coding import Row, find_coding_file, read_table
-from datamodules.errata import Coded, apply_errata
-from datamodules.layouts import Faults, FrameKind, find_clip_folders, list_frames
-from datamodules.sample import ActionUnit, Clip, DataError, parse_action_units
+from datamodules.joining import Annotations, Entry, coded_row, frames_of, join
+from datamodules.layouts import Faults, FrameKind, find_clip_folders
+from datamodules.sample import Clip, DataError
+
+__all__ = ["CODING_FILES", "Annotations", "casme2", "casme3", "dfme", "mmew", "samm", "smic"]
 
 CODING_FILES = {
     "casme2": (r"casme.?(2|ii)\D*coding.*20140508", r"casme.?(2|ii)(?!i).*coding", r"casme.?(2|ii)(?!i)"),
     "samm": (r"samm.*micro.*facs", r"samm.*micro", r"samm"),
     "casme3": (r"part_a.*label.*v2", r"part_a.*label", r"cas(\(me\)|me)\^?(3|iii).*label"),
+    "dfme": (r"train.*full.*au", r"dfme.*train", r"dfme"),
+    "mmew": (r"mmew.*micro", r"mmew(?!.*macro)"),
 }
 _CASME2_SUBJECT = r"(?:sub)?0*(\d+)"
 _SAMM_SUBJECT = r"0*(\d+)"
 _CASME3_SUBJECT = r"sp\s*no\.?\s*0*(\d+)"
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What one database yields.
-
-    Attributes:
-        clips: usable clips of all emotions, sorted by key.
-        dropped: (key, reason) of annotated clips that cannot be used.
-        notes: (key or database, remark).
-        emotions: key -> emotion of every annotated clip, usable or not.
-    """
-
-    clips: tuple[Clip, ...]
-    dropped: tuple[tuple[str, str], ...]
-    notes: tuple[tuple[str, str], ...]
-    emotions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A row on its way to become a clip: name of the clip, and where its frames may lie."""
-
-    clip: str
-    coded: Coded
-    row: Row
-    folders: Sequence[tuple[str, ...]]
-    expected: str
+_DFME_SUBJECT = r"(?:sub|s)?[_\s]*0*(\d+)"
+_MMEW_SUBJECT = r"(?:sub|s)?0*(\d+)"
 
 
 def casme2(
@@ -90,8 +70,8 @@ def casme2(
     for row in read_table(file, columns, "Sheet1"):
         subject = f"sub{_number(row, _CASME2_SUBJECT, 'an integer such as 1'):02d}"
         name = row.text("Filename")
-        coded = _coded(row, subject, name, columns, "Action Units")
-        entries.append(_Entry(name, coded, row, [(subject, name.casefold())], f"{subject}/{name}"))
+        coded = coded_row(row, subject, name, columns, "Action Units")
+        entries.append(Entry(name, coded, row, [(subject, name.casefold())], f"{subject}/{name}", 200.0))
 
     def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
         for depth in range(len(parts) - 2, -1, -1):
@@ -100,7 +80,7 @@ def casme2(
         return None
 
     folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
-    return _join("casme2", 200.0, root, file, entries, folders, copy, errata, faults)
+    return join("casme2", root, file, entries, folders, copy, errata, faults)
 
 
 def samm(
@@ -128,15 +108,18 @@ def samm(
     for row in read_table(file, columns, "MICRO_ONLY"):
         subject = f"{_number(row, _SAMM_SUBJECT, 'a number such as 006'):03d}"
         name = row.text("Filename")
-        coded = _coded(row, subject, name, columns, "Action Units")
-        entries.append(_Entry(name, coded, row, [(name.casefold(),)], f"{subject}/{name}"))
+        # Folders are found by the file name alone, which begins with the subject.
+        if (told := re.match(r"0*(\d+)_", name)) and int(told[1]) != int(subject):
+            raise row.error("Subject", f"{subject!r}, but the file name is {name!r}")
+        coded = coded_row(row, subject, name, columns, "Action Units")
+        entries.append(Entry(name, coded, row, [(name.casefold(),)], f"{subject}/{name}", 200.0))
 
     def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int]:
         above = [depth for depth, part in enumerate(parts[:-1]) if part.isdigit()]
         return (parts[-1].casefold(),), above[-1] if above else len(parts) - 1
 
     folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
-    return _join("samm", 200.0, root, file, entries, folders, copy, errata, faults)
+    return join("samm", root, file, entries, folders, copy, errata, faults)
 
 
 def smic(
@@ -183,7 +166,7 @@ def smic(
         key, emotion = f"smic/{subject}/{clip}", emotions[clip.split("_")[1]]
         annotated[key] = emotion
         told = {part.casefold() for part in folder.relative_to(root).parts} & set(emotions.values())
-        frames = _frames(key, folder, faults)
+        frames = frames_of(key, folder, faults)
         numbers = list(frames)
         if told - {emotion}:
             dropped.append((key, f"named {emotion}, but lies under {', '.join(sorted(told))}: {folder}"))
@@ -225,10 +208,10 @@ def casme3(
     for row in read_table(file, columns, "label"):
         subject = f"spNO.{_number(row, _CASME3_SUBJECT, 'such as spNO.1')}"
         letter = row.text("Filename")
-        coded = _coded(row, subject, letter, columns, "AU")
+        coded = coded_row(row, subject, letter, columns, "AU")
         name = f"{letter}_{row.text('Onset')}"
         places = [(subject.casefold(), name.casefold()), (subject.casefold(), letter.casefold())]
-        entries.append(_Entry(name, coded, row, places, f"{subject}/{letter}/color"))
+        entries.append(Entry(name, coded, row, places, f"{subject}/{letter}/color", 30.0))
 
     def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
         if found := re.fullmatch(r"(spno\.\d+)_([a-z]_\d+)", parts[-1], re.IGNORECASE):
@@ -239,14 +222,102 @@ def casme3(
 
     folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
     colour = {place: path / "color" if (path / "color").is_dir() else path for place, path in folders.items()}
-    return _join("casme3", 30.0, root, file, entries, colour, copy, errata, faults)
+    return join("casme3", root, file, entries, colour, copy, errata, faults)
+
+
+def dfme(
+    root: Path, errata: bool = True, prefer: FrameKind = "raw", faults: Faults | None = None
+) -> Annotations:
+    """DFME: high-speed recordings at 200, 300 or 500 frames per second, told per clip.
+
+    Coding file `training_full_with_AU.xlsx` (not those of the test sets): Subject, Filename (sub0003_01),
+    OnsetFrame, ApexFrame, OffsetFrame, Emotion, EmotionId, Fps, AU. Frames
+    `DFME_train/sub0003_01/00012.png`. Written from what public code reads, never held against a copy of
+    the database, so lenient: subjects as sub0003, S3 or 3; clip folders at any depth; a clip without Fps
+    counts as 200, which matters for the spotted apex only and is remarked.
+
+    Args:
+        root: folder that holds the coding file and the frames, at any depth.
+        errata: apply errata.csv.
+        prefer: which copy of the frames to take where both are there.
+        faults: takes up what is wrong with single clips instead of raising the first.
+
+    Raises:
+        DataError: see the module's docstring and coding.read_table.
+    """
+    columns = ("Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Emotion")
+    file = find_coding_file(root, CODING_FILES["dfme"], "training_full_with_AU.xlsx", _others("dfme"))
+    entries, notes = [], []
+    for row in read_table(file, columns):
+        subject = f"sub{_number(row, _DFME_SUBJECT, 'such as sub0003'):04d}"
+        name = row.text("Filename")
+        coded = coded_row(row, subject, name, columns, "AU")
+        fps = row.rate("Fps")
+        if fps is None:
+            notes.append((f"dfme/{subject}/{name}", "frames per second not annotated: 200 assumed"))
+        entries.append(Entry(name, coded, row, [(name.casefold(),)], name, fps or 200.0))
+
+    def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int]:
+        return (parts[-1].casefold(),), len(parts) - 1
+
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
+    return join("dfme", root, file, entries, folders, copy, errata, faults, notes)
+
+
+def mmew(
+    root: Path, errata: bool = True, prefer: FrameKind = "raw", faults: Faults | None = None
+) -> Annotations:
+    """MMEW, the micro-expressions: 90 frames per second.
+
+    Coding file `MMEW_Micro_Exp.xlsx`: Subject, Filename (S13-07-001: subject, emotion, sample), OnsetFrame,
+    ApexFrame, OffsetFrame, Action Units, Estimated Emotion, remarks. Frames
+    `Micro_Expression/<emotion>/S13-07-001/1.jpg`, with or without a folder per subject in between; the
+    macro-expressions beside them are other data and are passed over. Written from what public code reads,
+    never held against a copy of the database, so lenient: subjects as S13, 13 or sub13, and a clip that
+    lies under another emotion than its row's is read and remarked, since names of folders vary.
+
+    Args:
+        root: folder that holds the coding file and the frames, at any depth.
+        errata: apply errata.csv.
+        prefer: which copy of the frames to take where both are there.
+        faults: takes up what is wrong with single clips instead of raising the first.
+
+    Raises:
+        DataError: see the module's docstring and coding.read_table.
+    """
+    columns = ("Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion")
+    file = find_coding_file(root, CODING_FILES["mmew"], "MMEW_Micro_Exp.xlsx", _others("mmew"))
+    entries = []
+    emotions: dict[tuple[str, ...], tuple[str, str]] = {}
+    for row in read_table(file, columns):
+        subject = f"S{_number(row, _MMEW_SUBJECT, 'such as S13'):02d}"
+        name = row.text("Filename")
+        coded = coded_row(row, subject, name, columns, "Action Units")
+        emotions[(name.casefold(),)] = (f"mmew/{subject}/{name}", coded.emotion)
+        entries.append(Entry(name, coded, row, [(name.casefold(),)], name, 90.0))
+    known = {emotion for _, emotion in emotions.values()}
+
+    def recognise(parts: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
+        if any(part.casefold().startswith("macro") for part in parts):
+            return None
+        above = [d for d, part in enumerate(parts[:-1]) if part.casefold() in known]
+        return (parts[-1].casefold(),), above[-1] if above else len(parts) - 1
+
+    folders, copy = find_clip_folders(root, recognise, _wanted(entries), prefer, faults)
+    notes = []
+    for place, folder in folders.items():
+        key, emotion = emotions[place]
+        told = {part.casefold() for part in folder.relative_to(root).parts} & known
+        if told - {emotion}:
+            notes.append((key, f"coded {emotion}, but lies under {', '.join(sorted(told))}: {folder}"))
+    return join("mmew", root, file, entries, folders, copy, errata, faults, notes)
 
 
 def _others(database: str) -> dict[str, tuple[str, ...]]:
     return {name: patterns for name, patterns in CODING_FILES.items() if name != database}
 
 
-def _wanted(entries: Iterable[_Entry]) -> set[tuple[str, ...]]:
+def _wanted(entries: Iterable[Entry]) -> set[tuple[str, ...]]:
     return {place for entry in entries for place in entry.folders}
 
 
@@ -255,134 +326,3 @@ def _number(row: Row, pattern: str, example: str) -> int:
     if found is None:
         raise row.error("Subject", f"{row.text('Subject')!r} is no subject id ({example})")
     return int(found[1])
-
-
-def _coded(row: Row, subject: str, filename: str, columns: Sequence[str], aus: str) -> Coded:
-    onset, apex, offset = (row.frame(column) for column in columns[2:5])
-    return Coded(subject, filename, row.text(columns[5]).casefold(), onset, apex, offset, row.raw(aus))
-
-
-def _frames(key: str, folder: Path, faults: Faults | None) -> dict[int, Path]:
-    try:
-        if frames := list_frames(folder):
-            return frames
-        raise DataError(f"{folder}: a clip without frames ({key}); copy its images again or remove the clip")
-    except DataError as error:
-        if faults is None:
-            raise
-        faults.append((key, str(error)))
-        return {}
-
-
-def _join(
-    database: str,
-    fps: float,
-    root: Path,
-    file: Path,
-    entries: Sequence[_Entry],
-    folders: Mapping[tuple[str, ...], Path],
-    copy: str,
-    errata: bool,
-    faults: Faults | None,
-) -> Annotations:
-    """Bring rows and frames together."""
-    if not entries:
-        raise DataError(f"{file}: no clips below the header; use the complete coding file")
-    clips: dict[str, Clip] = {}
-    dropped: list[tuple[str, str]] = []
-    notes = [(database, f"coding file {file}"), (database, f"frames from {root / copy}")]
-    rows: dict[str, _Entry] = {}
-    missing: list[_Entry] = []
-    # A video of CAS(ME)^3 holds thousands of files and several clips: list it once.
-    listed: dict[Path, dict[int, Path]] = {}
-    for entry in entries:
-        key = f"{database}/{entry.coded.subject}/{entry.clip}"
-        if key in rows:
-            before = rows[key]
-            if replace(before.coded, aus=None) != replace(entry.coded, aus=None):
-                complaint = f"{key} contradicts row {before.row.number}, which has the same clip"
-                problem = entry.row.error("Filename", complaint)
-                if faults is None:
-                    raise problem
-                faults.append((key, str(problem)))
-                continue
-            notes.append((key, f"row {entry.row.number} repeats row {before.row.number}"))
-            continue
-        rows[key] = entry
-        folder = next((folders[place] for place in entry.folders if place in folders), None)
-        if folder is None:
-            missing.append(entry)
-            dropped.append((key, f"no folder {entry.expected} under {root / copy}"))
-            continue
-        if folder not in listed:
-            listed[folder] = _frames(key, folder, faults)
-        if not listed[folder]:
-            dropped.append((key, f"no frames in {folder}"))
-            continue
-        made = _clip(database, fps, key, entry, listed[folder], errata, notes)
-        if isinstance(made, str):
-            dropped.append((key, made))
-        else:
-            clips[key] = made
-    if 2 * len(missing) > len(rows) and (faults is None or len(missing) == len(rows)):
-        raise DataError(
-            f"{root}: frames for {len(rows) - len(missing)} of the {len(rows)} clips of {file.name} only; "
-            f"the first without is {missing[0].expected} (row {missing[0].row.number}); "
-            "point to the folder that holds coding file and frames"
-        )
-    return Annotations(
-        tuple(clip for _, clip in sorted(clips.items())),
-        tuple(sorted(dropped)),
-        tuple(sorted(notes)),
-        {key: entry.coded.emotion for key, entry in rows.items()},
-    )
-
-
-def _clip(
-    database: str,
-    fps: float,
-    key: str,
-    entry: _Entry,
-    frames: Mapping[int, Path],
-    errata: bool,
-    notes: list[tuple[str, str]],
-) -> Clip | str:
-    """A clip, or why there is none; remarks are added to notes."""
-    coded = entry.coded
-    shared = database == "casme3"  # one folder, a whole video: only the clip's own frames are its frames
-    folder = next(iter(frames.values())).parent
-    if errata:
-        coded, remarks = apply_errata(database, coded, frames)
-        notes.extend((key, remark) for remark in remarks)
-    onset, apex, offset = coded.onset, coded.apex, coded.offset
-    if onset is None:
-        return f"onset not annotated ({entry.row.file.name}, row {entry.row.number})"
-    if offset is None:
-        if shared:
-            return f"offset not annotated ({entry.row.file.name}, row {entry.row.number})"
-        offset = max(frames)
-        notes.append((key, f"offset not annotated: the last frame, {offset}"))
-    if offset <= onset:
-        return f"offset {offset} is not after onset {onset} ({entry.row.file.name}, row {entry.row.number})"
-    if onset not in frames:
-        return f"onset frame {onset} has no file in {folder}"
-    if apex is None:
-        notes.append((key, "apex not annotated"))
-    elif not onset <= apex <= offset:
-        notes.append((key, f"apex {apex} is outside [{onset}, {offset}]: treated as not annotated"))
-        apex = None
-    elif apex not in frames:
-        return f"apex frame {apex} has no file in {folder}"
-    if shared:
-        frames = {number: path for number, path in frames.items() if onset <= number <= offset}
-    inside = sum(onset <= number <= offset for number in frames)
-    if inside < 2:
-        return f"only one frame of [{onset}, {offset}] in {folder}"
-    if offset not in frames:
-        notes.append((key, f"no file for the offset {offset}; frames end at {max(frames)}"))
-    aus: tuple[ActionUnit, ...] = ()
-    try:
-        aus = parse_action_units(coded.aus)
-    except ValueError as error:
-        notes.append((key, f"action units not read: {error} ({entry.row.file.name}, row {entry.row.number})"))
-    return Clip(database, coded.subject, entry.clip, coded.emotion, onset, apex, offset, fps, aus, frames)

@@ -64,6 +64,19 @@ class Row:
             raise self.error(column, f"{text!r} is not a frame number")
         return int(text.split(".")[0])
 
+    def rate(self, column: str) -> float | None:
+        """Frames per second, or None where the cell is blank or the column is absent.
+
+        Raises:
+            DataError: the cell holds something else than a number in [1, 10000].
+        """
+        text = self.text(column)
+        if not text:
+            return None
+        if not re.fullmatch(r"\d{1,5}(\.\d*)?", text) or not 1 <= float(text) <= 10_000:
+            raise self.error(column, f"{text!r} is no number of frames per second")
+        return float(text)
+
     def error(self, column: str, complaint: str) -> DataError:
         """The one line about a cell: file, row, column, complaint, what to do."""
         return DataError(f"{self.file}, row {self.number}, column {column!r}: {complaint}; correct the cell")

@@ -116,7 +116,7 @@ def apply_errata(database: str, coded: Coded, files: Collection[int]) -> tuple[C
     """Correct what errata.csv knows to be wrong.
 
     Args:
-        database: casme2, samm, smic or casme3.
+        database: casme2, samm, smic, casme3, dfme or mmew.
         coded: the row as read.
         files: numbers of the frames on disk.
 

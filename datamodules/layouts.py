@@ -32,6 +32,8 @@ _NAMES = {
     "casme3": re.compile(r"casme(3|iii)"),
     "samm": re.compile(r"samm"),
     "smic": re.compile(r"smic"),
+    "dfme": re.compile(r"dfme"),
+    "mmew": re.compile(r"mmew"),
 }
 
 
@@ -53,7 +55,7 @@ def find_database(data: Path, database: str, required: bool = False) -> Path:
 
     Args:
         data: the database's folder or its parent.
-        database: casme2, casme3, samm or smic.
+        database: casme2, samm, smic, casme3, dfme or mmew.
         required: refuse to fall back on `data` itself where no child has the name.
 
     Raises:

@@ -16,7 +16,7 @@ from datamodules.apex import Apex, ApexRule
 from datamodules.faces import FaceMode
 from datamodules.pairs import PairSettings, PairStore, Progress, fingerprint
 from datamodules.progress import shown
-from datamodules.protocols import load
+from datamodules.protocols import DatasetName, load
 from datamodules.sample import Clip, DataError, Study
 
 __all__ = ["MicroExpressionDataModule", "MicroExpressionDataset", "fingerprint"]
@@ -128,9 +128,10 @@ class MicroExpressionDataModule(LightningDataModule):
     `subject`, `clip`, `database` lists of B str.
 
     Args:
-        dataset: composite, casme2, samm, smic or casme3.
+        dataset: composite, casme2, samm, smic, casme3, dfme or mmew.
         data: for composite the folder with one folder per database, else the database's folder or its parent.
-        classes: number of classes; null = the protocol's own (casme2 and samm 5, casme3 4, else 3).
+        classes: number of classes; null = the protocol's own (casme2 and samm 5, casme3 4, dfme and
+            mmew 7, else 3).
         image_size: side of the face crops in pixels, at least 16.
         faces: `align` finds the face once per clip; `precropped` takes frames that are face crops already.
         apex: `annotated` (the middle where there is none), `middle`, or `spotted` (largest motion).
@@ -146,7 +147,7 @@ class MicroExpressionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: Literal["composite", "casme2", "samm", "smic", "casme3"],
+        dataset: DatasetName,
         data: str,
         classes: int | None = None,
         image_size: int = 256,

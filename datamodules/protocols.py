@@ -7,6 +7,11 @@
 | samm | happiness, contempt, anger, surprise, others | 136 clips; with 3 classes 133 |
 | smic | negative, positive, surprise | 164 clips, 16 subjects |
 | casme3 | negative, positive, surprise, others; or 3 or 7 classes | 860 rows, 94 subjects |
+| dfme | happiness, surprise, anger, disgust, fear, sadness, contempt; or 3 classes | not checked |
+| mmew | happiness, surprise, anger, disgust, fear, sadness, others; or 3 or 4 classes | not checked |
+
+dfme and mmew have the emotions of their coding files; the 3 classes are formed as for the other databases,
+the 4 of mmew are those that are not rare: happiness, surprise, disgust, others. dfme leaves others out.
 
 Subject ids collide across databases: a subject is (database, subject), `Clip.subject_key`.
 """
@@ -17,17 +22,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from datamodules.annotations import Annotations, casme2, casme3, samm, smic
+from datamodules.annotations import Annotations, casme2, casme3, dfme, mmew, samm, smic
 from datamodules.layouts import Faults, FrameKind, existing_folder, find_database
 from datamodules.sample import Clip, DataError, Study
 
+DatasetName = Literal["composite", "casme2", "samm", "smic", "casme3", "dfme", "mmew"]
 THREE = ("negative", "positive", "surprise")
 DATABASES: dict[str, Callable[[Path, bool, FrameKind, Faults | None], Annotations]] = {
     "casme2": casme2,
     "samm": samm,
     "smic": smic,
     "casme3": casme3,
+    "dfme": dfme,
+    "mmew": mmew,
 }
 COMPOSITE = ("casme2", "samm", "smic")
 
@@ -76,6 +85,15 @@ def _same(*names: str) -> dict[str, str]:
 _OTHERS = {"others": "others", "other": "others"}
 _NEGATIVE_3 = {"disgust": "negative", "anger": "negative", "fear": "negative", "sad": "negative"}
 
+_SIX = ("happiness", "surprise", "anger", "disgust", "fear", "sadness")
+# dfme and mmew were not seen: both spellings that occur elsewhere.
+_SPELLED_6 = {**_same(*_SIX), "happy": "happiness", "sad": "sadness"}
+_SPELLED_3 = {
+    **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness", "sad"), "negative"),
+    **dict.fromkeys(("happiness", "happy"), "positive"),
+    "surprise": "surprise",
+}
+
 _RULES: dict[tuple[str, int], Rule] = {
     ("casme2", 3): Rule(
         THREE,
@@ -118,8 +136,18 @@ _RULES: dict[tuple[str, int], Rule] = {
         {},
         {},
     ),
+    ("dfme", 3): Rule(THREE, _SPELLED_3, {}, {}),
+    ("dfme", 7): Rule((*_SIX, "contempt"), {**_SPELLED_6, **_same("contempt")}, {}, {}),
+    ("mmew", 3): Rule(THREE, _SPELLED_3, {}, {}),
+    ("mmew", 4): Rule(
+        ("happiness", "surprise", "disgust", "others"),
+        {**_same("happiness", "surprise", "disgust"), "happy": "happiness", **_OTHERS},
+        {},
+        {},
+    ),
+    ("mmew", 7): Rule((*_SIX, "others"), {**_SPELLED_6, **_OTHERS}, {}, {}),
 }
-_DEFAULT_CLASSES = {"casme2": 5, "samm": 5, "smic": 3, "casme3": 4, "composite": 3}
+_DEFAULT_CLASSES = {"composite": 3, "casme2": 5, "samm": 5, "smic": 3, "casme3": 4, "dfme": 7, "mmew": 7}
 
 
 def load(
@@ -128,11 +156,11 @@ def load(
     """Read the clips of a protocol from disk.
 
     Args:
-        dataset: composite, casme2, samm, smic or casme3.
+        dataset: composite, casme2, samm, smic, casme3, dfme or mmew.
         data: for composite, the folder with one folder per database, however they are spelled; else the
             database's folder or its parent.
         classes: how many classes; None = the protocol's own number. casme2 and samm take 3 or 5, casme3
-            3, 4 or 7, composite and smic 3.
+            and mmew 3, 4 or 7, dfme 3 or 7, composite and smic 3.
         errata: correct the annotations that errata.csv knows to be wrong.
         prefer: `raw` or `cropped` frames where a database lies there as both.
 

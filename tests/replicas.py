@@ -35,6 +35,15 @@ SMIC_SUBJECTS = [1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 13, 14, 15, 18, 19, 20]
 SMIC_EMOTIONS = {"negative": 70, "positive": 51, "surprise": 43}
 SMIC_TOKENS = {"negative": "ne", "positive": "po", "surprise": "sur"}
 
+DFME_COLUMNS = [
+    *("Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame"),
+    *("Emotion", "EmotionId", "Fps", "AU"),
+]
+MMEW_COLUMNS = [
+    *("Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame"),
+    *("Action Units", "Estimated Emotion", "remarks"),
+]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -141,6 +150,34 @@ def write_casme3(root: Path, rows: Sequence[Row], layout: str = "video", **look:
         }[layout]
         if row.frames is not None:
             write_frames(place, row.frames, "{}.jpg", **look)
+    return root
+
+
+def write_dfme(root: Path, rows: Sequence[Row], fps: object = 500, place: str = "DFME_train") -> Path:
+    """DFME: coding file, and frames as png with five digits in a folder per clip."""
+    cells = [
+        [r.subject, r.filename, r.onset, r.apex, r.offset, r.emotion, 1, fps, r.aus] for r in rows
+    ]  # fmt: skip
+    write_table(root / "training_full_with_AU.xlsx", [DFME_COLUMNS, *cells])
+    for row in rows:
+        if row.frames is not None:
+            write_frames(root / place / row.filename, row.frames, "{:05d}.png")
+    return root
+
+
+def write_mmew(root: Path, rows: Sequence[Row], by_subject: bool = False) -> Path:
+    """MMEW: coding file, micro-expressions by emotion, and a macro-expression of the same name."""
+    cells = [
+        [r.subject, r.filename, r.onset, r.apex, r.offset, r.aus, r.emotion, None] for r in rows
+    ]  # fmt: skip
+    write_table(root / "MMEW_Micro_Exp.xlsx", [MMEW_COLUMNS, *cells])
+    for row in rows:
+        if row.frames is not None:
+            person = row.filename.split("-")[0] if by_subject else ""
+            write_frames(
+                root / "Micro_Expression" / person / row.emotion / row.filename, row.frames, "{}.jpg"
+            )
+            write_frames(root / "Macro_Expression" / row.emotion / row.filename, range(1, 99), "{}.jpg")
     return root
 
 

@@ -166,7 +166,11 @@ def test_casme3_classes(tmp_path: Path, classes: int | None) -> None:
 @pytest.mark.parametrize(
     ("dataset", "classes", "expected"),
     [
-        ("casmeii", None, "dataset 'casmeii': unknown; use one of casme2, casme3, composite, samm, smic"),
+        (
+            "casmeii",
+            None,
+            "dataset 'casmeii': unknown; use one of casme2, casme3, composite, dfme, mmew, samm, smic",
+        ),
         ("composite", 5, "dataset 'composite': 5 classes are not supported; use 3"),
         ("casme2", 7, "dataset 'casme2': 7 classes are not supported; use 3 or 5"),
         ("smic", 2, "dataset 'smic': 2 classes are not supported; use 3"),
