@@ -26,7 +26,7 @@ from datamodules.sample import DataError
 UInt8 = NDArray[np.uint8]
 Backend = Literal["auto", "decord", "pyav"]
 
-_DECORD = importlib.util.find_spec("decord") is not None  # there are builds for x86-64 only
+HAS_DECORD = importlib.util.find_spec("decord") is not None  # built for x86-64 only
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 
@@ -117,7 +117,7 @@ def frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -> UIn
     for number in indices:
         if not 0 <= number < index.info.frames:
             raise DataError(f"{path}: has no frame {number}, only 0 to {index.info.frames - 1}")
-    if (backend == "decord" and not index.mirrored) or (backend == "auto" and index.plain and _DECORD):
+    if (backend == "decord" and not index.mirrored) or (backend == "auto" and index.plain and HAS_DECORD):
         return _decord(path, indices)
     wanted = sorted(set(indices))
     found = _seek(path, index.stamps, wanted) if index.stamps is not None and index.seekable else None

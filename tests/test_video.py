@@ -75,7 +75,7 @@ def test_an_edit_list_hides_its_frames(films):
     assert number_in(video.frames(films["edit list"], [0])[0]) == 10
 
 
-@pytest.mark.skipif(not video._DECORD, reason="no build of decord for this machine")
+@pytest.mark.skipif(not video.HAS_DECORD, reason="no build of decord for this machine")
 def test_decord_is_asked_only_where_it_is_right(films, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -86,7 +86,7 @@ def test_decord_is_asked_only_where_it_is_right(films, monkeypatch):
     assert set(asked) == {films[name] for name in ("closed groups", "B frames", "all intra")}
 
 
-@pytest.mark.skipif(not video._DECORD, reason="no build of decord for this machine")
+@pytest.mark.skipif(not video.HAS_DECORD, reason="no build of decord for this machine")
 @pytest.mark.parametrize("name", ["closed groups", "B frames", "all intra"])
 def test_both_decoders_agree(films, name):
     indices = [0, 88, 31, 31, 5]
@@ -123,7 +123,7 @@ TURNS = {  # display matrix -> what a player does with the picture
 @pytest.mark.parametrize("matrix", TURNS)
 @pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
 def test_videos_of_phones_come_out_upright(films, tmp_path, matrix, backend):
-    if backend == "decord" and not video._DECORD:
+    if backend == "decord" and not video.HAS_DECORD:
         pytest.skip("no build of decord for this machine")
     path = turned(tmp_path / "phone.mp4", films["B frames"], matrix)
     expected = [TURNS[matrix](image) for image in video.frames(films["B frames"], [5, 61], "pyav")]
