@@ -2,14 +2,15 @@
 
     python experiments/benchmarks/pairs.py
 
-The script films moving textures (224 px, 25 fps, H.264 with FFmpeg's usual groups of 250 frames, 8 s each, as
-VoxCeleb's utterances are), then reads the same kind of pair from the files and from a cache of them: two frames
-of one utterance, 0.32 to 0.60 s apart, anywhere. Readers take turns; each number is the median of all
-turns, in pairs per second of processor time of one process with all its threads, so that other programs do not
-change it. Files lie in the page cache on both sides. The cache also pays for cutting its margin off and for
-making a batch tensor, which the mp4 readers are spared; with `augmented` it also does everything that training
-does to a pair. Decoders are called through datamodules.video, whose look at the packets before decoding (what
-makes its frames right) is counted, and printed.
+The script films moving textures (224 px, 25 fps, H.264 with FFmpeg's usual groups of 250 frames, 8 s each as
+VoxCeleb's utterances are), then reads the same kind of pair from the files and from a cache of them: two
+frames of one utterance, 0.32 to 0.60 s apart, anywhere. Readers take turns; each number is the median of all
+turns, in pairs per second of processor time of one process with all its threads, so that other programs do
+not change it. Files lie in the page cache on both sides.
+
+The cache also pays for cutting its margin off and for making a batch tensor, which the mp4 readers are
+spared; `augmented` does everything that training does to a pair. Decoders are called through
+datamodules.video, whose look at the packets (what makes its frames right) is counted, and printed.
 
 Last line: cache / best mp4 reader.
 """
@@ -77,10 +78,8 @@ def main() -> None:
         for number in range(options.videos):
             film(root / f"id{number:05d}" / "v" / "00001.mp4", rng)
         paths = sorted(root.rglob("*.mp4"))
-        size = sum(path.stat().st_size for path in paths)
-        print(
-            f"{len(paths)} files of {FRAMES} frames, {SIDE} px, {video.info(paths[0]).codec}, {size / 1e6:.1f} MB"
-        )
+        size, codec = sum(path.stat().st_size for path in paths), video.info(paths[0]).codec
+        print(f"{len(paths)} files of {FRAMES} frames, {SIDE} px, {codec}, {size / 1e6:.1f} MB")
         made = cache.build(root, Path(folder) / "cache", SIDE, faces="precropped", workers=0)
         print(f"cache: {made.frames} crops, {made.bytes / 1e6:.0f} MB")
 
