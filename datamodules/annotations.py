@@ -27,7 +27,7 @@ from datamodules.joining import Annotations, Entry, coded_row, frames_of, join
 from datamodules.layouts import Faults, FrameKind, find_clip_folders
 from datamodules.sample import Clip, DataError
 
-__all__ = ["CODING_FILES", "Annotations", "casme2", "casme3", "dfme", "mmew", "samm", "smic"]
+__all__ = ["CODING_FILES", "PUBLISHED", "Annotations", "casme2", "casme3", "dfme", "mmew", "samm", "smic"]
 
 CODING_FILES = {
     "casme2": (r"casme.?(2|ii)\D*coding.*20140508", r"casme.?(2|ii)(?!i).*coding", r"casme.?(2|ii)(?!i)"),
@@ -36,6 +36,16 @@ CODING_FILES = {
     "dfme": (r"train.*full.*au", r"dfme.*train", r"dfme"),
     "mmew": (r"mmew.*micro", r"mmew(?!.*macro)"),
 }
+_CASME2 = {"others": 99, "disgust": 63, "happiness": 32, "repression": 27, "surprise": 25}
+_SAMM = {"anger": 57, "happiness": 26, "other": 26, "surprise": 15, "contempt": 12}
+_CASME3 = {"disgust": 250, "surprise": 187, "others": 161, "fear": 86, "anger": 64, "sad": 57, "happy": 55}
+PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
+    "casme2": (26, {**_CASME2, "sadness": 7, "fear": 2}),
+    "samm": (29, {**_SAMM, "disgust": 9, "fear": 8, "sadness": 6}),
+    "casme3": (94, _CASME3),
+}
+"""Subjects and clips per emotion of the published coding files: 20140508, v2 and part A v2."""
+
 _CASME2_SUBJECT = r"(?:sub)?0*(\d+)"
 _SAMM_SUBJECT = r"0*(\d+)"
 _CASME3_SUBJECT = r"sp\s*no\.?\s*0*(\d+)"

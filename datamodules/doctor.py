@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.annotations import Annotations
+from datamodules.annotations import PUBLISHED, Annotations
 from datamodules.apex import Apex, ApexRule, choose_apex, middle
 from datamodules.layouts import Faults, FrameKind
 from datamodules.pairs import Progress, read_image
@@ -27,16 +27,6 @@ from datamodules.protocols import DATABASES, Rule, find_members
 from datamodules.sample import Clip, DataError
 
 Level = Literal["lost", "warning", "note"]
-
-_CASME2 = {"others": 99, "disgust": 63, "happiness": 32, "repression": 27, "surprise": 25}
-_SAMM = {"anger": 57, "happiness": 26, "other": 26, "surprise": 15, "contempt": 12}
-_CASME3 = {"disgust": 250, "surprise": 187, "others": 161, "fear": 86, "anger": 64, "sad": 57, "happy": 55}
-PUBLISHED: dict[str, tuple[int, dict[str, int]]] = {
-    "casme2": (26, {**_CASME2, "sadness": 7, "fear": 2}),
-    "samm": (29, {**_SAMM, "disgust": 9, "fear": 8, "sadness": 6}),
-    "casme3": (94, _CASME3),
-}
-"""Subjects and clips per emotion of the published coding files: 20140508, v2 and part A v2."""
 
 _SOON = 1.0  # seconds without a word about progress
 
@@ -51,7 +41,7 @@ _REMARKS: tuple[tuple[str, str, Level], ...] = (
 # Told elsewhere: as counts, gaps, missing apexes and corrections.
 _TOLD = re.compile(r"coding file |frames from |apex not annotated|no file for the offset|erratum")
 _FAULTS = (
-    (r"two folders for one clip|contradicts row", "duplicate clip"),
+    (r"two folders for one clip|contradicts row|is the folder of row", "duplicate clip"),
     (r"are both frame", "duplicate frames"),
     (r"without frames|no folder|no frames|only one frame|has no file", "missing frames"),
     (r"is not after onset|not annotated", "onset, apex, offset"),
@@ -68,7 +58,7 @@ class Finding:
         level: `lost`: a run would lose a clip, or stop; `warning`: a run would work with less or other data;
             `note`: outside the protocol, for information.
         kind: what it is about, such as "missing frames".
-        database: casme2, samm, smic or casme3.
+        database: casme2, samm, smic, casme3, dfme or mmew.
         clip: the clip's key; "" where it is about the database.
         detail: one line.
         missing: for gaps, first and last number of each run of missing frames.
@@ -174,7 +164,7 @@ def examine(
     """Check a database folder, or the three of the composite. Nothing is written.
 
     Args:
-        dataset: composite, casme2, samm, smic or casme3.
+        dataset: composite, casme2, samm, smic, casme3, dfme or mmew.
         data: as for protocols.load, and so are classes, errata and prefer.
         classes: of the protocol.
         errata: correct the annotations that errata.csv knows to be wrong.

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from datamodules.annotations import Annotations, casme2, casme3, dfme, mmew, samm, smic
+from datamodules.annotations import PUBLISHED, Annotations, casme2, casme3, dfme, mmew, samm, smic
 from datamodules.layouts import Faults, FrameKind, existing_folder, find_database
 from datamodules.sample import Clip, DataError, Study
 
@@ -187,7 +187,8 @@ def load(
         clips += kept
         excluded += [clip for clip in chosen if not isinstance(clip, Clip)]
         dropped += read.dropped
-        notes += [*read.notes, *((name, text) for text in _differences(kept, rule))]
+        differing = [*_unlike_published(name, read), *_differences(kept, rule)]
+        notes += [*read.notes, *((name, text) for text in differing)]
     names = next(iter(databases.values()))[1].names
     return Study(
         dataset,
@@ -213,6 +214,22 @@ def find_members(dataset: str, data: Path, classes: int | None = None) -> dict[s
     return {
         name: (find_database(data, name, required=len(members) > 1), _RULES[name, number]) for name in members
     }
+
+
+def _unlike_published(name: str, read: Annotations) -> list[str]:
+    """Where the coding file at hand lists other clips than the published one."""
+    subjects, emotions = PUBLISHED.get(name, (0, {}))
+    listed = Counter(read.emotions.values())
+    texts = [
+        f"{emotion} {listed[emotion]} (published {emotions.get(emotion, 0)})"
+        for emotion in [*emotions, *sorted(set(listed) - set(emotions))]
+        if emotions and listed[emotion] != emotions.get(emotion, 0)
+    ]
+    people = len({key.split("/")[1] for key in read.emotions})
+    if emotions and people != subjects:
+        texts.append(f"subjects {people} (published {subjects})")
+    rows = f"{len(read.emotions)} clips, {sum(emotions.values())} in the published one"
+    return [f"coding file lists {rows}: {', '.join(texts)}"] if texts else []
 
 
 def _differences(clips: list[Clip], rule: Rule) -> list[str]:

@@ -78,6 +78,14 @@ def test_from_databases_to_report(
     ):
         assert words in printed
     assert "samm/007/007_9_9" in printed
+    lines = printed.splitlines()
+    assert "casme2: negative: 2 clips, 88 in the complete database" in lines
+    listed = next(line for line in lines if line.startswith("samm: coding file lists"))
+    assert listed.startswith(
+        "samm: coding file lists 7 clips, 159 in the published one: anger 1 (published 57), "
+    )
+    assert listed.endswith("subjects 2 (published 29)")
+    assert "smic: apex: middle 6" in lines
     left = {path.name for path in out.iterdir()}
     assert left == {
         "study.json", "tokens.npz", "folds.jsonl", "predictions.csv", "confusion.json", "summary.json",

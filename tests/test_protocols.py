@@ -48,12 +48,14 @@ def test_the_composite_is_sorted_accounted_for_and_remarks_no_difference(composi
     assert not set(excluded) & set(keys)
     assert "MEGC2019" in excluded["casme2/sub04/EP12_01f"]
     assert "MEGC2019" in excluded["casme2/sub05/EP09_05f"]
-    assert not [note for note in composite.notes if "complete database" in note[1]]
+    assert not [note for note in composite.notes if "complete database" in note[1] or "lists" in note[1]]
 
 
 def test_the_2019_coding_gives_the_same_composite(tmp_path: Path, composite: Study) -> None:
     study = load("composite", complete_composite(tmp_path, coding="2019"))
     assert [(c.key, c.label) for c in study.clips] == [(c.key, c.label) for c in composite.clips]
+    listed = "coding file lists 255 clips, 255 in the published one: surprise 28 (published 25), "
+    assert ("casme2", listed + "sadness 4 (published 7)") in study.notes
     five = load("casme2", tmp_path)
     assert five.counts()["all"]["classes"]["surprise"] == 28
     assert ("casme2", "surprise: 28 clips, 25 in the complete database") in five.notes
@@ -137,6 +139,25 @@ def test_clips_without_frames_are_reported_and_the_rest_goes_on(tmp_path: Path) 
     assert key == f"casme2/sub{rows[30].subject:02d}/{rows[30].filename}"
     assert "no folder" in reason
     assert study.counts()["all"]["clips"] == 245
+
+
+@pytest.mark.parametrize(("wanted", "emotion"), [(True, "disgust"), (False, "fear")])
+@pytest.mark.parametrize("more", [True, False])
+def test_a_coding_file_with_more_or_fewer_rows_is_remarked(
+    tmp_path: Path, more: bool, wanted: bool, emotion: str
+) -> None:
+    rows = complete_casme2_rows()
+    there = next(i for i, row in enumerate(rows) if row.emotion == emotion)
+    if more:
+        rows.append(replace(rows[there], filename="EP99_01"))
+    else:
+        del rows[there]
+    study = load("casme2", write_casme2(tmp_path, rows))
+    count, change = {"disgust": 63, "fear": 2}[emotion], 1 if more else -1
+    listed = f"coding file lists {255 + change} clips, 255 in the published one: "
+    assert ("casme2", f"{listed}{emotion} {count + change} (published {count})") in study.notes
+    short = ("casme2", f"{emotion}: {count + change} clips, {count} in the complete database")
+    assert (short in study.notes) == wanted
 
 
 @pytest.mark.parametrize("classes", [3, 4, 7, None])

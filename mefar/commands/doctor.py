@@ -45,7 +45,7 @@ def doctor(
 
     Args:
         data: for composite the folder with one folder per database, else the database's folder or its parent.
-        dataset: the protocol: composite, casme2, samm, smic, casme3; may be given as the first word.
+        dataset: composite, casme2, samm, smic, casme3, dfme or mmew; may be given as the first word.
         classes: number of classes; null = the protocol's own.
         faces: as for loso: `align` looks for raw frames first, `precropped` for cropped ones.
         apex: the apex rule that runs will use.

@@ -23,6 +23,7 @@ from datamodules.atomic import replacing
 from datamodules.faces import FaceMode
 from datamodules.micro import MicroExpressionDataset
 from datamodules.progress import shown
+from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
 from datamodules.sample import Study
 from mefar import token_table
@@ -46,7 +47,7 @@ COMMAND: ContextVar[str] = ContextVar("COMMAND", default="mefar loso")
 
 def loso(
     *,
-    dataset: Literal["composite", "casme2", "samm", "smic", "casme3"],
+    dataset: DatasetName,
     data: Path,
     tokenizer: Path,
     out: Path | None = None,
@@ -79,7 +80,7 @@ def loso(
     continued by the same command. `--epochs N` is short for `--training.epochs N`.
 
     Args:
-        dataset: protocol: composite, casme2, samm, smic or casme3.
+        dataset: protocol: composite, casme2, samm, smic, casme3, dfme or mmew.
         data: for composite the folder with one folder per database, else the database's own folder.
         tokenizer: checkpoint of a tokenizer.
         out: run directory; default runs/loso-DATASET.
@@ -133,6 +134,8 @@ def loso(
     }
     main_material = material.shuffled() if shuffle_labels else material
     run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes)
+    if run.leads:
+        print(*_remarks(clips.study), sep="\n")
     if stored is None and run.leads:
         tokens.save(out / token_table.NAME, key)
     summary = run.execute()
@@ -165,6 +168,15 @@ def main(argv: Sequence[str]) -> int:
         option, equals, value = word.partition("=")
         words.append(SHORT.get(option, option) + equals + value)
     return run_function(loso, words, "mefar loso")
+
+
+def _remarks(study: Study) -> list[str]:
+    """What to know about the data at hand: all that is about a database, and how much about single clips."""
+    lines = [f"{where}: {text}" for where, text in study.notes if "/" not in where]
+    single = [f"{where}: {text}" for where, text in study.notes if "/" in where]
+    if single:
+        lines.append(f"{len(single)} remarks on single clips (summary.json has all), such as {single[0]}")
+    return lines
 
 
 def _device(machine: Machine) -> torch.device:

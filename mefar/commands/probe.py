@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 from datamodules.faces import FaceMode
 from datamodules.micro import MicroExpressionDataset
 from datamodules.progress import shown
+from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
 from datamodules.sample import Study
 from mefar import probe as probes
@@ -27,7 +28,7 @@ def probe(
     tokenizer: Path,
     data: Path,
     *,
-    dataset: Literal["composite", "casme2", "samm", "smic", "casme3"] = "composite",
+    dataset: DatasetName = "composite",
     faces: FaceMode = "align",
     cache_dir: Path = Path("runs/cache"),
     out: Path | None = None,
