@@ -326,9 +326,7 @@ def _same_images(clips: Sequence[Clip], chosen: Mapping[str, Apex]) -> Iterable[
     """Clips whose onset and apex images are another clip's, byte for byte."""
     sizes: dict[tuple[int, ...], list[Clip]] = defaultdict(list)
     for clip in clips:
-        pair = _pair(clip, chosen)
-        if all(file.is_file() for file in pair):
-            sizes[tuple(file.stat().st_size for file in pair)].append(clip)
+        sizes[tuple(file.stat().st_size for file in _pair(clip, chosen))].append(clip)
     for group in sizes.values():
         first: dict[tuple[bytes, ...], Clip] = {}
         for clip in group if len(group) > 1 else ():

@@ -24,7 +24,7 @@ from replicas import (
 )
 
 from datamodules.doctor import Correction, Report, _gaps, examine
-from datamodules.protocols import load
+from datamodules.protocols import DATABASES, load
 from datamodules.sample import Clip, DataError
 from mefar.__main__ import main
 
@@ -299,6 +299,13 @@ def test_a_refused_erratum_says_why(tmp_path: Path) -> None:
     (one,) = examine("casme2", tmp_path).errata
     assert (one.clip, one.field, one.old, one.new) == ("casme2/sub05/EP03_01", "apex", "missing", "68")
     assert one.refused == "the apex would lie outside [onset, offset]"
+
+
+def test_a_remark_that_no_rule_knows_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distinct(write_smic(tmp_path, [(1, "negative", 1)]))
+    smic, remark = DATABASES["smic"], ("smic/s1/s1_ne_01", "something new")
+    monkeypatch.setitem(DATABASES, "smic", lambda *words: replace(smic(*words), notes=(remark,)))
+    assert found(examine("smic", tmp_path)) == {("note", "remark", "smic/s1/s1_ne_01")}
 
 
 @given(st.sets(st.integers(1, 60), min_size=2, max_size=40), st.integers(0, 5))
