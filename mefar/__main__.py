@@ -27,6 +27,7 @@ VERBS = {
     "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),
     "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
     "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
+    "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
 }
 """Our own verbs: name -> (module with `main(argv) -> int`, one line of help)."""

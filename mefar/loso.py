@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mefar import __version__
+from mefar import __version__, bootstrap
 from mefar.folds import FoldTrainer, plan
 from mefar.grouped import Training
 from mefar.head import HeadSize
@@ -235,6 +235,7 @@ class Run:
             "clips": len(self.study.clips),
             "counts": self.study.counts,
             "scores": pooled_scores,
+            "intervals": bootstrap.intervals(bootstrap.read(self.out)),
             "tokenizer": dict(self.study.tokenizer),
             "dropped": [list(pair) for pair in self.study.dropped],
             "head": self.configuration["head"],

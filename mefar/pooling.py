@@ -188,6 +188,10 @@ def table(summary: Mapping[str, Any]) -> Table:
     made = Table(title=title, caption=f"* {ORACLE_WARNING}", title_justify="left", caption_justify="left")
     made.add_column("")
     made.add_column("clips", justify="right")
+    bounds = summary.get("intervals", {}).get("last", {})
+    if bounds:
+        low, high = (f"{bounds[FULL]['uf1'][end]:.3f}".removeprefix("0") for end in (0, 1))
+        made.caption = f"{made.caption}\nlast, full: UF1 {low} to {high}, 95 % of draws of the subjects"
     for name in columns:
         made.add_column(COLUMN_TITLES.get(str(name), str(name)), justify="right")
     for place in summary["scores"]["last"]:

@@ -42,6 +42,15 @@ class Run:
     pictures: dict[str, NDArray[np.generic]]
 
     @property
+    def interval(self) -> str:
+        """How far the score would move with other subjects, a sentence; empty without intervals."""
+        bounds = self.summary.get("intervals", {}).get("last", {}).get("full")
+        if bounds is None:
+            return ""
+        low, high = bounds["uf1"]
+        return f" With other subjects: UF1 {low:.3f} to {high:.3f} (95 % of draws)."
+
+    @property
     def scopes(self) -> list[str]:
         """Rows of the score table: full, then the databases."""
         return ordered(self.summary["scores"]["last"])

@@ -110,14 +110,15 @@ def _lead(run: Run) -> str:
     clips, subjects = run.totals
     seeds = run.summary.get("seeds", [0])
     control = ""
-    if run.summary.get("labels") == "shuffled":
+    if run.summary.get("control") == "shuffled":
         control = (
             '<p class="warning">A control: the labels of this run were shuffled. It must score at chance.</p>'
         )
     return control + (
         f'<p class="lead"><b>UF1 {cell["uf1"]:.3f}</b>, <b>UAR {cell["uar"]:.3f}</b> at the last epoch, over '
         f"{_plural(clips, 'clip')} of {_plural(subjects, 'subject')}, "
-        f"{_plural(len(run.summary['classes']), 'class', 'es')}, {_plural(len(seeds), 'seed')}.</p>"
+        f"{_plural(len(run.summary['classes']), 'class', 'es')}, {_plural(len(seeds), 'seed')}."
+        f"{run.interval}</p>"
     )
 
 

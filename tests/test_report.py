@@ -103,7 +103,7 @@ def test_a_tokenizer_that_saw_the_test_faces_is_called_out(page: str, tmp_path: 
 
 def test_shuffled_labels_are_called_out(page: str, tmp_path: Path) -> None:
     assert "were shuffled" not in page
-    control = write_report(write_run(tmp_path / "run", labels="shuffled")).read_text(encoding="utf-8")
+    control = write_report(write_run(tmp_path / "run", control="shuffled")).read_text(encoding="utf-8")
     assert "A control: the labels of this run were shuffled." in control
 
 
