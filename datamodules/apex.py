@@ -10,15 +10,14 @@ Spotting, on crops aligned once per clip, without training and without a thresho
 1. *Light.* Each frame is shrunk to 64 pixels (which averages camera noise), high-passed and divided by the
    clip's local contrast, so that brightness and shading drop out; then smoothed over 20 ms. What of it is
    the first frame made stronger or weaker is exposure, and is taken out.
-2. *Where.* Brows, eyes, nose and mouth count; hair and background do not.
+2. *Where.* Brows, nose and mouth count; hair and background do not, nor do the openings of the eyes: a blink
+   or a glance moves more than any micro-expression.
 3. *What moves.* An expression comes and goes, head and light drift. So the straight line between first and
    last frame is taken from every pixel, and the strongest spatial pattern of what remains (first singular
    vector) is the expression. A matched filter: every pixel of the pattern votes, noise averages out, where a
    mean absolute difference would add it up.
 4. *When.* The frames' strength along that pattern, with half of the straight line given back: a clip that
    ends before the face has relaxed does not end where it began. The peak after the onset is the apex.
-
-A blink inside the clip is motion as well, and can win.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ _EXPRESSIVE = (
     (0.5, 0.72, 0.24, 0.19),
     (0.5, 0.5, 0.12, 0.2),
 )
+_EYES = ((0.36, 0.34, 0.12, 0.06), (0.64, 0.34, 0.12, 0.06))
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,10 @@ def _smoothed(frames: Float, sigma: float) -> Float:
 
 def _region(aligned: bool) -> NDArray[np.bool_]:
     mask = np.zeros((_SIDE, _SIDE), np.uint8)
-    for x, y, a, b in _EXPRESSIVE if aligned else ((0.5, 0.5, 0.5, 0.5),):
+    parts = [(ellipse, 1) for ellipse in _EXPRESSIVE] + [(ellipse, 0) for ellipse in _EYES]
+    for (x, y, a, b), count in parts if aligned else [((0.5, 0.5, 0.5, 0.5), 1)]:
         centre, axes = (round(x * _SIDE), round(y * _SIDE)), (round(a * _SIDE), round(b * _SIDE))
-        cv2.ellipse(mask, centre, axes, 0, 0, 360, (1,), -1)
+        cv2.ellipse(mask, centre, axes, 0, 0, 360, (count,), -1)
     return mask.astype(bool)
 
 

@@ -4,7 +4,7 @@ Per clip: one face transform from the onset frame for all of its frames; the ape
 head's own motion between onset and apex measured and taken out; then every view rendered from the source
 frames by one interpolation. A file per clip, written to a temporary name and renamed: a run that is killed
 goes on where it stopped. The file's name holds a fingerprint of everything that the content depends on, so
-other settings or changed frames never meet an old file.
+other settings, changed frames or changed code never meet an old file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from datamodules.apex import Apex, ApexRule, choose_apex, spot
 from datamodules.faces import FaceAligner, FaceMode, Stabiliser, compose
 from datamodules.motion import Region
+from datamodules.recipe import recipe
 from datamodules.resample import resample
 from datamodules.sample import Clip, DataError, Study
 from datamodules.views import draw_view
@@ -35,7 +36,7 @@ UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
 Progress = Callable[[int, int, float], None]  # done, total, clips per second
 
-_VERSION = 2  # raise when the same inputs give other pictures
+MADE_BY = ("apex", "faces", "motion", "pairs", "resample", "views")  # whose code decides what pictures show
 _SPOTTING_SIDE = 128
 
 
@@ -166,13 +167,16 @@ def _region(settings: PairSettings) -> Region:
 
 
 def clip_fingerprint(clip: Clip, settings: PairSettings | None = None) -> str:
-    """sha256 of what a clip's pictures depend on: its frames (path, size, time of change) and numbers."""
+    """sha256 of a clip's frames (path, size, time of change) and numbers.
+
+    With settings, of all that its pictures depend on: of the settings and of the code that makes them too.
+    """
     files = []
     for number in clip.between():
         state = clip.frames[number].stat()
         files.append((number, str(clip.frames[number].absolute()), state.st_size, state.st_mtime_ns))
-    what = [_VERSION, clip.key, clip.onset, clip.apex, clip.offset, clip.fps, files]
-    return _digest([*what, asdict(settings)] if settings else what)
+    what = [clip.key, clip.onset, clip.apex, clip.offset, clip.fps, files]
+    return _digest([*what, asdict(settings), recipe(*MADE_BY)] if settings else what)
 
 
 def fingerprint(study: Study, settings: PairSettings | None = None) -> str:
