@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from datamodules.apex import Apex, ApexRule
 from datamodules.faces import FaceMode
@@ -119,6 +120,20 @@ def _apex_notes(clips: Sequence[Clip], apexes: dict[str, Apex]) -> list[tuple[st
         (name, "apex: " + ", ".join(f"{rule} {count}" for rule, count in sorted(counts.items())))
         for name, counts in sorted(used.items())
     ]
+
+
+class UnpaddedSampler(DistributedSampler[Any]):
+    """Every item to exactly one rank: every W-th, beginning with the rank's own number.
+
+    The sampler that Lightning puts in its place repeats items until all ranks have equally many, and metrics
+    count them twice. A sampler of this type is left alone.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
 class MicroExpressionDataModule(LightningDataModule):
@@ -232,24 +247,37 @@ class MicroExpressionDataModule(LightningDataModule):
         return self._loader(self._train, shuffle=True, generator=order)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
-        """The held-out subject's clips; nothing where no subject is held out."""
-        return self._loader(self._held) if self._held else []
+        """The held-out subject's clips, each once over all ranks; nothing where no subject is held out.
+
+        Raises:
+            DataError: fewer clips than ranks: a rank without any would leave the others waiting.
+        """
+        return self._loader(self._held, share=True) if self._held else []
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """The same as val_dataloader."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """All clips in order, each once."""
-        return self._loader(range(len(self.dataset)))
+        """All clips in order, each once over all ranks."""
+        return self._loader(range(len(self.dataset)), share=True)
 
     def _loader(
-        self, indices: Sequence[int], shuffle: bool = False, generator: torch.Generator | None = None
+        self,
+        indices: Sequence[int],
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        share: bool = False,
     ) -> DataLoader[dict[str, Any]]:
+        chosen = Subset(self.dataset, list(indices))
+        ranks = dist.get_world_size() if share and dist.is_available() and dist.is_initialized() else 1
+        if ranks > len(indices):
+            raise DataError(f"{len(indices)} clips to evaluate on {ranks} ranks; use fewer devices")
         return DataLoader(
-            Subset(self.dataset, list(indices)),
+            chosen,
             batch_size=self.batch_size,
             shuffle=shuffle,
+            sampler=UnpaddedSampler(chosen, shuffle=False) if ranks > 1 else None,
             generator=generator,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

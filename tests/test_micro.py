@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from replicas import Row, image_bytes, write_casme2, write_samm, write_smic
+from torch.multiprocessing.spawn import start_processes
 
 from datamodules import pairs
-from datamodules.micro import MicroExpressionDataModule, MicroExpressionDataset, fingerprint
+from datamodules.micro import MicroExpressionDataModule, MicroExpressionDataset, UnpaddedSampler, fingerprint
 from datamodules.protocols import load
 from datamodules.sample import DataError
 
@@ -35,7 +43,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def module(data: Path, cache: str, **settings: Any) -> MicroExpressionDataModule:
-    given = {"image_size": 32, "faces": "precropped", "batch_size": 4, "cache_dir": cache, **settings}
+    given = {
+        "image_size": 32,
+        "faces": "precropped",
+        "batch_size": 4,
+        "cache_dir": cache,
+        **settings,
+    }
     made = MicroExpressionDataModule("composite", str(data), **given)
     made.prepare_data()
     made.setup("fit")
@@ -88,6 +102,72 @@ def test_prediction_is_every_clip_once_in_order(data: Path, cache: str) -> None:
         assert keys(made.predict_dataloader()) == [clip.key for clip in made.study.clips]
     assert len(made.study.clips) == 11
     assert made.val_dataloader() == []
+
+
+class Counting(LightningModule):
+    """Notes which clips a rank evaluates, and whether anything was told to the other ranks in between."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self.out, self.seen = out, []
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(3))  # distributed training synchronises buffers
+
+    def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
+        return self.scale * batch["onset"].float().mean()
+
+    def validation_step(self, batch: dict[str, Any], _: int) -> None:
+        self.seen += batch["clip"]
+        self.log("val/clips", float(len(batch["clip"])), reduce_fx="sum", sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        (self.out / f"{self.trainer.state.fn.value}-{self.global_rank}").write_text(json.dumps(self.seen))
+        self.seen = []
+
+    predict_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def _rank(rank: int, ports: int, data: Path, cache: str, out: Path) -> None:
+    torch.set_num_threads(1)  # a forked process must not wake the thread pool of its parent
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "NODE_RANK": "0"}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", plugins=[LightningEnvironment()], max_epochs=1,
+        enable_model_summary=False, num_sanity_val_steps=0, **quiet,
+    )  # fmt: skip
+    given = {"image_size": 32, "faces": "precropped", "batch_size": 1, "cache_dir": cache}
+    loaded = MicroExpressionDataModule("casme2", str(data), held_out="casme2/sub02", **given)
+    trainer.fit(Counting(out), loaded)
+    trainer.validate(Counting(out), loaded, verbose=False)
+    few = MicroExpressionDataModule("casme2", str(data), held_out="casme2/sub09", **given)
+    with pytest.raises(DataError, match="1 clips to evaluate on 2 ranks; use fewer devices"):
+        trainer.validate(Counting(out), few, verbose=False)
+
+
+def test_two_ranks_evaluate_every_held_out_clip_once(tmp_path: Path) -> None:
+    rows = [Row(s, f"EP02_0{i}") for s in (1, 2) for i in range(3)]
+    data = write_casme2(tmp_path / "casme2", [*rows, Row(9, "EP01_01", emotion="happiness")], **LOOK)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(_rank, (port, data, str(tmp_path / "cache"), tmp_path), nprocs=2, start_method="fork")
+    for stage in ("fit", "validate"):
+        seen = [json.loads((tmp_path / f"{stage}-{rank}").read_text()) for rank in (0, 1)]
+        assert seen == [
+            ["casme2/sub02/EP02_00", "casme2/sub02/EP02_02"],
+            ["casme2/sub02/EP02_01"],
+        ]
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_ranks_share_items_without_repeats(items: int, ranks: int) -> None:
+    samplers = [UnpaddedSampler(range(items), ranks, rank) for rank in range(ranks)]  # type: ignore[arg-type]
+    assert sorted(index for sampler in samplers for index in sampler) == list(range(items))
+    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
 
 
 def test_items_travel_to_worker_processes(data: Path, cache: str) -> None:
