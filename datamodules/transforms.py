@@ -24,6 +24,7 @@ UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
 
 _BANK = 1 << 19
+_SHARES = np.arange(256) / 255.0
 _WORD = (1 << 64) - 1
 
 
@@ -103,6 +104,13 @@ class PairTransform:
         self.image_size, self.train, self.seed = image_size, train, seed
         self.turn, self.grow, self.shift, self.light = turn, grow, shift, light
         self.flip, self.gray, self.camera, self.noise = flip, gray, camera, noise
+
+    def ready(self) -> None:
+        """Load what the first pair would wait for; once here, not in every forked worker of every epoch."""
+        if self.train:
+            _bank()
+            if self.camera > 0:
+                _camera()
 
     def draw(self, numbers: NDArray[np.int64], view: int = 0) -> list[Draw]:
         """What is drawn for pairs with these numbers. Views of a pair share the flip: its labels do."""
@@ -191,8 +199,8 @@ class PairTransform:
 
 def _table(gamma: float, gains: tuple[float, float, float]) -> UInt8:
     """(256, 1, 3) lookup table of a camera's light response."""
-    curve = 255.0 * (np.arange(256) / 255.0) ** gamma
-    return np.asarray(np.clip(curve[:, None, None] * np.array(gains) + 0.5, 0, 255), np.uint8)
+    curve = 255.0 * _SHARES**gamma
+    return np.asarray(np.minimum(curve[:, None, None] * np.array(gains) + 0.5, 255.0), np.uint8)
 
 
 @cache
@@ -207,13 +215,15 @@ def _levels(sigma: int) -> NDArray[np.int16]:
 
 
 def _noisy(image: UInt8, sigma: float, place: float, gray: bool) -> UInt8:
-    levels, shape = _levels(round(2 * sigma)), image.shape if not gray else (*image.shape[:2], 1)
-    need = int(np.prod(shape))
+    levels, (height, width, channels) = _levels(round(2 * sigma)), image.shape
+    need = height * width * (1 if gray else channels)
     if need > _BANK:
         levels = np.tile(levels, need // _BANK + 2)
     start = int(place * (len(levels) - need))
-    noise = np.broadcast_to(levels[start : start + need].reshape(shape), image.shape)
-    return np.asarray(cv2.add(image, np.ascontiguousarray(noise), dtype=cv2.CV_8U), np.uint8)
+    noise = levels[start : start + need].reshape(height, width, -1)
+    if gray:
+        noise = np.repeat(noise, channels, axis=2)
+    return np.asarray(cv2.add(image, noise, dtype=cv2.CV_8U), np.uint8)
 
 
 @cache

@@ -321,6 +321,7 @@ class VoxCelebDataModule(LightningDataModule):
         # One thread per worker, set here and not in the worker: where this process has used OpenCV's threads,
         # a forked child that changes their number waits for ever for threads that it does not have.
         cv2.setNumThreads(1)
+        dataset.transform.ready()
         return DataLoader(
             dataset,
             batch_size=None,

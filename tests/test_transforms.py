@@ -137,6 +137,15 @@ def test_without_training_only_the_middle_is_taken():
     assert PairTransform(96, False)(frame, frame, 0)[0].shape == (96, 96, 3)
 
 
+def test_a_transform_is_ready_before_its_first_pair():
+    """What a first pair loads, every forked worker would load again in every epoch."""
+    from datamodules import transforms
+
+    PairTransform(64, True).ready()
+    for name in ("_camera", "_bank"):
+        assert getattr(transforms, name).cache_info().currsize == 1
+
+
 def test_input_is_not_changed():
     """albumentations writes into what it is given in places; the cache's pages must never see it."""
     frame, apex = picture(5), picture(6)
