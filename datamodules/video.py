@@ -136,7 +136,8 @@ def play(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[floa
     Single-threaded: meant for worker processes.
 
     Raises:
-        DataError: unreadable file, no frames, damage, or an end before the last frame asked for.
+        DataError: unreadable file, no frames, damage that the decoder notices (it does not notice all), or an
+            end before the last frame asked for.
     """
     path, first, shown = Path(path), None, 0
     last = None if only is None else max(only, default=-1)
@@ -149,6 +150,8 @@ def play(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[floa
                 time = frame.time if frame.time is not None else shown / rate
                 first = time if first is None else first
                 if only is None or shown in only:
+                    if frame.is_corrupt:  # the decoder made up what it could not read
+                        raise DataError(f"{path}: frame {shown} is damaged")
                     yield time - first, _upright(frame)
                 shown += 1
                 if last is not None and shown > last:
@@ -184,19 +187,22 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        container = av.open(str(path))
+        container: Any = av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
         raise DataError(f"{path}: not a readable video ({_reason(error)})") from error
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: has no picture stream; audio only?")
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise DataError(f"{path}: has pictures of an unknown codec; the file is damaged or of a newer kind")
     return container
 
 
 def _index(path: Path) -> _Index:
     stamps: list[int | None] = []
     hidden, keys, last_key, open_group = 0, 0, None, False
-    shown: Any = None  # the first frame: only frames carry the display matrix
+    first: list[Any] = []  # the first frame: only frames carry the display matrix
     with _open(path) as container:
         stream = container.streams.video[0]
         codec, width, height = stream.codec_context.name, stream.width, stream.height
@@ -211,8 +217,8 @@ def _index(path: Path) -> _Index:
                     hidden += 1
                     continue
                 stamps.append(packet.pts)
-                if shown is None:
-                    shown = _first(packet)
+                if not first:
+                    first = _shown(packet)
                 if packet.is_keyframe:
                     keys, last_key = keys + 1, packet.pts
                 elif last_key is not None and packet.pts is not None and packet.pts < last_key:
@@ -227,7 +233,7 @@ def _index(path: Path) -> _Index:
     fps = float(rate or 25)
     if ordered is not None and len(ordered) > 1 and tick:
         fps = (len(ordered) - 1) / ((ordered[-1] - ordered[0]) * tick)
-    turn = _NOT_TURNED if shown is None else _turn(shown)
+    turn = _turn(first[0]) if first else _NOT_TURNED
     if turn.transposed:
         width, height = height, width
     steps = set(np.diff(ordered).tolist()) if ordered is not None else set()
@@ -247,12 +253,12 @@ def _index(path: Path) -> _Index:
     return _Index(about, ordered, tick, seekable, plain, turn.mirrored)
 
 
-def _first(packet: Any) -> Any:
-    """The first frame that a packet gives; None where it gives none (yet)."""
+def _shown(packet: Any) -> list[Any]:
+    """The frames that a packet gives: none (yet), or some."""
     try:
-        return next(iter(packet.decode()), None)
+        return list(packet.decode())
     except av.FFmpegError:
-        return None  # whoever wants this frame will be told
+        return []  # whoever wants these frames will be told
 
 
 def _turn(frame: Any) -> _Turn:
@@ -308,6 +314,8 @@ def _seek(path: Path, stamps: tuple[int, ...], wanted: list[int]) -> dict[int, U
                     if position < 0 or position > todo[0]:
                         return None  # landed behind the goal, or unknown stamp: count instead
                     if position == todo[0]:
+                        if frame.is_corrupt:
+                            return None
                         found[todo.pop(0)] = _upright(frame)
                         if not todo or todo[0] > position + 50:
                             break

@@ -219,6 +219,56 @@ def test_a_cut_file_gives_right_frames_or_an_error(films, tmp_path, share, name)
     assert [number_in(frame) for frame in got] == [0, last // 2]
 
 
+def refused(call):
+    """What it gives, or the words of its refusal."""
+    try:
+        return call()
+    except DataError as error:
+        return str(error)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flips=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(0, 7)), min_size=1, max_size=20),
+    name=st.sampled_from(sorted(set(CONTAINERS) - {"HEVC"})),
+    backend=st.sampled_from(["auto", "pyav"]),
+)
+def test_flipped_bits_give_frames_or_an_error_that_names_the_file(films, tmp_path, flips, name, backend):
+    """Video has no checksums: a picture may be damaged, but nothing else may happen."""
+    data = bytearray(films[name].read_bytes())
+    for share, bit in flips:
+        data[int(share * len(data))] ^= 1 << bit
+    path = tmp_path / f"flipped{films[name].suffix}"
+    path.write_bytes(data)
+    got = refused(lambda: video.frames(path, [0, video.info(path).frames - 1], backend))
+    if isinstance(got, str):
+        assert path.name in got
+        assert "\n" not in got
+        return
+    about = video.info(path)
+    assert got.shape == (2, about.height, about.width, 3)
+    assert got.dtype == np.uint8
+    if about.codec == "mjpeg" and about.frames == COUNT:  # no frame leans on another: right, or damaged alone
+        assert number_in(got[0]) == 0 or number_in(got[1]) == COUNT - 1
+
+
+def test_damage_that_the_decoder_notices_is_an_error(films, tmp_path):
+    """It would fill the hole with what it has: another moment's face."""
+    data, reported = films["closed groups"].read_bytes(), 0
+    start, end = data.find(b"mdat") + 1200, data.find(b"moov") - 100
+    path = tmp_path / "holes.mp4"
+    for number in range(10):
+        place = start + (end - start) * number // 10
+        path.write_bytes(data[:place] + bytes(60) + data[place + 60 :])
+        got = refused(lambda: video.read_all(path)[0])
+        if isinstance(got, str):
+            reported += 1
+            assert "holes.mp4" in got
+        else:
+            assert len(got) == COUNT
+    assert reported >= 5
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real_video folder beside the project")
 def test_real_files():
     for name, count in (
