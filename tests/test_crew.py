@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from filming import barcode, film
 
-from datamodules import cache
+from datamodules import cache, progress
 from datamodules.atomic import alone
 from datamodules.cache import build, left_out, read_index
 from datamodules.crew import work
@@ -149,3 +149,12 @@ def test_a_second_builder_waits_for_the_first(videos, tmp_path):
     assert made(videos, tmp_path / "out", workers=0).windows == 6
     assert (tmp_path / "ended").exists()
     os.waitpid(child, 0)
+
+
+def test_progress_tells_rate_and_time_left_in_a_log_too(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with progress.shown("reading videos") as told:
+        assert capsys.readouterr().out == "", "nothing to do, nothing to say"
+        told(256, 1_092_009, 14.5)
+    assert "reading videos: 256 of 1092009 files, 14.5/s, 20:54:53 left" in capsys.readouterr().out
+    assert progress.time_left(1, 2, 0.0) == "?"
