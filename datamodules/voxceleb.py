@@ -108,7 +108,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
                 else:
                     pair = self.transform.middle(onset), self.transform.middle(apex)
                 out[names[2 * view]][i], out[names[2 * view + 1]][i] = pair
-        return {name: torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() for name, images in out.items()}
+        return {key: torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() for key, images in out.items()}
 
     def choose(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Pair numbers -> (window, frame of the onset, frame of the apex), counted inside the window."""
