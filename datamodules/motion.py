@@ -1,7 +1,7 @@
 """Rigid motion that is left between two aligned face crops, measured on skin that expressions hardly move.
 
-After alignment once per clip the head still drifts. For pretraining that drift is removed (METHOD.md 9: it
-is what tokens learn first, because it dominates the pixels). Faces move where expressions are, so the
+After alignment once per clip the head still drifts. For pretraining that drift is removed: it is what
+tokens learn first, because it dominates the pixels. Faces move where expressions are, so the
 motion is read from the ridge of the nose, the temples and the upper forehead, and pixels that disagree are
 weighted down.
 

@@ -1,7 +1,7 @@
 """The conditional VQ-VAE, our own mode: encode(onset, apex) -> action codes; decode(onset, codes) -> apex.
 
 Same contract as the published network (16 tokens from 32 codes, decoded on top of the onset), with other
-insides, each of them a departure with a reason (METHOD 8 and 9):
+insides, each of them a departure with a reason:
 
 - The encoder sees luminance, standardised per frame. A gray camera gives the same tokens as a colour one,
   and a change of light between the frames is not an action.

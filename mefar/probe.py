@@ -1,4 +1,4 @@
-"""What a tokenizer's tokens know, measured with linear probes (EVALUATION 5): pure functions on tensors.
+"""What a tokenizer's tokens know, measured with linear probes: pure functions on tensors.
 
 A good action token tells action units and hides who acts. Both are read by the same class-balanced ridge
 classifier, always on people or clips that it was not fitted on, and always next to the same probe on aligned

@@ -1,4 +1,4 @@
-"""The published tokenizer network, to the last digit ("From Pixels to Semantics", ICLR 2026; METHOD 2).
+"""The published tokenizer network, to the last digit ("From Pixels to Semantics", ICLR 2026).
 
 Same interface as codec.WarpCodec: encode(onset, apex) -> continuous action, quantize -> codes, embed -> token
 embeddings, decode(onset, embeddings) -> apex. Written from the description of the computation and checked

@@ -1,4 +1,4 @@
-"""Token-quality gates that every tokenizer run logs (EVALUATION 5), as one torchmetrics Metric."""
+"""Token-quality gates that every tokenizer run logs as one torchmetrics Metric."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Vector quantiser of action codes: one codebook, two ways of training it.
 
-`nsvq` is the published way (METHOD 2; Vali & Backstrom, "NSVQ", 2022): the codebook is an ordinary
+`nsvq` is the published way (Vali & Backstrom, "NSVQ", 2022): the codebook is an ordinary
 parameter and training replaces the quantisation error by noise of the same length. `ema` is ours:
 codes are exponential moving averages of the encoder outputs that chose them (van den Oord et al.,
 2017, appendix A), started by k-means after a short continuous phase, and codes that nobody chooses are
@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived (METHOD 9.4)
+REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """LightningModule 1, FacialActionTokenizer: pretrains the codec and is the ActionTokenizer of the rest.
 
-Trained on pairs of frames of talking faces (VoxCelebDataModule), with no label. Every validation logs the
-gates of METHOD 8: a run whose reconstruction does not beat copying the onset, or does not suffer when tokens
+Trained on pairs of frames of talking faces (VoxCelebDataModule), with no label. Every validation logs
+the gates of quality.py: a run whose reconstruction does not beat copying the onset, or does not suffer when tokens
 are shuffled within the batch, has learned nothing, whatever its loss says.
 """
 

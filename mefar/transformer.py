@@ -1,4 +1,4 @@
-"""Transformer blocks of the published tokenizer (METHOD 2).
+"""Transformer blocks of the published tokenizer.
 
 One block is: a depthwise convolution over (time, row, column) that tells tokens where they are,
 self-attention, cross-attention to the action tokens (decoder only), a gated feed-forward layer; each is added
