@@ -1,8 +1,8 @@
 """LightningModule 1, FacialActionTokenizer: pretrains the codec and is the ActionTokenizer of the rest.
 
 Trained on pairs of frames of talking faces (VoxCelebDataModule), with no label. Every validation logs
-the gates of quality.py: a run whose reconstruction does not beat copying the onset, or does not suffer when tokens
-are shuffled within the batch, has learned nothing, whatever its loss says.
+the gates of quality.py: a run whose reconstruction does not beat copying the onset, or does not suffer when
+tokens are shuffled within the batch, has learned nothing, whatever its loss says.
 """
 
 from __future__ import annotations
