@@ -116,11 +116,8 @@ def samm(
     file = find_coding_file(root, CODING_FILES["samm"], "SAMM_Micro_FACS_Codes_v2.xlsx", _others("samm"))
     entries = []
     for row in read_table(file, columns, "MICRO_ONLY"):
-        subject = f"{_number(row, _SAMM_SUBJECT, 'a number such as 006'):03d}"
+        subject = f"{_leading(row, _SAMM_SUBJECT, 'a number such as 006'):03d}"
         name = row.text("Filename")
-        # Folders are found by the file name alone, which begins with the subject.
-        if (told := re.match(r"0*(\d+)_", name)) and int(told[1]) != int(subject):
-            raise row.error("Subject", f"{subject!r}, but the file name is {name!r}")
         coded = coded_row(row, subject, name, columns, "Action Units")
         entries.append(Entry(name, coded, row, [(name.casefold(),)], f"{subject}/{name}", 200.0))
 
@@ -259,7 +256,7 @@ def dfme(
     file = find_coding_file(root, CODING_FILES["dfme"], "training_full_with_AU.xlsx", _others("dfme"))
     entries, notes = [], []
     for row in read_table(file, columns):
-        subject = f"sub{_number(row, _DFME_SUBJECT, 'such as sub0003'):04d}"
+        subject = f"sub{_leading(row, _DFME_SUBJECT, 'such as sub0003'):04d}"
         name = row.text("Filename")
         coded = coded_row(row, subject, name, columns, "AU")
         fps = row.rate("Fps")
@@ -300,7 +297,7 @@ def mmew(
     entries = []
     emotions: dict[tuple[str, ...], tuple[str, str]] = {}
     for row in read_table(file, columns):
-        subject = f"S{_number(row, _MMEW_SUBJECT, 'such as S13'):02d}"
+        subject = f"S{_leading(row, _MMEW_SUBJECT, 'such as S13'):02d}"
         name = row.text("Filename")
         coded = coded_row(row, subject, name, columns, "Action Units")
         emotions[(name.casefold(),)] = (f"mmew/{subject}/{name}", coded.emotion)
@@ -336,3 +333,12 @@ def _number(row: Row, pattern: str, example: str) -> int:
     if found is None:
         raise row.error("Subject", f"{row.text('Subject')!r} is no subject id ({example})")
     return int(found[1])
+
+
+def _leading(row: Row, pattern: str, example: str) -> int:
+    """The subject, where file names begin with it: folders are found by the file name alone."""
+    subject = _number(row, pattern, example)
+    told = re.match(r"[a-z]*0*(\d+)[_-]", row.text("Filename"), re.IGNORECASE)
+    if told and int(told[1]) != subject:
+        raise row.error("Subject", f"{row.text('Subject')!r}, but the file name is {row.text('Filename')!r}")
+    return subject

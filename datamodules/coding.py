@@ -94,34 +94,47 @@ def read_table(file: Path, needed: Sequence[str], sheet: str | None = None) -> l
         The rows below the header that have a subject, in file order.
 
     Raises:
-        DataError: the file cannot be read, has no header, lacks a column, or a row is half filled.
+        DataError: the file cannot be read, has no header, lacks a column, a row is half filled, or two
+            columns of a needed name differ.
     """
     for cells in _sheets(file, sheet):
         start = next((i for i, row in enumerate(cells) if _is_header(row)), None)
         if start is None:
             continue
         names = [_normal(cell) for cell in cells[start]]
-        found = [str(cell).strip() for cell in cells[start] if cell is not None and str(cell).strip()]
+        found = [text for cell in cells[start] if cell is not None and (text := " ".join(str(cell).split()))]
         for column in needed:
             if _normal(column) not in names:
                 raise DataError(
                     f"{file}, row {start + 1}: no column {column!r}; columns found: {', '.join(found)}; "
                     "use the coding file as the database's owners publish it"
                 )
-        return list(_rows(file, names, cells, start + 1))
+        return list(_rows(file, names, cells, start + 1, needed))
     raise DataError(
         f"{file}: no header, that is no row whose first cell is 'Subject'; "
         "use the coding file as the database's owners publish it"
     )
 
 
-def _rows(file: Path, names: list[str], cells: list[list[object]], start: int) -> Iterable[Row]:
+def _rows(
+    file: Path, names: list[str], cells: list[list[object]], start: int, needed: Sequence[str]
+) -> Iterable[Row]:
+    wanted = {_normal(column) for column in needed}
     for number, values in enumerate(cells[start:], start + 1):
         by_name: dict[str, object] = {}
-        for name, value in zip(names, values, strict=False):
-            if name:
-                by_name.setdefault(name, value)  # of two columns with one name the first counts
         row = Row(file, number, by_name)
+        for name, value in zip(names, values, strict=False):
+            if not name:
+                continue
+            before, first = row.text(name), by_name.get(name)
+            by_name[name] = value
+            if before and row.text(name) not in ("", before) and name in wanted:
+                title = next(column for column in needed if _normal(column) == name)
+                raise row.error(
+                    title, f"another column of that name has {before!r} instead of {row.text(name)!r}"
+                )
+            if before:
+                by_name[name] = first  # of two columns with one name the first that is filled counts
         # Notes and totals below the table have no subject or no file name.
         if row.text("Subject") and row.text("Filename"):
             yield row

@@ -70,6 +70,19 @@ def test_a_stated_size_smaller_than_the_table_is_not_believed(tmp_path: Path) ->
     assert len(casme2(tmp_path).clips) == 3
 
 
+def test_of_two_columns_with_one_name_the_filled_one_counts(tmp_path: Path) -> None:
+    header = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"]
+    file = tmp_path / "CASME2-coding-20140508.xlsx"
+    write_frames(tmp_path / "sub01" / "EP02_01", (10, 12, 14), "img{}.jpg")
+    good = [1, "EP02_01", 10, None, 14, "fear"]
+    write_table(file, [[*header, "ApexFrame", "notes", "notes"], [*good, 12, "a", "b"]])
+    (clip,) = casme2(tmp_path).clips
+    assert clip.apex == 12
+    write_table(file, [[*header, "Offset Frame"], [*good, 15]])
+    text = message(casme2, tmp_path)
+    assert "CASME2-coding-20140508.xlsx, row 2, column 'OffsetFrame': another column of that name" in text
+
+
 def test_rows_that_repeat_or_contradict(tmp_path: Path) -> None:
     row = Row(1, "EP02_01")
     assert len(casme2(write_casme2(tmp_path, [row, row])).clips) == 1

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from replicas import Row, write_dfme, write_frames, write_mmew
+from replicas import Row, write_dfme, write_frames, write_mmew, write_samm
 
-from datamodules.annotations import Annotations, dfme, mmew
+from datamodules.annotations import Annotations, dfme, mmew, samm
 from datamodules.protocols import load
 from datamodules.sample import Clip, DataError
 
@@ -75,14 +75,21 @@ def test_mmew_under_another_emotion_is_remarked(tmp_path: Path) -> None:
     assert any(key == "mmew/S13/S13-07-001" and "but lies under fear" in text for key, text in read.notes)
 
 
-@pytest.mark.parametrize("database", ["dfme", "mmew"])
-def test_two_rows_never_share_a_folder(tmp_path: Path, database: str) -> None:
-    if database == "dfme":
-        write_dfme(tmp_path, [DFME, replace(DFME, subject="sub0004")])
-    else:
-        write_mmew(tmp_path, [MMEW, replace(MMEW, subject="S14")])
+def test_two_rows_never_share_a_folder(tmp_path: Path) -> None:
+    write_dfme(tmp_path, [replace(DFME, filename="clip7"), replace(DFME, subject=4, filename="clip7")])
     with pytest.raises(DataError, match=r"row 3, column 'Filename': .* is the folder of row 2 too"):
-        load(database, tmp_path)
+        dfme(tmp_path)
+
+
+def test_a_file_name_of_another_subject_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"row 2, column 'Subject': 'sub0004', but the file name is 'sub0003_01'"
+    ):
+        dfme(write_dfme(tmp_path / "dfme", [replace(DFME, subject="sub0004")]))
+    with pytest.raises(DataError, match=r"row 2, column 'Subject': '14', but the file name is 'S13-07-001'"):
+        mmew(write_mmew(tmp_path / "mmew", [replace(MMEW, subject=14)]))
+    with pytest.raises(DataError, match=r"row 2, column 'Subject': '7', but the file name is '006_1_2'"):
+        samm(write_samm(tmp_path / "samm", [Row(7, "006_1_2")]))
 
 
 @pytest.mark.parametrize(
