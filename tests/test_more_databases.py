@@ -89,7 +89,7 @@ def test_a_file_name_of_another_subject_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 2, column 'Subject': '14', but the file name is 'S13-07-001'"):
         mmew(write_mmew(tmp_path / "mmew", [replace(MMEW, subject=14)]))
     with pytest.raises(DataError, match=r"row 2, column 'Subject': '7', but the file name is '006_1_2'"):
-        samm(write_samm(tmp_path / "samm", [Row(7, "006_1_2")]))
+        samm(write_samm(tmp_path / "samm", [Row(7, "006_1_2")], preamble=0))
 
 
 @pytest.mark.parametrize(
