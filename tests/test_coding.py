@@ -78,6 +78,10 @@ def test_of_two_columns_with_one_name_the_filled_one_counts(tmp_path: Path) -> N
     write_table(file, [[*header, "ApexFrame", "notes", "notes"], [*good, 12, "a", "b"]])
     (clip,) = casme2(tmp_path).clips
     assert clip.apex == 12
+    units = ["Action Units", "Action Units", "Estimated Emotion"]
+    write_table(file, [[*header, *units], [*good, "4", "7", None]])
+    (clip,) = casme2(tmp_path).clips
+    assert (clip.emotion, [str(au) for au in clip.aus]) == ("fear", ["4"])
     write_table(file, [[*header, "Offset Frame"], [*good, 15]])
     text = message(casme2, tmp_path)
     assert "CASME2-coding-20140508.xlsx, row 2, column 'OffsetFrame': another column of that name" in text
