@@ -141,9 +141,13 @@ class VectorQuantizer(nn.Module):
         flat = vectors.reshape(-1, self.code_dim)
         room = len(self.reservoir)
         per_rank = max(1, min(len(flat), room // (8 * _world())))
-        chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device)]
+        chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device, generator=self._dice())]
         pooled = _gather(chosen)
         self.reservoir.copy_(torch.cat([self.reservoir, pooled])[-room:])
+
+    def _dice(self) -> torch.Generator:
+        """Random numbers that depend on the step alone, so that a resumed training is the unbroken one."""
+        return torch.Generator(self.step.device).manual_seed(int(self.step))
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -151,7 +155,7 @@ class VectorQuantizer(nn.Module):
         pool = self.reservoir[self.reservoir.abs().sum(-1) > 0]
         if len(pool) < self.num_codes:
             pool = self.reservoir
-        book = kmeans(pool, self.num_codes)
+        book = kmeans(pool, self.num_codes, self._dice())
         _broadcast(book)
         self.codebook.copy_(book)
         self.cluster_size.fill_(1.0)
@@ -199,8 +203,10 @@ class VectorQuantizer(nn.Module):
             fresh = self._worst_served(len(dead))
         else:
             alive = (self.cluster_size >= 1e-3).nonzero().squeeze(-1)
-            fresh = self.codebook[alive[torch.randint(len(alive), (len(dead),), device=alive.device)]]
-            fresh = fresh + 0.01 * torch.randn_like(fresh)
+            dice = self._dice()
+            pick = torch.randint(len(alive), (len(dead),), device=alive.device, generator=dice)
+            fresh = self.codebook[alive[pick]]
+            fresh = fresh + 0.01 * torch.randn(fresh.shape, device=fresh.device, generator=dice)
         _broadcast(fresh)
         self.codebook.data[dead] = fresh
         self.cluster_size[dead] = 0.5
@@ -210,7 +216,7 @@ class VectorQuantizer(nn.Module):
     def _worst_served(self, count: int) -> Tensor:
         distance = torch.cdist(self.reservoir, self.codebook).min(1).values.square()
         weight = distance.clamp_min(1e-12)
-        pick = torch.multinomial(weight / weight.sum(), count, replacement=count > len(weight))
+        pick = torch.multinomial(weight, count, count > len(weight), generator=self._dice())
         return self.reservoir[pick].clone()
 
 
@@ -221,12 +227,14 @@ def published_revival(step: int) -> bool:
     return step % (10 if step <= 100 else 100 if step <= 1000 else 500) == 0
 
 
-def kmeans(points: Tensor, clusters: int, iterations: int = 20) -> Tensor:
+def kmeans(
+    points: Tensor, clusters: int, dice: torch.Generator | None = None, iterations: int = 20
+) -> Tensor:
     """Lloyd's algorithm from a k-means++ start: (N, d) float -> (clusters, d); N may be below clusters."""
-    centres = points[torch.randint(len(points), (1,), device=points.device)]
+    centres = points[torch.randint(len(points), (1,), device=points.device, generator=dice)]
     while len(centres) < clusters:
         distance = torch.cdist(points, centres).min(1).values.square() + 1e-12
-        centres = torch.cat([centres, points[torch.multinomial(distance, 1)]])
+        centres = torch.cat([centres, points[torch.multinomial(distance, 1, generator=dice)]])
     for _ in range(iterations):
         onehot = F.one_hot(torch.cdist(points, centres).argmin(1), clusters).to(points.dtype)
         size = onehot.sum(0).unsqueeze(-1)

@@ -100,14 +100,13 @@ def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
     torch.save(first.state_dict(), tmp_path / "vq.pt")
     second = VectorQuantizer(32, 8)
     second.load_state_dict(torch.load(tmp_path / "vq.pt", weights_only=True))
-    batch = vectors(generator)
-    torch.manual_seed(5)
-    first(batch)
-    torch.manual_seed(5)
-    second(batch)
-    assert torch.equal(first.codebook, second.codebook) and torch.equal(
-        first.cluster_size, second.cluster_size
-    )
+    for _ in range(60):  # over a revival, whatever else draws random numbers
+        batch = vectors(generator)
+        first(batch)
+        torch.rand(3)
+        second(batch)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
 
 
 def test_published_revival_schedule() -> None:
