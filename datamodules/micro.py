@@ -18,7 +18,8 @@ from datamodules.faces import FaceMode
 from datamodules.pairs import PairSettings, PairStore, Progress, fingerprint
 from datamodules.progress import shown
 from datamodules.protocols import DatasetName, load
-from datamodules.sample import Clip, DataError, Study
+from datamodules.sample import Clip, DataError, Study, mirrored
+from datamodules.views import draw_view
 
 __all__ = ["MicroExpressionDataModule", "MicroExpressionDataset", "fingerprint"]
 
@@ -30,7 +31,9 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
 
     - `onset`, `apex`: (3, S, S) uint8 RGB; with views > 1 (V, 3, S, S), view 0 untouched;
     - `label`: int64 in [0, C);
-    - `subject`, `clip`, `database`: str, `Clip.subject_key`, `Clip.key` and `Clip.database`.
+    - `subject`, `clip`, `database`: str, `Clip.subject_key`, `Clip.key` and `Clip.database`;
+    - `aus`: str such as "4+R12", "" where none are annotated; with views > 1 a tuple of V, in which mirrored
+      views have left and right exchanged.
 
     Args:
         study: from protocols.load.
@@ -105,7 +108,17 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
             "subject": clip.subject_key,
             "clip": clip.key,
             "database": clip.database,
+            "aus": self._units(clip, 0) if single else self._units_of_views(clip),
         }
+
+    def _units(self, clip: Clip, v: int) -> str:
+        """Action units as view v shows them: a mirrored picture has left and right exchanged."""
+        flip = draw_view(self.settings.seed, clip.key, v).flip
+        shown = mirrored(clip.aus) if flip else clip.aus
+        return "+".join(f"{unit.side}{unit.number}" for unit in shown)
+
+    def _units_of_views(self, clip: Clip) -> tuple[str, ...]:
+        return tuple(self._units(clip, v) for v in range(self.settings.views))
 
     def fingerprint(self) -> str:
         """sha256 of the data and settings behind the items, for ledgers and caches."""
@@ -140,7 +153,7 @@ class MicroExpressionDataModule(LightningDataModule):
     """Micro-expression clips of a protocol for training, validation on one subject, and prediction.
 
     Batches: `onset`, `apex` (B, 3, S, S) uint8 RGB, with views > 1 (B, V, 3, S, S); `label` (B,) int64;
-    `subject`, `clip`, `database` lists of B str.
+    `subject`, `clip`, `database`, `aus` lists of B str (with views > 1 `aus` is V lists).
 
     Args:
         dataset: composite, casme2, samm, smic, casme3, dfme or mmew.

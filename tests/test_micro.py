@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from replicas import Row, image_bytes, write_casme2, write_samm, write_smic
 from torch.multiprocessing.spawn import start_processes
+from torch.utils.data import DataLoader
 
 from datamodules import pairs
 from datamodules.micro import MicroExpressionDataModule, MicroExpressionDataset, UnpaddedSampler, fingerprint
 from datamodules.protocols import load
-from datamodules.sample import DataError
+from datamodules.sample import DataError, parse_action_units
+from datamodules.views import draw_view
 
 LOOK = {"size": (40, 40)}
 
@@ -85,6 +88,25 @@ def test_views_are_stacked_and_the_first_is_the_same_without_them(data: Path, ca
     single = next(iter(plain.predict_dataloader()))
     assert torch.equal(batch["apex"][:, 0], single["apex"])
     assert not torch.equal(batch["apex"][:, 1], single["apex"])
+
+
+def test_mirrored_views_exchange_left_and_right_action_units(data: Path, cache: str) -> None:
+    study = load("casme2", data / "casme2", classes=3)
+    clips = [replace(clip, aus=parse_action_units("4+R12")) for clip in study.clips]
+    made = MicroExpressionDataset(
+        replace(study, clips=tuple(clips)), 32, "precropped", views=6, cache_dir=cache
+    )
+    flips = 0
+    for row, clip in enumerate(made.study.clips):
+        for v, units in enumerate(made[row]["aus"]):
+            flip = draw_view(0, clip.key, v).flip
+            assert units == ("4+L12" if flip else "4+R12")
+            flips += flip
+    assert flips > 3
+    single = MicroExpressionDataset(study, 32, "precropped", cache_dir=cache)
+    assert isinstance(single[0]["aus"], str)
+    loaded = next(iter(DataLoader(made, batch_size=2)))["aus"]
+    assert len(loaded) == 6 and loaded[0] == ("4+R12", "4+R12")
 
 
 def test_the_held_out_subject_is_never_trained_on(data: Path, cache: str) -> None:
