@@ -108,7 +108,9 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
             "subject": clip.subject_key,
             "clip": clip.key,
             "database": clip.database,
-            "aus": self._units(clip, 0) if single else self._units_of_views(clip),
+            "aus": self._units(clip, 0)
+            if single
+            else tuple(self._units(clip, v) for v in range(self.settings.views)),
         }
 
     def _units(self, clip: Clip, v: int) -> str:
@@ -116,9 +118,6 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         flip = draw_view(self.settings.seed, clip.key, v).flip
         shown = mirrored(clip.aus) if flip else clip.aus
         return "+".join(f"{unit.side}{unit.number}" for unit in shown)
-
-    def _units_of_views(self, clip: Clip) -> tuple[str, ...]:
-        return tuple(self._units(clip, v) for v in range(self.settings.views))
 
     def fingerprint(self) -> str:
         """sha256 of the data and settings behind the items, for ledgers and caches."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mefar.codec import LUMINANCE
 from mefar.controls import linear_control, pixel_differences
 from mefar.metrics import scores
 from mefar.quality import TokenQuality
@@ -170,7 +171,7 @@ def reconstruction(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> d
 
 def gray(images: Tensor) -> Tensor:
     """(N, 3, H, W) as a gray camera sees it, three equal channels."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    weights = torch.tensor(LUMINANCE, device=images.device).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True).expand_as(images)
 
 

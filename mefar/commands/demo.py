@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.atomic import replacing
 from mefar.commands import run_function
 from mefar.tokens import InputError
 
@@ -65,9 +65,8 @@ def _pretrain(corpora: Path, folder: Path, cache: Path, seed: int) -> Path:
     if last.is_file():
         words += ["--ckpt_path", "last"]
     _stage("pretrain the tokenizer", "fit", *words)
-    temporary = done.with_suffix(".tmp")
-    temporary.write_text(json.dumps(told))
-    os.replace(temporary, done)
+    with replacing(done) as temporary:
+        temporary.write_text(json.dumps(told))
     return last
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from datamodules.atomic import replacing
 from datamodules.faces import FaceMode
 from datamodules.micro import MicroExpressionDataset
 from datamodules.progress import shown
@@ -62,9 +63,8 @@ def probe(
     for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
         Console().print(_table(name, numbers))
     if out is not None:
-        temporary = out.with_name(f"{out.name}.tmp")
-        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(out)
 
 
