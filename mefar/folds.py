@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from lightning.pytorch import LightningModule
@@ -49,6 +49,7 @@ class FoldResult:
         probabilities: n x C, of the last epoch.
         predictions: selection -> n class indices; `last`, `oracle` and, when asked for, `inner`.
         epochs: selection -> the epoch it took, counted from 1.
+        attention: n x L pooling weights of the last epoch, to 4 digits; no rows where nobody asked for them.
     """
 
     fold: Fold
@@ -56,6 +57,7 @@ class FoldResult:
     probabilities: list[list[float]]
     predictions: dict[str, list[int]]
     epochs: dict[str, int]
+    attention: list[list[float]] = field(default_factory=list)
 
 
 def plan(subjects: Sequence[str], seeds: Sequence[int], group: int) -> list[tuple[Fold, ...]]:
@@ -120,7 +122,8 @@ def train_group(
     models = [fold_model(data, fold) for fold in group]
     if training.inner:
         models += [inner_model(data, fold) for fold in group]
-    paths = GroupTrainer(data, models, size, training).run(each_epoch)
+    trainer = GroupTrainer(data, models, size, training)
+    paths, attention = trainer.run(each_epoch), trainer.attention()
     results = []
     for index, fold in enumerate(group):
         model, path = models[index], paths[index]
@@ -132,7 +135,9 @@ def train_group(
             labels = data.labels.cpu()[models[inside].test]
             epochs["inner"] = _best_epoch(paths[inside].argmax(-1), labels)
         chosen = {selection: guesses[epoch - 1].tolist() for selection, epoch in epochs.items()}
-        results.append(FoldResult(fold, model.test.tolist(), path[-1].tolist(), chosen, epochs))
+        # The ledger keeps them as text; nothing is decided by them, and a heat map needs no more digits.
+        weights = [[round(weight, 4) for weight in clip] for clip in attention[index].tolist()]
+        results.append(FoldResult(fold, model.test.tolist(), path[-1].tolist(), chosen, epochs, weights))
     return results
 
 

@@ -358,14 +358,20 @@ class GroupTrainer:
         falling = 0.5 * (1 + torch.cos(math.pi * step.double() / total))
         return peak * torch.minimum((step + 1) / warmup, falling)
 
-    @torch.no_grad()
+    def attention(self) -> list[Tensor]:
+        """Per model (m, L) float32 on the CPU: pooling weights on its test clips, at the current values."""
+        weights = self._test(lambda output: output.attention)
+        return [weights[i, : len(model.test)] for i, model in enumerate(self.models)]
+
     def _predict(self) -> Tensor:
         """Probabilities of every model's test clips, padded: (G, M, C) float32 on the CPU."""
+        return self._test(lambda output: output.logits.softmax(-1))
+
+    @torch.no_grad()
+    def _test(self, part: Callable[[HeadOutput], Tensor]) -> Tensor:
+        """A part of the output on every model's test clips, mean over the views: (G, M, ...) float32."""
         longest = max(len(model.test) for model in self.models)
         rows = [model.test[torch.arange(longest).clamp(max=len(model.test) - 1)] for model in self.models]
         index = torch.stack(rows).to(self.device)
-        views = [
-            self.forward(self.data.tokens[index, view], None).logits.softmax(-1)
-            for view in range(self.test_views)
-        ]
+        views = [part(self.forward(self.data.tokens[index, view], None)) for view in range(self.test_views)]
         return torch.stack(views).mean(0).float().cpu()

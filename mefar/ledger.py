@@ -58,9 +58,8 @@ class Ledger:
             if entry["study"] != self.identity:
                 continue
             fold = Fold(entry["subject"], entry["seed"])
-            result = FoldResult(
-                fold, entry["rows"], entry["probabilities"], entry["predictions"], entry["epochs"]
-            )
+            columns = ("rows", "probabilities", "predictions", "epochs", "attention")
+            result = FoldResult(fold, *(entry[name] for name in columns))
             finished.setdefault(fold, (result, entry["seconds"]))
         return finished
 

@@ -29,7 +29,7 @@ from mefar.folds import FoldTrainer, plan
 from mefar.grouped import Training
 from mefar.head import HeadSize
 from mefar.ledger import Ledger
-from mefar.pooling import StudyTokens, pool, pooled_confusion, predictions_csv
+from mefar.pooling import StudyTokens, pool, pooled_attention, pooled_confusion, predictions_csv
 from mefar.tokens import InputError
 
 CPU_GROUP, GPU_GROUP = 4, 128
@@ -227,6 +227,7 @@ class Run:
         pooled_scores = pool(self.study, results, self.seeds)
         write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
         write_text(self.out / "confusion.json", json.dumps(pooled_confusion(self.study, results)))
+        write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
         summary = {
             "protocol": self.study.protocol,
             "classes": list(self.study.data.class_names),

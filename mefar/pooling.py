@@ -140,6 +140,29 @@ def pooled_confusion(
     return table
 
 
+def pooled_attention(
+    study: StudyTokens, results: Sequence[FoldResult]
+) -> dict[str, list[list[float] | None]]:
+    """Where the heads look: place -> per true class the mean pooling weight of each of the L tokens.
+
+    Held-out clips at the last epoch, over all seeds. None for a class without clips in that place; no
+    places where a result has no attention.
+    """
+    if not all(result.attention for result in results):
+        return {}
+    databases = study.databases
+    rows = torch.tensor([row for result in results for row in result.rows])
+    weights = torch.tensor([clip for result in results for clip in result.attention], dtype=torch.float64)
+    table: dict[str, list[list[float] | None]] = {}
+    for place in study.places:
+        inside = torch.tensor([place in (FULL, databases[row]) for row in rows.tolist()])
+        table[place] = []
+        for label in range(len(study.data.class_names)):
+            own = weights[inside & (study.data.labels[rows] == label)]
+            table[place].append([round(w, 5) for w in own.mean(0).tolist()] if len(own) else None)
+    return table
+
+
 def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
     """predictions.csv: one row per clip and seed, sorted by seed and clip.
 

@@ -299,6 +299,21 @@ def test_training_uses_all_views_and_the_test_those_asked_for() -> None:
     assert three == train_group(changed, [fold], SIZE, every)[0].probabilities
 
 
+@pytest.mark.parametrize("eval_views", [1, 2])
+def test_attention_is_that_of_the_last_epoch_over_the_test_views(eval_views: int) -> None:
+    data = token_set(noise=1.5)
+    fold, training = Fold(data.subjects[0], 0), replace(TRAINING, eval_views=eval_views)
+    model = fold_model(data, fold)
+    trainer = GroupTrainer(data, [model], SIZE, training)
+    trainer.run()
+    with torch.no_grad():
+        views = [trainer.forward(data.tokens[None, model.test, v], None).attention for v in range(eval_views)]
+    expected = torch.stack(views).mean(0)[0]
+    assert (expected - 1 / 4).abs().max() > 1e-3, "the query must have learned something"
+    (result, _) = train_group(data, [fold, Fold(data.subjects[-1], 0)], SIZE, training)
+    torch.testing.assert_close(torch.tensor(result.attention), expected, atol=1e-4, rtol=0)
+
+
 # Selections
 
 

@@ -26,7 +26,7 @@ from mefar.grouped import Training
 from mefar.head import HeadSize
 from mefar.ledger import Ledger
 from mefar.loso import Machine, Run
-from mefar.pooling import ORACLE_WARNING, pool, table
+from mefar.pooling import ORACLE_WARNING, pool, pooled_attention, table
 from mefar.tokens import InputError
 
 SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
@@ -55,6 +55,7 @@ def result(subject: str, seed: int = 0) -> FoldResult:
         [[0.5, 0.5], [1 / 3, 2 / 3]],
         {"last": [0, 1], "oracle": [1, 1]},
         {"last": 3},
+        [[0.25, 0.75], [0.9, 0.1]],
     )
 
 
@@ -120,6 +121,31 @@ def test_scores_are_scikit_learns_on_the_predictions(tmp_path: Path) -> None:
     assert {(row["database"], row["subject"], int(row["fold"])) for row in rows} == {
         (*subject, number) for number, subject in enumerate(subjects)
     }
+
+
+def test_attention_is_the_mean_over_the_held_out_clips_of_a_class(tmp_path: Path) -> None:
+    run(tmp_path, seeds=(0, 1))
+    pooled = json.loads((tmp_path / "attention.json").read_text())
+    assert set(pooled) == {"full", "casme2", "samm", "smic"}
+    entries = [json.loads(line) for line in (tmp_path / "folds.jsonl").read_text().splitlines()]
+    for place, by_class in pooled.items():
+        for label, weights in enumerate(by_class):
+            own = [
+                clip
+                for entry in entries
+                for row, clip in zip(entry["rows"], entry["attention"], strict=True)
+                if STUDY.data.labels[row] == label and place in ("full", STUDY.databases[row])
+            ]
+            assert weights == pytest.approx(torch.tensor(own).mean(0).tolist(), abs=2e-5)
+    assert pooled["full"][0] != pytest.approx(pooled["full"][1], abs=1e-3)
+
+
+def test_a_class_that_a_database_lacks_has_no_attention() -> None:
+    labels = [i for i, place in enumerate(STUDY.databases) if place == "smic" and STUDY.data.labels[i] == 2]
+    kept = [r for r in range(len(STUDY.clips)) if r not in labels]
+    results = [FoldResult(Fold("all", 0), kept, [], {}, {}, [[0.25] * 4] * len(kept))]
+    assert pooled_attention(STUDY, results)["smic"] == [[0.25] * 4, [0.25] * 4, None]
+    assert pooled_attention(STUDY, [*results, replace(results[0], attention=[])]) == {}
 
 
 def test_the_summary_says_what_was_run(tmp_path: Path) -> None:
@@ -216,7 +242,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path, devices: int) 
     """Five ranks share three groups: two of them have nothing to do."""
     run(tmp_path / "one")
     summary = run(tmp_path / "many", replace(CPU, devices=devices, workers=1))
-    for name in ("predictions.csv", "confusion.json"):
+    for name in ("predictions.csv", "confusion.json", "attention.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
     assert summary["clips"] == 34
     assert not list((tmp_path / "many").glob("folds.rank*"))

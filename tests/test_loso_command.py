@@ -88,8 +88,8 @@ def test_from_databases_to_report(
     assert "smic: apex: middle 6" in lines
     left = {path.name for path in out.iterdir()}
     assert left == {
-        "study.json", "tokens.npz", "folds.jsonl", "predictions.csv", "confusion.json", "summary.json",
-        "pictures.npz", "report.html", "shuffled",
+        "study.json", "tokens.npz", "folds.jsonl", "predictions.csv", "confusion.json", "attention.json",
+        "summary.json", "pictures.npz", "report.html", "shuffled",
     }  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     assert summary["protocol"] == "composite"
