@@ -182,12 +182,12 @@ class FacialActionTokenizer(L.LightningModule):
         tokens = self.tokenize(onset, apex)
         order = torch.roll(torch.arange(len(tokens), device=onset.device), 1)
         self.quality.update(
-            tokens.indices, onset, reconstruction.match_light(apex, onset),
+            tokens.indices, self.tokenize(onset, onset).indices, onset, reconstruction.match_light(apex, onset),
             self.reconstruct(onset, tokens), self.reconstruct(onset, tokens.select(order)),
         )  # fmt: skip
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the gates: usage, perplexity, delta PSNR, gain over copying the onset."""
+        """Logs the gates: usage, perplexities, delta PSNR, gain over copying the onset, no-action spread."""
         for name, value in self.quality.compute().items():
             self.log(f"val/{name}", value, prog_bar=name in ("gain_over_copy", "delta_psnr"), sync_dist=True)
         self.quality.reset()

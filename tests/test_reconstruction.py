@@ -53,12 +53,33 @@ def test_quality_separates_learned_from_copied() -> None:
     onset, apex = pair()
     indices = torch.arange(4).view(4, 1).expand(4, 16).contiguous()
     copied = TokenQuality(32, 16)
-    copied.update(indices, onset, apex, onset, onset)
+    copied.update(indices, indices, onset, apex, onset, onset)
     values = copied.compute()
     assert values["gain_over_copy"] == 0 and values["delta_psnr"] == 0
     assert values["code_usage"] == pytest.approx(4 / 32) and values["perplexity"] == pytest.approx(
         4, abs=1e-3
     )
     perfect = TokenQuality(32, 16)
-    perfect.update(indices, onset, apex, apex, onset)
+    perfect.update(indices, indices, onset, apex, apex, onset)
     assert perfect.compute()["gain_over_copy"] > 20 and perfect.compute()["delta_psnr"] > 20
+
+
+def test_no_action_spread_is_that_of_all_batches_and_ranks_together() -> None:
+    """Ranks add up their counts; the most common token of each rank alone would be another one."""
+    onset, apex = pair()
+    tokens = torch.Generator().manual_seed(0)
+    still = [torch.randint(3, (4, 16), generator=tokens) for _ in range(4)]
+    ranks = [TokenQuality(32, 16), TokenQuality(32, 16)]
+    for number, rows in enumerate(still):
+        ranks[number % 2].update(rows, rows, onset, apex, apex, onset)
+    together = TokenQuality(32, 16)
+    for name, reduce in together._reductions.items():
+        setattr(together, name, reduce(torch.stack([getattr(rank, name) for rank in ranks])))
+    together._update_count = 1
+    every = torch.cat(still)
+    spread = (every != every.mode(0).values).float().mean()
+    assert together.compute()["no_action_spread"] == pytest.approx(float(spread), abs=1e-6)
+    assert ranks[0].compute()["no_action_spread"] < spread
+    constant = TokenQuality(32, 16)
+    constant.update(every[:4], torch.full((4, 16), 7), onset, apex, apex, onset)
+    assert constant.compute()["no_action_spread"] == 0

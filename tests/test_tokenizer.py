@@ -91,7 +91,7 @@ def test_training_lowers_the_loss_and_logs_the_gates(tmp_path: Path) -> None:
     after = sum(model.losses(model.on_after_batch_transfer(dict(rows), 0)).values())
     assert after < before
     gates = {"val/code_usage", "val/perplexity", "val/perplexity_per_position", "val/psnr", "val/delta_psnr",
-             "val/gain_over_copy"}  # fmt: skip
+             "val/gain_over_copy", "val/no_action_spread"}  # fmt: skip
     assert gates <= set(fit.callback_metrics)
     assert fit.callback_metrics["val/gain_over_copy"] > 0
 
