@@ -182,7 +182,8 @@ class FacialActionTokenizer(L.LightningModule):
         tokens = self.tokenize(onset, apex)
         order = torch.roll(torch.arange(len(tokens), device=onset.device), 1)
         self.quality.update(
-            tokens.indices, self.tokenize(onset, onset).indices, onset, reconstruction.match_light(apex, onset),
+            tokens.indices, self.tokenize(onset, onset).indices,
+            onset, reconstruction.match_light(apex, onset),
             self.reconstruct(onset, tokens), self.reconstruct(onset, tokens.select(order)),
         )  # fmt: skip
 
