@@ -29,16 +29,21 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process, on any machine that shares the disk, builds in this folder."""
-    with (folder / ".lock").open("w") as file:
+def alone(folder: Path, name: str = "") -> Iterator[None]:
+    """Wait until no other process, on any machine that shares the disk, builds here.
+
+    Args:
+        folder: what is built, or holds it.
+        name: what is built in the folder, where several things are built at a time.
+    """
+    with (folder / f"{name}.lock").open("w") as file:
         try:
             import fcntl
 
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                logging.getLogger(__name__).warning("%s: another process builds it; waiting", folder)
+                logging.getLogger(__name__).warning("%s: another process builds it; waiting", folder / name)
                 fcntl.flock(file, fcntl.LOCK_EX)
         except (ImportError, OSError) as error:  # no locks on this system or disk: as good as it goes
             logging.getLogger(__name__).debug("%s: not locked (%s)", folder, error)

@@ -15,8 +15,9 @@ import os
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.apex import Apex, ApexRule, choose_apex, spot
+from datamodules.atomic import alone
 from datamodules.faces import FaceAligner, FaceMode, Stabiliser, compose
 from datamodules.motion import Region
 from datamodules.recipe import recipe
@@ -230,26 +232,36 @@ class PairStore:
         missing = [clip for clip in clips if clip.key not in found]
         if not missing:
             return {key: (path, found[key].apex) for key, path in paths.items()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"{self.folder}: cannot be made ({error.strerror}); set another cache_dir"
-            ) from error
-        start = time.monotonic()
-        threads = min(workers or min(8, os.cpu_count() or 1), len(missing))
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(self.folder))  # ranks and runs on one disk make a pair once
+            except OSError as error:
+                raise DataError(
+                    f"{self.folder}: cannot be made ({error.strerror}); set another cache_dir"
+                ) from error
+            found |= {clip.key: head for clip in missing if (head := _read_head(paths[clip.key])) is not None}
+            missing = [clip for clip in missing if clip.key not in found]
+            found |= self._make_all(missing, paths, workers, progress)
+        return {key: (path, found[key].apex) for key, path in paths.items()}
+
+    def _make_all(
+        self, clips: Sequence[Clip], paths: Mapping[str, Path], workers: int, progress: Progress | None
+    ) -> dict[str, _Head]:
+        start, made = time.monotonic(), {}
+        threads = max(1, min(workers or min(8, os.cpu_count() or 1), len(clips)))
         local = threading.local()  # the detector's networks are not shared between threads
         with ThreadPoolExecutor(threads) as pool:
-            jobs = {pool.submit(self._make, clip, paths[clip.key], local): clip for clip in missing}
+            jobs = {pool.submit(self._make, clip, paths[clip.key], local): clip for clip in clips}
             try:
                 for done, job in enumerate(as_completed(jobs), 1):
-                    found[jobs[job].key] = job.result()
+                    made[jobs[job].key] = job.result()
                     if progress is not None:
-                        progress(done, len(missing), done / (time.monotonic() - start))
+                        progress(done, len(clips), done / (time.monotonic() - start))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {key: (path, found[key].apex) for key, path in paths.items()}
+        return made
 
     def load(self, path: Path) -> tuple[UInt8, UInt8]:
         """Onset and apex of a prepared clip, (V, S, S, 3) uint8 RGB each."""

@@ -82,10 +82,10 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def code_version() -> str:
-    """Hash of the source files that determine a fold's numbers."""
+def code_version(*files: str) -> str:
+    """Hash of source files of this package."""
     digest = hashlib.sha256()
-    for name in ("folds.py", "grouped.py", "head.py", "losses.py"):
+    for name in files:
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -141,7 +141,7 @@ class Run:
             "group": group,
             "device": "gpu" if self.machine.on_gpu else "cpu",
             "torch": torch.__version__,
-            "code": code_version(),
+            "code": code_version("folds.py", "grouped.py", "head.py", "losses.py"),
         }
         text = json.dumps(self.configuration, sort_keys=True)
         self.identity = hashlib.sha256(text.encode()).hexdigest()

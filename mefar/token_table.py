@@ -1,7 +1,7 @@
 """Tokens of every clip and view of a study, made once and kept: a clip is never decoded twice.
 
-The file remembers what it was made from (tokenizer, data, views); asked for with anything else, it is
-made anew.
+The file remembers what it was made from (tokenizer, data, views, code); asked for with anything else, or
+damaged, it is made anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 from mefar.controls import pixel_differences
 from mefar.tokens import ActionTokenizer
 
-NAME = "tokens.npz"
+MADE_BY = ("codec.py", "published.py", "quantizer.py", "token_table.py", "tokenizer.py", "transformer.py")
+"""Whose code decides what the tokens of a checkpoint are."""
 _IMAGES_AT_ONCE = 64
 
 
@@ -43,16 +44,19 @@ class TokenTable:
     def save(self, path: Path, key: str) -> None:
         """Write the table and what it was made from."""
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                key=np.array(key),
-                clips=np.array(self.clips),
-                embeddings=self.embeddings.numpy(),
-                indices=self.indices.numpy().astype(np.int16),
-                pixels=self.pixels.numpy().astype(np.float16),
-            )
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    key=np.array(key),
+                    clips=np.array(self.clips),
+                    embeddings=self.embeddings.numpy(),
+                    indices=self.indices.numpy().astype(np.int16),
+                    pixels=self.pixels.numpy().astype(np.float16),
+                )
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, key: str) -> TokenTable | None:
@@ -67,8 +71,8 @@ class TokenTable:
                     torch.from_numpy(file["indices"].astype(np.int64)),
                     torch.from_numpy(file["pixels"].astype(np.float32)),
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+            return None  # RuntimeError: a damaged zip entry can claim to be encrypted
 
 
 def tokenize(

@@ -115,8 +115,13 @@ def test_a_stored_table_is_the_one_that_was_made(tmp_path: Path) -> None:
     for name in ("embeddings", "indices", "pixels"):
         assert torch.equal(getattr(again, name), getattr(table, name)), name
     assert TokenTable.load(path, "another key") is None
-    path.write_bytes(path.read_bytes()[:-50])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50])
     assert TokenTable.load(path, "a") is None
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        damaged = TokenTable.load(path, "a")
+        assert damaged is None or torch.equal(damaged.embeddings, table.embeddings)
     assert [p.name for p in tmp_path.iterdir()] == ["tokens.npz"]
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from sklearn.metrics import f1_score
 
 from mefar.__main__ import main
 from mefar.commands import loso as command
+from mefar.token_table import TokenTable
 from mefar.tokenizer import FacialActionTokenizer
 
 SMALL = ["--faces", "precropped", "--views", "2", "--epochs", "2", "--head.dim", "8", "--head.heads", "2",
@@ -88,8 +93,8 @@ def test_from_databases_to_report(
     assert "smic: apex: middle 6" in lines
     left = {path.name for path in out.iterdir()}
     assert left == {
-        "study.json", "tokens.npz", "folds.jsonl", "predictions.csv", "confusion.json", "attention.json",
-        "summary.json", "pictures.npz", "report.html", "shuffled",
+        "study.json", "folds.jsonl", "predictions.csv", "confusion.json", "attention.json", "summary.json",
+        "pictures.npz", "report.html", "shuffled",
     }  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     assert summary["protocol"] == "composite"
@@ -124,6 +129,66 @@ def test_from_databases_to_report(
     assert loso("--shuffled-control") == 0
     assert (out / "predictions.csv").read_bytes() == before
     assert json.loads((out / "summary.json").read_text())["scores"] == summary["scores"]
+
+
+def test_another_run_finds_the_tokens_and_damaged_ones_are_made_anew(
+    loso: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = command._tokenize
+
+    def counted(*arguments: Any) -> TokenTable:
+        made.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(command, "_tokenize", counted)
+    start = ("--cache-dir", str(tmp_path / "cache"), "--pixels=false")
+    assert loso(*start, dataset="smic") == 0
+    assert len(made) == 1
+    assert loso(*start, "--out", str(tmp_path / "sweep"), "--seed", "1", dataset="smic") == 0
+    assert len(made) == 1, "another run of the same clips"
+    (path,) = (tmp_path / "cache" / "tokens").glob("*.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert loso(*start, dataset="smic") == 0
+    assert len(made) == 2
+    assert path.read_bytes() == whole
+    assert loso(*start, "--views", "3", "--out", str(tmp_path / "views"), dataset="smic") == 0
+    assert len(made) == 3, "other views"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_ranks_that_share_a_disk_tokenize_once(tmp_path: Path, dies: bool) -> None:
+    """The second waits for the first; where the first dies, it takes over."""
+    table = TokenTable(("smic/s1/a",), torch.ones(1, 1, 2, 3), torch.ones(1, 1, 2).long(), torch.ones(1, 4))
+
+    def make(line: str, pause: float = 0.0, dies: bool = False) -> TokenTable:
+        with (tmp_path / "made").open("a") as file:
+            file.write(f"{line}\n")
+        time.sleep(pause)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+    child = os.fork()
+    if child == 0:
+        command._tokens(tmp_path / "cache", "key", lambda: make("first", 0.5, dies))
+        os._exit(0)
+    while not (tmp_path / "made").exists():
+        time.sleep(0.01)
+    found = command._tokens(tmp_path / "cache", "key", lambda: make("second"))
+    os.waitpid(child, 0)
+    assert torch.equal(found.embeddings, table.embeddings)
+    assert (tmp_path / "made").read_text().split() == (["first", "second"] if dies else ["first"])
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tokens").touch()
+    assert loso("--cache-dir", str(tmp_path / "cache"), dataset="smic") == 2
+    assert "cache/tokens: cannot be written (File exists); free space or set" in capsys.readouterr().err
 
 
 def test_one_database_and_shuffled_labels_only(

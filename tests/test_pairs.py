@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,7 +169,7 @@ def clips(tmp_path: Path) -> tuple[Clip, ...]:
 
 
 def stamps(store: PairStore) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in store.folder.iterdir()}
+    return {file.name: file.stat().st_mtime_ns for file in store.folder.iterdir() if file.name != ".lock"}
 
 
 def test_what_is_made_is_kept_and_only_the_missing_is_made(tmp_path: Path, clips: tuple[Clip, ...]) -> None:
@@ -192,6 +194,23 @@ def test_what_is_made_is_kept_and_only_the_missing_is_made(tmp_path: Path, clips
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     onset, apex = store.load(first["casme2/sub04/EP02_01f"][0])
     assert onset.shape == apex.shape == (1, 32, 32, 3)
+
+
+def test_ranks_that_share_a_disk_make_a_pair_once(tmp_path: Path, clips: tuple[Clip, ...]) -> None:
+    """Two threads lock each other out as two processes do."""
+    begun = threading.Event()
+
+    def slowly(*_: object) -> None:
+        begun.set()
+        time.sleep(0.05)
+
+    first = threading.Thread(target=lambda: PairStore(tmp_path / "cache", SMALL).prepare(clips, 1, slowly))
+    first.start()
+    begun.wait(10)
+    told: list[int] = []
+    PairStore(tmp_path / "cache", SMALL).prepare(clips, 1, lambda done, *_: told.append(done))
+    first.join()
+    assert not told, "all were made while this one waited"
 
 
 def test_other_settings_or_frames_never_meet_an_old_file(tmp_path: Path, clips: tuple[Clip, ...]) -> None:

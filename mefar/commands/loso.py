@@ -8,7 +8,8 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
@@ -19,20 +20,20 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from datamodules.apex import ApexRule
-from datamodules.atomic import replacing
+from datamodules.atomic import alone, replacing
 from datamodules.faces import FaceMode
 from datamodules.micro import MicroExpressionDataset
 from datamodules.progress import shown
 from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
-from datamodules.sample import Study
+from datamodules.sample import DataError, Study
 from mefar import token_table
 from mefar.commands import run_function
 from mefar.controls import linear_control
 from mefar.edclip import SHIPPED_ANCHORS, Anchors
 from mefar.grouped import TextAnchors, TokenSet, Training
 from mefar.head import HeadSize
-from mefar.loso import Machine, Run, write_text
+from mefar.loso import Machine, Run, code_version, write_text
 from mefar.pooling import StudyTokens, place_scores, table
 from mefar.report import write_report
 from mefar.token_table import TokenTable, pictures
@@ -104,7 +105,7 @@ def loso(
         num_nodes: machines, each started by torchrun or SLURM.
         group: folds trained side by side in one program; default by device.
         workers: groups a rank trains at a time; default the cores it has.
-        cache_dir: folder for face crops.
+        cache_dir: folder for face crops and tokens; made once, used by every later run.
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give at least 1")
@@ -119,9 +120,8 @@ def loso(
         clips = MicroExpressionDataset(
             study, model.image_size, faces, apex, views, 0, cache_dir, stabilise, progress=progress
         )
-    key = json.dumps([_sha256(tokenizer), clips.fingerprint()])
-    stored = TokenTable.load(out / token_table.NAME, key)
-    tokens = stored or _tokenize(model, clips, device)
+    key = json.dumps([_sha256(tokenizer), clips.fingerprint(), code_version(*token_table.MADE_BY)])
+    tokens = _tokens(cache_dir / "tokens", key, lambda: _tokenize(model, clips, device))
     material = _material(clips.study, tokens, tokenizer, described)
     notes: dict[str, Any] = {
         "notes": [list(note) for note in clips.study.notes],
@@ -136,8 +136,6 @@ def loso(
     run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes)
     if run.leads:
         print(*_remarks(clips.study), sep="\n")
-    if stored is None and run.leads:
-        tokens.save(out / token_table.NAME, key)
     summary = run.execute()
     controls: dict[str, Any] = {}
     if pixels and run.leads:
@@ -185,6 +183,39 @@ def _device(machine: Machine) -> torch.device:
     if not torch.cuda.is_available():
         raise InputError(f"accelerator {machine.accelerator!r}: torch finds no GPU; use auto or cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _tokens(folder: Path, key: str, make: Callable[[], TokenTable]) -> TokenTable:
+    """The table of a key: from the cache, or made and kept there.
+
+    Of all ranks and runs that share the disk one makes it while the others wait, so it does not matter
+    whether the disk is the machine's own; where a rank that makes it dies, the next one takes over.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    found = TokenTable.load(path, key)
+    if found is not None:
+        return found
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(folder, path.stem))
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        found = TokenTable.load(path, key)
+        if found is None:
+            found = make()
+            try:
+                found.save(path, key)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
+    return found
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder}: cannot be written ({error.strerror}); free space or set another cache_dir")
 
 
 def _tokenize(
