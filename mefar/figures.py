@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -88,6 +89,40 @@ def usage_svg(usage: Sequence[int]) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def attention_svg(weights: Sequence[Sequence[float] | None], classes: Sequence[str]) -> str:
+    """Pooling weights per class and token, coloured by how far they are from the uniform share.
+
+    Args:
+        weights: C rows of L weights that sum to 1; None for a class without clips.
+        classes: C names.
+    """
+    tokens = max(len(row) for row in weights if row is not None)
+    width, height = max(8, min(24, 384 // tokens)), 24
+    left, top = 14 + 6 * max(len(name) for name in classes), 18
+    parts = [
+        f'<svg class="attention" role="img" width="{left + tokens * width + 2}" '
+        f'height="{top + len(classes) * height + 2}" xmlns="http://www.w3.org/2000/svg">'
+    ]
+    for token in range(0, tokens, 1 if width >= 18 else 4):
+        parts.append(_text(left + (token + 0.5) * width, 12, str(token), "middle", FAINT, 10))
+    for row, (name, shares) in enumerate(zip(classes, weights, strict=True)):
+        y = top + row * height
+        parts.append(_text(left - 8, y + height / 2 + 4, name, "end", INK, 11))
+        if shares is None:
+            parts.append(_text(left + 4, y + height / 2 + 4, "no clips", "start", FAINT, 11))
+            continue
+        for token, share in enumerate(shares):
+            # A quarter of the uniform share is as far from it as four times.
+            ratio = math.log(max(share * tokens, 1e-6), 4)
+            colour = _blend(RED if ratio > 0 else BLUE, min(1.0, abs(ratio)))
+            mark = f"{name}, token {token}: {share:.1%} (uniform {1 / tokens:.1%})"
+            parts.append(
+                f'<rect x="{left + token * width}" y="{y}" width="{width - 1}" height="{height - 1}" '
+                f'fill="{colour}" stroke="#e3e8ee"><title>{escape(mark)}</title></rect>'
+            )
+    return "".join([*parts, "</svg>"])
+
+
 def subjects_svg(scores: Sequence[tuple[str, int, int]]) -> str:
     """One bar per subject: the share of its clips that was right; its width is how many clips it has.
 
@@ -160,9 +195,22 @@ def row_of(pictures: Mapping[str, NDArray[np.generic]], database: str) -> tuple[
     names = [f"{database}_{part}" for part in ("onset", "apex", "reconstruction")]
     if not all(name in pictures for name in names):
         return None
-    onset, apex, rebuilt = (np.asarray(pictures[name], dtype=np.uint8) for name in names)
-    gain = gain_for(onset, apex)
-    return [onset, apex, rebuilt, signed_map(onset, apex, gain), signed_map(onset, rebuilt, gain)], gain
+    return with_changes(*(pictures[name] for name in names))
+
+
+def with_changes(onset: NDArray[np.generic], *others: NDArray[np.generic]) -> tuple[list[Picture], float]:
+    """Pictures of one face followed by what changed since the first of them, all amplified alike.
+
+    Args:
+        onset: (H, W, 3) uint8.
+        others: the same; the first of them, the apex, sets the amplification.
+
+    Returns:
+        Onset, others, other - onset of each; the amplification.
+    """
+    first, *later = (np.asarray(picture, dtype=np.uint8) for picture in (onset, *others))
+    gain = gain_for(first, later[0])
+    return [first, *later, *(signed_map(first, picture, gain) for picture in later)], gain
 
 
 def png_uri(picture: Picture, width: int) -> str:

@@ -1,6 +1,6 @@
 """What a leave-one-subject-out run left in its folder, read back for whoever shows it.
 
-summary.json is needed; predictions.csv, confusion.json and pictures.npz are optional.
+summary.json is needed; predictions.csv, confusion.json, attention.json and pictures.npz are optional.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import csv
 import json
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,23 @@ TITLES = {"full": "Full", "casme2": "CASME II", "smic": "SMIC-HS", "samm": "SAMM
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A clip that was held to be something else.
+
+    Attributes:
+        clip: key "database/subject/clip".
+        annotated: name of its class.
+        predicted: name of the class with the highest probability.
+        probability: of that class, in [0, 1], mean over the seeds.
+    """
+
+    clip: str
+    annotated: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run left in its folder.
 
@@ -32,6 +49,7 @@ class Run:
         summary: summary.json.
         predictions: rows of predictions.csv.
         confusion: rows of scores -> (C, C) counts, for the last epoch.
+        attention: rows of scores -> per class L pooling weights or None, for the last epoch.
         pictures: content of pictures.npz.
     """
 
@@ -39,6 +57,7 @@ class Run:
     summary: dict[str, Any]
     predictions: tuple[dict[str, str], ...]
     confusion: dict[str, list[list[float]]]
+    attention: dict[str, list[list[float] | None]]
     pictures: dict[str, NDArray[np.generic]]
 
     @property
@@ -52,8 +71,22 @@ class Run:
 
     @property
     def scopes(self) -> list[str]:
-        """Rows of the score table: full, then the databases."""
-        return ordered(self.summary["scores"]["last"])
+        """Rows of the score table: full, then the databases; one row where there is one database."""
+        return ["full"] if len(self.databases) == 1 else ordered(self.summary["scores"]["last"])
+
+    def row(self, scope: str) -> str:
+        """What a row of the score table is called."""
+        return title(self.databases[0] if scope == "full" and len(self.databases) == 1 else scope)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the heads."""
+        return list(self.summary.get("seeds", [0]))
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether the labels are not the true ones."""
+        return self.summary.get("control") == "shuffled"
 
     @property
     def databases(self) -> list[str]:
@@ -89,19 +122,58 @@ def read_run(run: Path) -> Run:
     missing = [key for key in ("protocol", "classes", "scores", "counts") if key not in summary]
     if missing:
         raise InputError(f"{run / 'summary.json'}: no {missing[0]!r}; run `mefar loso` again")
-    predictions: list[dict[str, str]] = []
-    if (run / "predictions.csv").is_file():
-        with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            predictions = list(csv.DictReader(file))
     confusion = _json(run / "confusion.json").get("last", {}) if (run / "confusion.json").is_file() else {}
-    pictures: dict[str, NDArray[np.generic]] = {}
-    if (run / "pictures.npz").is_file():
-        try:
-            with np.load(run / "pictures.npz") as archive:
-                pictures = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{run / 'pictures.npz'}: cannot be read; delete it or run again") from error
-    return Run(run, summary, tuple(predictions), confusion, pictures)
+    attention = _json(run / "attention.json") if (run / "attention.json").is_file() else {}
+    return Run(run, summary, read_predictions(run), confusion, attention, read_pictures(run / "pictures.npz"))
+
+
+def read_predictions(run: Path) -> tuple[dict[str, str], ...]:
+    """Rows of a run's predictions.csv; none where there is no such file."""
+    path = Path(run) / "predictions.csv"
+    if not path.is_file():
+        return ()
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def read_pictures(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Arrays of an .npz file; none where there is no such file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read; delete it or run again") from error
+
+
+def worst_mistakes(
+    predictions: Iterable[Mapping[str, str]], classes: Sequence[str], most: int = 8
+) -> list[Mistake]:
+    """The clips that were surest to be something else at the last epoch, the surest first.
+
+    Args:
+        predictions: rows of predictions.csv.
+        classes: C names, in the order of the labels.
+        most: how many to name.
+    """
+    labels: dict[str, int] = {}
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for row in predictions:
+        key = "/".join((row["database"], row["subject"], row["clip"]))
+        labels[key] = int(row["label"])
+        found[key].append([float(row[f"p_{name}"]) for name in classes])
+    mistakes = []
+    for key, each in found.items():
+        mean = [sum(column) / len(each) for column in zip(*each, strict=True)]
+        highest = max(range(len(classes)), key=mean.__getitem__)
+        if highest != labels[key]:
+            mistakes.append(Mistake(key, classes[labels[key]], classes[highest], mean[highest]))
+    return sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.clip))[:most]
 
 
 def ordered(names: Iterable[str]) -> list[str]:

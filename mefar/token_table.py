@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,9 @@ def pictures(
     table: TokenTable,
     pair: Callable[[int], tuple[Tensor, Tensor]],
     device: torch.device | str = "cpu",
+    mistakes: Sequence[str] = (),
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """What a report shows: one clip per database, and how often each code is used.
+    """What a report shows: one clip per database, the worst mistakes, and how often each code is used.
 
     The clip is the one whose pixels move as much as the median of its database: neither the best nor the
     worst.
@@ -130,9 +131,11 @@ def pictures(
         table: of the study.
         pair: row -> onset, apex, (3, H, W) uint8.
         device: to work on.
+        mistakes: keys of further clips to show.
 
     Returns:
-        `<database>_onset`, `_apex`, `_reconstruction` (H, W, 3) uint8; `usage` (K,) int64.
+        `<database>_onset`, `_apex`, `_reconstruction` (H, W, 3) uint8; `usage` (K,) int64; where there are
+        mistakes, M of them, `mistakes_clips` (M,) str and `mistakes_onset`, ... (M, H, W, 3) uint8.
     """
     shown: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
     databases = [clip.split("/", 1)[0] for clip in table.clips]
@@ -140,14 +143,37 @@ def pictures(
     for database in sorted(set(databases)):
         rows = torch.tensor([row for row, name in enumerate(databases) if name == database])
         row = int(rows[energy[rows].argsort()[len(rows) // 2]])
-        onset, apex = (image[None].to(device).float() / 255 for image in pair(row))
-        images = {
-            "onset": onset,
-            "apex": apex,
-            "reconstruction": tokenizer.reconstruct(onset, tokenizer.tokenize(onset, apex)),
-        }
-        for name, image in images.items():
-            levels = (image[0] * 255).round().clamp(0, 255).to(torch.uint8)
-            shown[f"{database}_{name}"] = levels.permute(1, 2, 0).cpu().numpy()
+        made = rebuilt(tokenizer, *pair(row), device)
+        shown |= {f"{database}_{name}": picture for name, picture in made.items()}
+    if mistakes:
+        rows_of_clips = {clip: row for row, clip in enumerate(table.clips)}
+        several = [rebuilt(tokenizer, *pair(rows_of_clips[clip]), device) for clip in mistakes]
+        shown |= {f"mistakes_{name}": np.stack([made[name] for made in several]) for name in several[0]}
+        shown["mistakes_clips"] = np.array(mistakes)
     usage = torch.bincount(table.indices[:, 0].flatten(), minlength=tokenizer.num_codes)
     return shown | {"usage": usage.numpy()}
+
+
+@torch.no_grad()
+def rebuilt(
+    tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, device: torch.device | str
+) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """What a pair's tokens make of its onset.
+
+    Args:
+        tokenizer: on `device`.
+        onset: (3, H, W) uint8.
+        apex: (3, H, W) uint8.
+        device: to work on.
+
+    Returns:
+        `onset`, `apex`, `reconstruction`, each (H, W, 3) uint8.
+    """
+    before, after = (image[None].to(device).float() / 255 for image in (onset, apex))
+    images = {
+        "onset": before,
+        "apex": after,
+        "reconstruction": tokenizer.reconstruct(before, tokenizer.tokenize(before, after)),
+    }
+    levels = {name: (image[0] * 255).round().clamp(0, 255) for name, image in images.items()}
+    return {name: image.to(torch.uint8).permute(1, 2, 0).cpu().numpy() for name, image in levels.items()}

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mefar.record import worst_mistakes
+
 CLASSES = ("negative", "positive", "surprise")
 SUBJECTS = {"casme2": ("sub01", "sub02", "sub03"), "samm": ("006", "007"), "smic": ("s1", "s2", "s3", "s11")}
 
@@ -31,7 +33,7 @@ def face(generator: np.random.Generator, size: int, lift: float) -> np.ndarray:
 
 
 def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **changes: Any) -> Path:
-    """Write summary.json, predictions.csv, confusion.json and pictures.npz; `changes` go to the summary."""
+    """Write all files of a run; `changes` go to the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     rows, fold = [], 0
@@ -42,8 +44,11 @@ def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **cha
                 last, oracle = (
                     label if generator.random() < sure else int(generator.integers(3)) for sure in (0.6, 0.8)
                 )
-                clip = f"{database}/{subject}/clip{number:02d}"
-                rows.append([database, subject, clip, fold, 0, label, last, oracle, 0.2, 0.3, 0.5])
+                clip = f"clip{number:02d}"
+                p = np.full(3, 0.2)
+                p[last] += 0.4
+                p[0] += 0.001 * len(rows)
+                rows.append([database, subject, clip, fold, 0, label, last, oracle, *(p / p.sum()).round(6)])
             fold += 1
     with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -78,6 +83,10 @@ def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **cha
             "last": {scope: scores(matrix(scope, 6)) for scope in scopes},
             "oracle": {scope: scores(matrix(scope, 7)) for scope in scopes},
         },
+        "intervals": {
+            selection: {scope: {"uf1": [0.412, 0.777], "uar": [0.423, 0.788]} for scope in scopes}
+            for selection in ("last", "oracle")
+        },
         "controls": {
             "pixels": {scope: {"uf1": 0.61, "uar": 0.633} for scope in scopes},
             "shuffled": {scope: {"uf1": 0.321, "uar": 0.342} for scope in scopes},
@@ -100,6 +109,9 @@ def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **cha
     (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
     confusion = {"last": {scope: matrix(scope, 6).tolist() for scope in scopes}}
     (folder / "confusion.json").write_text(json.dumps(confusion))
+    attention = {scope: generator.dirichlet(np.full(16, 3.0), 3).round(5).tolist() for scope in scopes}
+    attention["smic"][1] = None
+    (folder / "attention.json").write_text(json.dumps(attention))
     shown = pictures
     if shown is None:
         shown = {}
@@ -107,6 +119,11 @@ def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **cha
             drawn = [face(generator, 64 + 16 * place, lift) for lift in (0.0, 0.8, 0.6)]
             names = [f"{database}_{part}" for part in ("onset", "apex", "reconstruction")]
             shown.update(zip(names, drawn, strict=True))
+        with (folder / "predictions.csv").open(newline="") as file:
+            wrong = [mistake.clip for mistake in worst_mistakes(csv.DictReader(file), CLASSES)]
+        shown["mistakes_clips"] = np.array(wrong)
+        for part, lift in (("onset", 0.0), ("apex", 0.8), ("reconstruction", 0.6)):
+            shown[f"mistakes_{part}"] = np.stack([face(generator, 64, lift) for _ in wrong])
     usage = generator.multinomial(1600, generator.dirichlet(np.ones(32)))
     usage[7] = 0
     np.savez(folder / "pictures.npz", usage=usage, **shown)

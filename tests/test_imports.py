@@ -47,6 +47,7 @@ BLIND = {
     "mefar.losses": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
     "mefar.metrics": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
     "mefar.report": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
+    "mefar.report_tokens": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
 }
 
 

@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 
 from mefar.__main__ import main
 from mefar.commands import loso as command
+from mefar.record import worst_mistakes
 from mefar.token_table import TokenTable
 from mefar.tokenizer import FacialActionTokenizer
 
@@ -117,6 +118,10 @@ def test_from_databases_to_report(
     with np.load(out / "pictures.npz") as pictures:
         assert pictures["casme2_reconstruction"].shape == (48, 48, 3)
         assert pictures["usage"].sum() == 18 * 16
+        shown = list(pictures["mistakes_clips"])
+        assert pictures["mistakes_apex"].shape == (len(shown), 48, 48, 3)
+    wrong = [mistake.clip for mistake in worst_mistakes(rows, summary["classes"])]
+    assert wrong and shown == wrong
     assert json.loads((out / "shuffled" / "summary.json").read_text())["control"] == "shuffled"
 
     # Again: neither tokens nor folds are made twice.

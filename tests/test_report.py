@@ -12,7 +12,7 @@ from runs import CLASSES, SUBJECTS, write_run
 
 from mefar import figures
 from mefar.__main__ import main
-from mefar.record import ordered, read_run
+from mefar.record import ordered, read_run, worst_mistakes
 from mefar.report import write_figure, write_report
 from mefar.tokens import InputError
 
@@ -29,6 +29,12 @@ def page(run: Path) -> str:
 
 def words(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def part(page: str, name: str) -> str:
+    """A section of a page."""
+    start = page.index(f"<h2>{name}</h2>")
+    return page[start : page.index("</section>", start)]
 
 
 class Balance(HTMLParser):
@@ -52,7 +58,7 @@ class Balance(HTMLParser):
 def test_the_page_needs_nothing_else(page: str) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert not re.findall(r"<script|@import|url\(", page)
-    assert page.count('src="data:image/png;base64,') == 5 * len(SUBJECTS)
+    assert page.count('src="data:image/png;base64,') == 5 * (len(SUBJECTS) + 8)
     balance = Balance()
     balance.feed(page)
     assert balance.open == []
@@ -76,6 +82,15 @@ def test_rows_come_in_the_order_of_published_tables(page: str) -> None:
     places = [scores.index(name) for name in ("Full", "CASME II", "SMIC-HS", "SAMM")]
     assert places == sorted(places)
     assert ordered({"samm", "zz", "full", "casme2"}) == ["full", "casme2", "samm", "zz"]
+
+
+def test_intervals_stand_under_our_numbers_only(page: str, tmp_path: Path) -> None:
+    scores, peers = (part(page, name) for name in ("Scores", "Next to published numbers"))
+    assert scores.count(".412–.777") == scores.count(".423–.788") == 2 * 4  # last and oracle, 4 rows
+    assert peers.count(".412–.777") == 2 * 4
+    assert "95 % of 2,000 draws of the subjects" in words(peers)
+    bare = write_report(write_run(tmp_path / "run", intervals={})).read_text(encoding="utf-8")
+    assert "draws of the subjects" not in bare and "bounds" not in bare.partition("<body>")[2]
 
 
 def test_published_numbers_stand_beside_composite_only(run: Path, page: str, tmp_path: Path) -> None:
@@ -128,6 +143,81 @@ def test_subject_scores_are_the_predictions(run: Path, page: str) -> None:
     assert f"sub01: {right} of {len(rows)}" in page
 
 
+def test_the_surest_mistakes_come_first_with_their_pictures(run: Path, page: str) -> None:
+    shown = part(page, "Worst mistakes")
+    rows = [row for row in read_run(run).predictions if row["last"] != row["label"]]
+    rows.sort(key=lambda row: -max(float(row[f"p_{name}"]) for name in CLASSES))
+    places = [shown.index(f">{row['clip']}<small>") for row in rows[:1]]
+    text = words(shown)
+    for row in rows[:8]:
+        annotated, predicted = (CLASSES[int(row[name])] for name in ("label", "last"))
+        p = max(float(row[f"p_{name}"]) for name in CLASSES)
+        assert f"subject {row['subject']} {annotated} {predicted} {p:.2f}" in text
+    assert places == sorted(places)
+    assert shown.count("<img") == 5 * 8 and shown.count("<tr>") == 8 + 1
+
+
+def test_mistakes_average_the_seeds() -> None:
+    def row(seed: int, clip: str, label: int, *p: float) -> dict[str, str]:
+        shown = {f"p_{name}": str(each) for name, each in zip(CLASSES, p, strict=True)}
+        return {
+            "database": "samm",
+            "subject": "6",
+            "clip": clip,
+            "label": str(label),
+            "seed": str(seed),
+            **shown,
+        }
+
+    rows = [row(0, "a", 0, 0.1, 0.9, 0.0), row(1, "a", 0, 0.5, 0.3, 0.2)]
+    rows += [row(0, "b", 0, 0.4, 0.6, 0.0), row(1, "b", 0, 0.7, 0.3, 0.0)]  # right on average
+    rows += [row(0, "c", 2, 0.0, 0.8, 0.2), row(1, "c", 2, 0.0, 0.8, 0.2)]
+    found = worst_mistakes(rows, CLASSES)
+    assert [(m.clip, m.annotated, m.predicted) for m in found] == [
+        ("samm/6/c", "surprise", "positive"), ("samm/6/a", "negative", "positive"),
+    ]  # fmt: skip
+    assert [m.probability for m in found] == pytest.approx([0.8, 0.6])
+    assert len(worst_mistakes(rows, CLASSES, 1)) == 1
+
+
+def test_mistakes_without_pictures_and_none_of_shuffled_labels(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "bare", pictures={})).read_text(encoding="utf-8")
+    assert "<img" not in part(page, "Worst mistakes") and "rebuilt change" not in part(page, "Worst mistakes")
+    control = write_report(write_run(tmp_path / "run", control="shuffled")).read_text(encoding="utf-8")
+    assert "Worst mistakes" not in control
+    assert "this run, shuffled labels" in control
+    assert "clips of the shuffled class" in control
+
+
+def test_attention_is_drawn_against_the_uniform_share(run: Path, page: str) -> None:
+    shares = json.loads((run / "attention.json").read_text())["casme2"][2]
+    assert f"surprise, token 3: {shares[3]:.1%} (uniform 6.2%)" in page
+    assert "no clips" in part(page, "Attention over tokens")  # smic has none of one class
+    drawn = figures.attention_svg([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]], ["flat", "one"])
+    fills = re.findall(r'fill="(#[0-9a-f]{6})" stroke', drawn)
+    assert fills[:4] == ["#ffffff"] * 4
+    red, blue = fills[4], fills[5]
+    assert int(red[1:3], 16) > int(red[5:], 16) and int(blue[1:3], 16) < int(blue[5:], 16)
+
+
+def test_one_database_has_one_row_by_its_own_name(tmp_path: Path) -> None:
+    counts = {"samm": {"clips": 86, "subjects": 8, "classes": {}}}
+    both = {"full": {"uf1": 0.5, "uar": 0.6}, "samm": {"uf1": 0.5, "uar": 0.6}}
+    run = write_run(tmp_path / "run", protocol="samm", counts=counts, scores={"last": both})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "SAMM 86 0.500" in words(part(page, "Scores")) and "Full" not in words(page)
+    assert "databases of the protocol" not in page and "restricted" not in page
+
+
+def test_inner_selection_is_explained_where_it_is_shown(page: str, tmp_path: Path) -> None:
+    assert "held out from a second model" not in page
+    cell = {"full": {"uf1": 0.5, "uar": 0.6}}
+    run = write_run(tmp_path / "run", scores={"last": cell, "oracle": cell, "inner": cell})
+    inner = write_report(run).read_text(encoding="utf-8")
+    assert "held out from a second model" in inner
+    assert words(part(inner, "Next to published numbers")).count("this run") == 3 + 1  # and in the warning
+
+
 def test_code_usage_and_perplexity(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", pictures={})
     np.savez(run / "pictures.npz", usage=np.array([50, 50, 50, 50, 0, 0, 0, 0]))
@@ -157,7 +247,7 @@ def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
 
 def test_optional_files_may_be_absent(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", controls=None, dropped=[])
-    for name in ("predictions.csv", "confusion.json", "pictures.npz"):
+    for name in ("predictions.csv", "confusion.json", "attention.json", "pictures.npz"):
         (run / name).unlink()
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h2>Confusion" not in page

@@ -35,6 +35,7 @@ from mefar.grouped import TextAnchors, TokenSet, Training
 from mefar.head import HeadSize
 from mefar.loso import Machine, Run, code_version, write_text
 from mefar.pooling import StudyTokens, place_scores, table
+from mefar.record import read_predictions, worst_mistakes
 from mefar.report import write_report
 from mefar.token_table import TokenTable, pictures
 from mefar.tokenizer import FacialActionTokenizer
@@ -149,7 +150,12 @@ def loso(
         return
     summary["controls"] = controls
     write_text(out / "summary.json", json.dumps(summary, indent=1))
-    _save_pictures(out / "pictures.npz", pictures(model, tokens, lambda row: _pair(clips, row), device))
+    # Of shuffled labels a mistake is no mistake.
+    wrong = [] if shuffle_labels else worst_mistakes(read_predictions(out), summary["classes"])
+    shown_clips = [mistake.clip for mistake in wrong]
+    _save_pictures(
+        out / "pictures.npz", pictures(model, tokens, lambda row: _pair(clips, row), device, shown_clips)
+    )
     page = write_report(out)
     Console().print(table(summary))
     if summary["dropped"]:
