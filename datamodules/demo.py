@@ -28,8 +28,8 @@ import numpy.typing as npt
 from datamodules.demo_coding import CODING_FILES, write_coding
 from datamodules.demo_identity import Identity
 from datamodules.demo_motion import Performance, micro_expression, resting_face, talking
-from datamodules.demo_replicas import STUDIOS, ClipPlan, plan
-from datamodules.demo_scene import street_scene
+from datamodules.demo_replicas import STUDIOS, SUBJECTS, ClipPlan, plan
+from datamodules.demo_scene import Scene, street_scene
 from datamodules.demo_video import write_h264
 from datamodules.sample import DataError
 
@@ -157,6 +157,33 @@ def frame_name(database: str, clip: ClipPlan, number: int) -> str:
     return f"{number}.jpg"
 
 
+def on_set(root: Path, database: str, subject: str) -> tuple[Identity, Scene]:
+    """Who stands where: the face of a replica's subject and the place they were filmed in.
+
+    Args:
+        root: folder of the demo corpora.
+        database: key of ``STUDIOS``.
+        subject: the database's id of a subject.
+
+    Raises:
+        DataError: root holds no demo corpora, or no such subject.
+    """
+    try:
+        made = json.loads((root / "demo.json").read_text(encoding="utf-8"))
+        how = SIZES[made["size"]]
+        task = _Task(root, database, made["seed"], SUBJECTS[database].index(subject), how)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{root}: no demo corpora with a subject {database}/{subject} in them") from error
+    identity, _, scene = _cast(task, _generator(task))
+    return identity, scene
+
+
+def _cast(task: _Task, rng: np.random.Generator) -> tuple[Identity, npt.NDArray[np.float64], Scene]:
+    """A replica's subject: face, resting face and scene, drawn in this order."""
+    identity, rest = Identity.random(rng), resting_face(rng)
+    return identity, rest, STUDIOS[task.database].scene(rng, task.size.shrink)
+
+
 def _claim(root: Path, seed: int, size: SizeName) -> None:
     """Mark the folder with what it holds, or refuse one that holds something else."""
     root.mkdir(parents=True, exist_ok=True)
@@ -267,9 +294,8 @@ def _film_speaker(task: _Task) -> None:
 
 
 def _film_subject(task: _Task) -> None:
-    studio, rng = STUDIOS[task.database], _generator(task)
-    identity, rest = Identity.random(rng), resting_face(rng)
-    scene = studio.scene(rng, task.size.shrink)
+    studio = STUDIOS[task.database]
+    identity, rest, scene = _cast(task, _generator(task))
     options = [cv2.IMWRITE_JPEG_QUALITY, studio.quality] if studio.quality else []
     for k, clip in enumerate(task.clips):
         if _last_frame(task, clip).exists():  # frames are moved in order: the last one means all

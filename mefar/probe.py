@@ -7,6 +7,7 @@ pixel differences: what tokens cannot do better than pixels, they have not earne
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +18,8 @@ from mefar.codec import LUMINANCE
 from mefar.controls import linear_control, pixel_differences
 from mefar.metrics import scores
 from mefar.quality import TokenQuality
-from mefar.reconstruction import match_light
-from mefar.tokens import ActionTokenizer
+from mefar.reconstruction import match_light, moving_region, psnr
+from mefar.tokens import ActionTokenizer, ActionTokens, InputError
 
 FEWEST_POSITIVES = 10  # an action unit shown by fewer clips is not probed
 _IMAGES_AT_ONCE = 64
@@ -35,15 +36,10 @@ def features(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> dict[st
     Returns:
         `tokens` (N, L * K) one-hot codes, `embeddings` (N, L * D), `pixels` (N, P) aligned differences.
     """
-    made = [
-        tokenizer.tokenize(a, b)
-        for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
-    ]
-    indices = torch.cat([tokens.indices for tokens in made])
-    embeddings = torch.cat([tokens.embeddings for tokens in made])
+    made = _tokens(tokenizer, onset, apex)
     return {
-        "tokens": functional.one_hot(indices, tokenizer.num_codes).flatten(1).float(),
-        "embeddings": embeddings.flatten(1),
+        "tokens": functional.one_hot(made.indices, tokenizer.num_codes).flatten(1).float(),
+        "embeddings": made.embeddings.flatten(1),
         "pixels": pixel_differences(onset, apex),
     }
 
@@ -89,6 +85,18 @@ def identity_probe(read: Tensor, subjects: Sequence[str], folds: int = 4) -> tup
         seen[subject] = seen.get(subject, 0) + 1
     guess = linear_control(read, labels, parts, len(names))
     return float((guess == labels).float().mean()), max(seen.values()) / len(labels)
+
+
+def all_clips(read: Tensor, labels: Tensor, subjects: Sequence[str]) -> float:
+    """UF1 of the pooled predictions when every subject is left out once.
+
+    Args:
+        read: (N, P) features.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+    """
+    classes = int(labels.max()) + 1
+    return scores(labels, linear_control(read, labels, subjects, classes), classes)["uf1"]
 
 
 def few_shot(
@@ -144,27 +152,94 @@ def _fitted(read: Tensor, labels: Tensor, fit: Tensor, test: Tensor) -> Tensor:
     return guess[len(fit) :]
 
 
+def other_faces(subjects: Sequence[str]) -> Tensor:
+    """For every clip another one whose face is somebody else's: (N,) row numbers, each row named once.
+
+    Args:
+        subjects: N subject keys of at least two subjects.
+
+    Raises:
+        InputError: one subject has more than half of the clips.
+    """
+    order = sorted(range(len(subjects)), key=lambda row: (subjects[row], row))
+    # Sorted by subject, a step as long as the longest block leaves every block.
+    step = max(Counter(subjects).values())
+    if 2 * step > len(subjects):
+        raise InputError("transfer needs clips of other people: one subject has more than half of all clips")
+    partner = torch.empty(len(subjects), dtype=torch.int64)
+    partner[torch.tensor(order)] = torch.tensor(order[step:] + order[:step])
+    return partner
+
+
 @torch.no_grad()
-def reconstruction(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> dict[str, float]:
+def reconstruction(
+    tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, subjects: Sequence[str]
+) -> dict[str, float]:
     """Usage, perplexity, PSNRs, no-action spread (see TokenQuality) and transfer agreement of N pairs.
 
-    Transfer agreement: every pair's tokens are decoded onto the next pair's onset and read back; the share of
-    tokens that are the same.
+    Transfer agreement: every pair's onset is moved by the tokens of somebody else's clip (`other_faces`), and
+    the result read back; the share of tokens that are the same. Delta PSNR: those tokens against the own.
     """
     quality = TokenQuality(tokenizer.num_codes, tokenizer.num_tokens).to(onset.device)
+    partner = other_faces(subjects).to(onset.device)
+    every = _tokens(tokenizer, onset, apex)
     agreed = []
-    for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True):
-        tokens = tokenizer.tokenize(a, b)
-        order = torch.roll(torch.arange(len(a), device=a.device), 1)
-        moved = tokenizer.reconstruct(a, tokens.select(order))
+    for rows in torch.arange(len(onset), device=onset.device).split(_IMAGES_AT_ONCE):
+        a, b, tokens, others = onset[rows], apex[rows], every.select(rows), every.select(partner[rows])
+        moved = tokenizer.reconstruct(a, others)
         quality.update(
             tokens.indices, tokenizer.tokenize(a, a).indices, a, match_light(b, a),
             tokenizer.reconstruct(a, tokens), moved,
         )  # fmt: skip
-        agreed.append((tokenizer.tokenize(a, moved).indices == tokens.indices[order]).float().mean(1))
+        agreed.append((tokenizer.tokenize(a, moved).indices == others.indices).float().mean(1))
     return {name: float(value) for name, value in quality.compute().items()} | {
         "transfer_agreement": float(torch.cat(agreed).mean())
     }
+
+
+@torch.no_grad()
+def transfer_error(
+    tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, subjects: Sequence[str], truth: Tensor
+) -> dict[str, float]:
+    """How near an expression carried to another face comes to that face's true frame, where it is known.
+
+    Args:
+        tokenizer: in eval mode.
+        onset: (N, 3, H, W) float in [0, 1].
+        apex: the same.
+        subjects: N subject keys.
+        truth: (N, 3, H, W) float in [0, 1]; row n shows the face of clip n with the change of clip
+            other_faces(subjects)[n].
+
+    Returns:
+        `transfer_psnr` in dB inside the region that moves in truth, `transfer_gain_over_copy` the same less
+        that of the onset left alone, `transfer_gain_over_own` less that of the onset moved by its own tokens.
+    """
+    partner = other_faces(subjects).to(onset.device)
+    every = _tokens(tokenizer, onset, apex)
+    found: dict[str, list[Tensor]] = {"carried": [], "copied": [], "own": []}
+    for rows in torch.arange(len(onset), device=onset.device).split(_IMAGES_AT_ONCE):
+        a, target = onset[rows], truth[rows]
+        region = moving_region(a, target)
+        found["carried"].append(psnr(tokenizer.reconstruct(a, every.select(partner[rows])), target, region))
+        found["copied"].append(psnr(a, target, region))
+        found["own"].append(psnr(tokenizer.reconstruct(a, every.select(rows)), target, region))
+    mean = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {
+        "transfer_psnr": mean["carried"],
+        "transfer_gain_over_copy": mean["carried"] - mean["copied"],
+        "transfer_gain_over_own": mean["carried"] - mean["own"],
+    }
+
+
+def _tokens(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> ActionTokens:
+    made = [
+        tokenizer.tokenize(a, b)
+        for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
+    ]
+    return ActionTokens(
+        torch.cat([tokens.indices for tokens in made]), torch.cat([tokens.embeddings for tokens in made])
+    )
 
 
 def gray(images: Tensor) -> Tensor:

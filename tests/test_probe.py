@@ -9,6 +9,7 @@ import torch
 
 from mefar import probe
 from mefar.tokenizer import FacialActionTokenizer
+from mefar.tokens import ActionTokens, InputError
 
 SUBJECTS = [f"db/{n // 8}" for n in range(64)]
 
@@ -56,7 +57,7 @@ def test_a_tokenizer_is_measured() -> None:
     onset, apex = torch.rand(2, 12, 3, 48, 48)
     read = probe.features(model, onset, apex)
     assert read["tokens"].shape == (12, 32) and (read["tokens"].sum(1) == 4).all()
-    numbers = probe.reconstruction(model, onset, apex)
+    numbers = probe.reconstruction(model, onset, apex, [f"db/{n % 3}" for n in range(12)])
     assert numbers["no_action_spread"] == 0  # by construction of our codec
     assert numbers["gain_over_copy"] == pytest.approx(0, abs=1e-3)  # an untrained decoder copies
     assert 0 <= numbers["transfer_agreement"] <= 1
@@ -66,3 +67,48 @@ def test_cameras() -> None:
     images = torch.rand(2, 3, 40, 40)
     assert (probe.gray(images)[:, 0] == probe.gray(images)[:, 2]).all()
     assert probe.low_resolution(images).std() < images.std()
+
+
+def test_partners_are_other_people_and_each_is_named_once() -> None:
+    subjects = ["a"] * 5 + ["b"] * 2 + ["c"] * 4 + ["b"]
+    partner = probe.other_faces(subjects).tolist()
+    assert sorted(partner) == list(range(12))
+    assert all(subjects[row] != subjects[other] for row, other in enumerate(partner))
+    with pytest.raises(InputError, match="more than half"):
+        probe.other_faces(["a", "a", "b"])
+
+
+class Mover:
+    """Tokens are the rows that a bar moves down by; what is decoded is the bar, moved."""
+
+    num_codes, num_tokens, dim = 16, 1, 1
+
+    def tokenize(self, onset: torch.Tensor, apex: torch.Tensor) -> ActionTokens:
+        rows = (apex.mean((1, 3)).argmax(1) - onset.mean((1, 3)).argmax(1)) % 16
+        return ActionTokens(rows[:, None], rows[:, None, None].float())
+
+    def reconstruct(self, onset: torch.Tensor, tokens: ActionTokens) -> torch.Tensor:
+        moved = [image.roll(int(n), 1) for image, n in zip(onset, tokens.indices[:, 0], strict=True)]
+        return torch.stack(moved)
+
+
+def test_a_true_transfer_has_no_error_and_another_action_has() -> None:
+    steps = torch.tensor([1, 3, 5, 2, 4, 6])
+    subjects = ["a", "a", "b", "b", "c", "c"]
+    onset = torch.zeros(6, 3, 32, 32)
+    for row in range(6):
+        onset[row, :, 2 + row] = 1
+    apex = torch.stack([image.roll(int(n), 1) for image, n in zip(onset, steps, strict=True)])
+    partner = probe.other_faces(subjects)
+    truth = torch.stack([image.roll(int(n), 1) for image, n in zip(onset, steps[partner], strict=True)])
+    right = probe.transfer_error(Mover(), onset, apex, subjects, truth)
+    assert right["transfer_psnr"] == pytest.approx(100)  # as high as it is given
+    assert right["transfer_gain_over_copy"] > 50 and right["transfer_gain_over_own"] > 50
+    wrong = probe.transfer_error(Mover(), onset, apex, subjects, apex)
+    assert wrong["transfer_psnr"] < 20 and wrong["transfer_gain_over_own"] < 0
+
+
+def test_all_clips_of_other_people() -> None:
+    labels = torch.arange(64) % 3
+    assert probe.all_clips(informative(labels), labels, SUBJECTS) > 0.9
+    assert probe.all_clips(torch.randn(64, 3), labels, SUBJECTS) < 0.55

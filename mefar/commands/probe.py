@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from datamodules import demo_truth
 from datamodules.atomic import replacing
 from datamodules.faces import FaceMode
 from datamodules.micro import MicroExpressionDataset
@@ -37,7 +38,8 @@ def probe(
     """Measure token quality on a database: action units, identity, few clips, other databases, pictures.
 
     Linear probes on one-hot tokens, on token embeddings and on aligned pixel differences, each on people or
-    clips that it was not fitted on; everything again in gray and at 60 % resolution.
+    clips that it was not fitted on; everything again in gray and at 60 % resolution. On the demo's rendered
+    faces also how near an expression carried to another face comes to that face's true frame.
 
     Args:
         tokenizer: checkpoint.
@@ -53,12 +55,16 @@ def probe(
         clips = MicroExpressionDataset(study, model.image_size, faces, cache_dir=cache_dir, progress=progress)
     onset = torch.stack([clips[row]["onset"] for row in range(len(clips))]).float() / 255
     apex = torch.stack([clips[row]["apex"] for row in range(len(clips))]).float() / 255
+    truth = _truth(data, clips, model.image_size, faces)
     changes = {"as recorded": lambda x: x, "gray": probes.gray, "60 % resolution": probes.low_resolution}
     found = {
         "tokenizer": str(tokenizer),
         "dataset": dataset,
         "clips": len(clips),
-        "domains": {name: _measure(model, clips.study, f(onset), f(apex)) for name, f in changes.items()},
+        "domains": {
+            name: _measure(model, clips.study, f(onset), f(apex), None if truth is None else f(truth))
+            for name, f in changes.items()
+        },
     }
     for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
         Console().print(_table(name, numbers))
@@ -68,7 +74,9 @@ def probe(
         print(out)
 
 
-def _measure(model: Any, study: Study, onset: torch.Tensor, apex: torch.Tensor) -> dict[str, Any]:
+def _measure(
+    model: Any, study: Study, onset: torch.Tensor, apex: torch.Tensor, truth: torch.Tensor | None
+) -> dict[str, Any]:
     subjects = [clip.subject_key for clip in study.clips]
     databases = [clip.database for clip in study.clips]
     labels = torch.tensor([clip.label for clip in study.clips])
@@ -85,11 +93,27 @@ def _measure(model: Any, study: Study, onset: torch.Tensor, apex: torch.Tensor) 
         per_unit[name] = {f"AU{numbers[column]}": value for column, value in each.items()}
         accuracy, chance = probes.identity_probe(read, subjects)
         rows[name] = {"au_f1": mean, "identity": accuracy, "identity_chance": chance}
+        rows[name]["uf1_all_clips"] = probes.all_clips(read, labels, subjects)
         for shots in (5, 10):
             rows[name][f"uf1_{shots}_clips_per_class"] = probes.few_shot(read, labels, subjects, shots)
         for database, value in probes.cross_database(read, labels, databases).items():
             rows[name][f"uf1_others_to_{database}"] = value
-    return {"probes": rows, "au_f1": per_unit, "reconstruction": probes.reconstruction(model, onset, apex)}
+    rebuilt = probes.reconstruction(model, onset, apex, subjects)
+    if truth is not None:
+        rebuilt |= probes.transfer_error(model, onset, apex, subjects, truth)
+    return {"probes": rows, "au_f1": per_unit, "reconstruction": rebuilt}
+
+
+def _truth(data: Path, clips: MicroExpressionDataset, size: int, faces: FaceMode) -> torch.Tensor | None:
+    """True frames (N, 3, S, S) of every clip's face under its partner's expression; None on real data."""
+    if not demo_truth.has_truth(data):
+        return None
+    study = clips.study.clips
+    partners = probes.other_faces([clip.subject_key for clip in study]).tolist()
+    actors = [(study[row], clips.apexes[study[row].key].number) for row in partners]
+    with shown("rendering the true transfers", "clips") as progress:
+        pictures = demo_truth.true_frames(data, actors, study, size, faces, progress)
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def _table(title: str, numbers: dict[str, Any]) -> Table:
