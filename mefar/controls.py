@@ -66,8 +66,6 @@ def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty:
 def linear_control(features: Tensor, labels: Tensor, subjects: Sequence[str], num_classes: int) -> Tensor:
     """Leave-one-subject-out predictions of a class-balanced ridge classifier.
 
-    The penalty of each fold is the one with the best UF1 over four parts of its training subjects.
-
     Args:
         features: (N, P) float, not scaled.
         labels: (N,) int64 in [0, C).
@@ -79,22 +77,46 @@ def linear_control(features: Tensor, labels: Tensor, subjects: Sequence[str], nu
     """
     # Folds share all inner products; a fold sees only the rows and columns of its own clips.
     gram = features.double() @ features.double().T
-    names = sorted(set(subjects))
-    number = torch.tensor([names.index(subject) for subject in subjects])
+    number = subject_numbers(subjects)
     predictions = torch.empty_like(labels)
-    for held_out in range(len(names)):
+    for held_out in torch.unique(number):
         test, train = (number == held_out).nonzero()[:, 0], (number != held_out).nonzero()[:, 0]
-        part = number[train] % 4
-        best, penalty = -1.0, PENALTIES[-1]
-        for candidate in PENALTIES:
-            guesses = torch.empty_like(train)
-            for inside in torch.unique(part):
-                fit, check = train[part != inside], train[part == inside]
-                if not len(fit):  # all training subjects fell into one part
-                    fit = check
-                guesses[part == inside] = _predict(gram, labels, fit, check, candidate, num_classes)
-            value = scores(labels[train], guesses, num_classes)["uf1"]
-            if value > best:
-                best, penalty = value, candidate
-        predictions[test] = _predict(gram, labels, train, test, penalty, num_classes)
+        predictions[test] = fit_and_predict(gram, labels, number, train, test, num_classes)
     return predictions
+
+
+def subject_numbers(subjects: Sequence[str]) -> Tensor:
+    """(N,) int64, the place of each clip's subject among the sorted subject keys."""
+    names = {name: place for place, name in enumerate(sorted(set(subjects)))}
+    return torch.tensor([names[subject] for subject in subjects])
+
+
+def fit_and_predict(
+    gram: Tensor, labels: Tensor, number: Tensor, train: Tensor, test: Tensor, num_classes: int
+) -> Tensor:
+    """Ridge fitted on some rows; its penalty is the one with the best UF1 over four parts of their subjects.
+
+    Args:
+        gram: (N, N) inner products of all rows.
+        labels: (N,) int64 in [0, C).
+        number: (N,) subject numbers.
+        train: rows to fit on, and to choose the penalty on.
+        test: rows to predict.
+        num_classes: C.
+
+    Returns:
+        (len(test),) int64 predictions.
+    """
+    part = torch.unique(number[train], return_inverse=True)[1] % 4
+    best, penalty = -1.0, PENALTIES[-1]
+    for candidate in PENALTIES:
+        guesses = torch.empty_like(train)
+        for inside in torch.unique(part):
+            fit, check = train[part != inside], train[part == inside]
+            if not len(fit):  # a single subject to fit on
+                fit = check
+            guesses[part == inside] = _predict(gram, labels, fit, check, candidate, num_classes)
+        value = scores(labels[train], guesses, num_classes)["uf1"]
+        if value > best:
+            best, penalty = value, candidate
+    return _predict(gram, labels, train, test, penalty, num_classes)

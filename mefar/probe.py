@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mefar.codec import LUMINANCE
-from mefar.controls import linear_control, pixel_differences
+from mefar.controls import fit_and_predict, linear_control, pixel_differences, subject_numbers
+from mefar.grouped import single_threaded
 from mefar.metrics import scores
 from mefar.quality import TokenQuality
 from mefar.reconstruction import match_light, moving_region, psnr
@@ -99,6 +100,7 @@ def all_clips(read: Tensor, labels: Tensor, subjects: Sequence[str]) -> float:
     return scores(labels, linear_control(read, labels, subjects, classes), classes)["uf1"]
 
 
+@single_threaded()
 def few_shot(
     read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int, draws: int = 10, seed: int = 0
 ) -> float:
@@ -115,41 +117,43 @@ def few_shot(
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    names = sorted(set(subjects))
-    number = torch.tensor([names.index(subject) for subject in subjects]) % 4
+    number, gram, classes = subject_numbers(subjects), read.double() @ read.double().T, int(labels.max()) + 1
     found = []
     for _ in range(draws):
         guesses = torch.zeros_like(labels)
-        for part in torch.unique(number):
+        for part in torch.unique(number % 4):
             order = torch.randperm(len(labels), generator=generator)
-            order = order[number[order] != part]
+            order = order[number[order] % 4 != part]
             fit = torch.cat([order[labels[order] == label][:shots] for label in torch.unique(labels)])
-            guesses[number == part] = _fitted(read, labels, fit, (number == part).nonzero()[:, 0])
-        found.append(scores(labels, guesses, int(labels.max()) + 1)["uf1"])
+            test = (number % 4 == part).nonzero()[:, 0]
+            guesses[test] = fit_and_predict(gram, labels, number, fit, test, classes)
+        found.append(scores(labels, guesses, classes)["uf1"])
     return sum(found) / draws
 
 
-def cross_database(read: Tensor, labels: Tensor, databases: Sequence[str]) -> dict[str, float]:
-    """UF1 on each database when the others were learned from: database -> UF1; {} for a single database."""
+@single_threaded()
+def cross_database(
+    read: Tensor, labels: Tensor, subjects: Sequence[str], databases: Sequence[str]
+) -> dict[str, float]:
+    """UF1 on each database when the others were learned from: database -> UF1; {} for a single database.
+
+    Args:
+        read: (N, P) features.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+        databases: N database ids.
+    """
     names = sorted(set(databases))
     if len(names) < 2:
         return {}
-    number = torch.tensor([names.index(name) for name in databases])
+    number, gram, classes = subject_numbers(subjects), read.double() @ read.double().T, int(labels.max()) + 1
     found = {}
-    for place, name in enumerate(names):
-        fit, test = (number != place).nonzero()[:, 0], (number == place).nonzero()[:, 0]
-        guess = _fitted(read, labels, fit, test)
-        found[name] = scores(labels[test], guess, int(labels.max()) + 1)["uf1"]
+    for name in names:
+        test = torch.tensor([row for row, database in enumerate(databases) if database == name])
+        fit = torch.tensor([row for row, database in enumerate(databases) if database != name])
+        guess = fit_and_predict(gram, labels, number, fit, test, classes)
+        found[name] = scores(labels[test], guess, classes)["uf1"]
     return found
-
-
-def _fitted(read: Tensor, labels: Tensor, fit: Tensor, test: Tensor) -> Tensor:
-    """Predictions for the rows `test` of the ridge probe fitted on the rows `fit`."""
-    rows = torch.cat([fit, test])
-    # Two "subjects": the probe leaves each out in turn, and only the second one's turn is of interest.
-    sides = ["fit"] * len(fit) + ["test"] * len(test)
-    guess = linear_control(read[rows], labels[rows], sides, int(labels.max()) + 1)
-    return guess[len(fit) :]
 
 
 def other_faces(subjects: Sequence[str]) -> Tensor:
@@ -184,7 +188,7 @@ def reconstruction(
     partner = other_faces(subjects).to(onset.device)
     every = _tokens(tokenizer, onset, apex)
     agreed = []
-    for rows in torch.arange(len(onset), device=onset.device).split(_IMAGES_AT_ONCE):
+    for rows in torch.split(torch.arange(len(onset), device=onset.device), _IMAGES_AT_ONCE):
         a, b, tokens, others = onset[rows], apex[rows], every.select(rows), every.select(partner[rows])
         moved = tokenizer.reconstruct(a, others)
         quality.update(
@@ -218,7 +222,7 @@ def transfer_error(
     partner = other_faces(subjects).to(onset.device)
     every = _tokens(tokenizer, onset, apex)
     found: dict[str, list[Tensor]] = {"carried": [], "copied": [], "own": []}
-    for rows in torch.arange(len(onset), device=onset.device).split(_IMAGES_AT_ONCE):
+    for rows in torch.split(torch.arange(len(onset), device=onset.device), _IMAGES_AT_ONCE):
         a, target = onset[rows], truth[rows]
         region = moving_region(a, target)
         found["carried"].append(psnr(tokenizer.reconstruct(a, every.select(partner[rows])), target, region))

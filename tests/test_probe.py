@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mefar import probe
+from mefar import controls, probe
 from mefar.tokenizer import FacialActionTokenizer
 from mefar.tokens import ActionTokens, InputError
 
@@ -46,9 +46,9 @@ def test_few_clips_and_other_databases() -> None:
     assert probe.few_shot(informative(labels), labels, SUBJECTS, 5) > 0.8
     assert probe.few_shot(torch.randn(64, 3), labels, SUBJECTS, 5) < 0.5
     databases = ["a"] * 32 + ["b"] * 32
-    across = probe.cross_database(informative(labels), labels, databases)
+    across = probe.cross_database(informative(labels), labels, SUBJECTS, databases)
     assert set(across) == {"a", "b"} and min(across.values()) > 0.8
-    assert probe.cross_database(informative(labels), labels, ["a"] * 64) == {}
+    assert probe.cross_database(informative(labels), labels, SUBJECTS, ["a"] * 64) == {}
 
 
 def test_a_tokenizer_is_measured() -> None:
@@ -112,3 +112,22 @@ def test_all_clips_of_other_people() -> None:
     labels = torch.arange(64) % 3
     assert probe.all_clips(informative(labels), labels, SUBJECTS) > 0.9
     assert probe.all_clips(torch.randn(64, 3), labels, SUBJECTS) < 0.55
+
+
+def test_the_penalty_of_a_few_clips_is_chosen_by_other_people() -> None:
+    """A hundred dimensions of habit fit every subject that is seen; only subjects that are not seen tell."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(96) % 3
+    subjects = [f"db/{n // 12:02d}" for n in range(96)]
+    number = controls.subject_numbers(subjects)
+    gap = 0.0
+    for _ in range(5):
+        habit = torch.randn(8, 3, 100, generator=generator)[number, labels]
+        noise = torch.randn(96, 3, generator=generator)
+        read = torch.cat([torch.nn.functional.one_hot(labels, 3) + noise, 0.5 * habit], 1).double()
+        fit, test = (number < 4).nonzero()[:, 0], (number >= 4).nonzero()[:, 0]
+        right = labels[test]
+        chosen = controls.fit_and_predict(read @ read.T, labels, number, fit, test, 3)
+        own = controls.fit_and_predict(read @ read.T, labels, torch.zeros_like(number), fit, test, 3)
+        gap += float((chosen == right).float().mean() - (own == right).float().mean())
+    assert gap > 0

@@ -96,7 +96,7 @@ def _measure(
         rows[name]["uf1_all_clips"] = probes.all_clips(read, labels, subjects)
         for shots in (5, 10):
             rows[name][f"uf1_{shots}_clips_per_class"] = probes.few_shot(read, labels, subjects, shots)
-        for database, value in probes.cross_database(read, labels, databases).items():
+        for database, value in probes.cross_database(read, labels, subjects, databases).items():
             rows[name][f"uf1_others_to_{database}"] = value
     rebuilt = probes.reconstruction(model, onset, apex, subjects)
     if truth is not None:
