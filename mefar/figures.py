@@ -123,6 +123,86 @@ def attention_svg(weights: Sequence[Sequence[float] | None], classes: Sequence[s
     return "".join([*parts, "</svg>"])
 
 
+def line_svg(
+    points: Sequence[tuple[int, float]], level: float | None = None, breaks: Sequence[int] = ()
+) -> str:
+    """A curve over training steps; many points become means of neighbours, large ranges a log axis.
+
+    Args:
+        points: (step, value) by step, values finite.
+        level: a value to mark with a dashed line; it widens the axis.
+        breaks: steps to mark with a vertical line.
+    """
+    width, height, left, floor = 306, 110, 58, 16
+    shown = _thinned(points, 120)
+    values = [value for _, value in shown]
+    low, high = min(values), max(values)
+    log = low > 0 and level is None and high > 30 * low
+    if level is not None:
+        low, high = min(low, level), max(high, level)
+
+    def place(value: float) -> float:
+        if high == low:
+            return height / 2
+        share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+        return height - 4 - share * (height - 12)
+
+    first, last = points[0][0], points[-1][0]
+    unit = (width - left - 6) / max(1, last - first)
+    dots = [(left + (step - first) * unit, place(value)) for step, value in shown]
+    parts = [
+        f'<svg class="line" role="img" width="{width}" height="{height + floor}" '
+        f'xmlns="http://www.w3.org/2000/svg">'
+        f'<line x1="{left}" x2="{width}" y1="{height}" y2="{height}" stroke="{FAINT}"/>'
+    ]
+    for step in breaks:
+        if first < step <= last:
+            x = left + (step - first) * unit
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="#dde3ea"/>')
+    if level is not None:
+        y = place(level)
+        parts.append(
+            f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{INK}" stroke-dasharray="3 4">'
+            f"<title>{short(level)}</title></line>"
+        )
+    colour = _blend(BLUE, 0.9)
+    if len(dots) > 1:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+    # Few values are dots of their own; of many, each has an invisible strip that tells its number.
+    strip = max(2.0, (width - left) / len(dots))
+    for (x, y), (step, value) in zip(dots, shown, strict=True):
+        mark = f"<title>step {step:,}: {short(value)}</title>"
+        if len(dots) <= 40:
+            parts.append(
+                f'<rect x="{x - 2.5:.1f}" y="{y - 2.5:.1f}" width="5" height="5" rx="2.5" fill="{colour}"/>'
+            )
+        parts.append(
+            f'<rect x="{x - strip / 2:.1f}" y="0" width="{strip:.1f}" height="{height}" '
+            f'fill-opacity="0">{mark}</rect>'
+        )
+    ends = (high, low) if high > low else (high,)
+    for value in ends:
+        parts.append(_text(left - 6, place(value) + 4, short(value), "end", FAINT, 10))
+    parts.append(_text(left, height + 13, f"{first:,}", "start", FAINT, 10))
+    parts.append(_text(width - 4, height + 13, f"{last:,}", "end", FAINT, 10))
+    if log:
+        parts.append(_text((left + width) / 2, height + 13, "log scale", "middle", FAINT, 10))
+    return "".join([*parts, "</svg>"])
+
+
+def short(value: float) -> str:
+    """A number in at most 4 digits that count: 12.35, 0.0123, 3.2e-05."""
+    return f"{value:.2f}" if 0.1 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def _thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """Means of neighbours where there are more than `most` points."""
+    size = -(-len(points) // most)
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
 def subjects_svg(scores: Sequence[tuple[str, int, int]]) -> str:
     """One bar per subject: the share of its clips that was right; its width is how many clips it has.
 

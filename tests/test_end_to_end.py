@@ -49,6 +49,9 @@ def test_training_leaves_what_repeats_it(made: Path) -> None:
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["model"]["init_args"]["image_size"] == 64
     assert "val/gain_over_copy" in (folder / "metrics.csv").read_text().splitlines()[0]
+    page = (folder / "report.html").read_text()
+    assert "After 3 steps the reconstruction is" in page
+    assert page.count("<img") == 6 * 6 and "mefar fit --config" in page
 
 
 def test_scores_are_scikit_learns_on_the_predictions(made: Path) -> None:
@@ -92,6 +95,8 @@ def test_a_stopped_training_goes_on(made: Path, tmp_path: Path) -> None:
     assert main(words) == 0
     steps = [int(row["step"]) for row in csv.DictReader((folder / "metrics.csv").open()) if row["step"]]
     assert steps and min(steps) >= 3  # the first epoch's three steps were not made again
+    page = (folder / "report.html").read_text()
+    assert "After 6 steps" in page and "All 2 starts" in page and "rebuilt, step 3" in page
 
 
 def test_the_demo_needs_a_clone(

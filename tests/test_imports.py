@@ -18,6 +18,7 @@ ALLOWED = {
         "mefar.edclip",
         "mefar.folds",
         "mefar.loso",
+        "mefar.samples",
         "mefar.tokenizer",
         "datamodules.micro",
         "datamodules.voxceleb",
@@ -48,6 +49,7 @@ BLIND = {
     "mefar.metrics": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
     "mefar.report": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
     "mefar.report_tokens": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
+    "mefar.training_report": {"quantizer", "codec", "tokenizer", "classifier", "edclip"},
 }
 
 

@@ -277,7 +277,9 @@ def test_figure_has_a_row_per_database(run: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert re.fullmatch(r"mefar report: error: .*summary\.json: no such file; .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"mefar report: error: .*: holds neither a LOSO run .*\n", capsys.readouterr().err)
+    with pytest.raises(InputError, match=r"summary\.json: no such file"):
+        write_report(tmp_path)
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):
         write_report(tmp_path)

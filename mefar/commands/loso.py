@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +34,7 @@ from mefar.grouped import TextAnchors, TokenSet, Training
 from mefar.head import HeadSize
 from mefar.loso import Machine, Run, code_version, write_text
 from mefar.pooling import StudyTokens, place_scores, table
+from mefar.provenance import commit
 from mefar.record import read_predictions, worst_mistakes
 from mefar.report import write_report
 from mefar.token_table import TokenTable, pictures
@@ -131,7 +131,7 @@ def loso(
         "apex": apex,
         "edclip": described.text_model if described else None,
         "command": COMMAND.get(),
-        "commit": _commit(),
+        "commit": commit(),
     }
     main_material = material.shuffled() if shuffle_labels else material
     run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes)
@@ -283,15 +283,3 @@ def _pretrained_on(checkpoint: Path) -> str:
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     settings = content.get("datamodule_hyper_parameters", {})
     return str(settings.get("data", "unknown"))
-
-
-def _commit() -> str | None:
-    """Commit of the source tree this runs from; None for an installed package."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

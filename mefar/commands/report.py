@@ -1,4 +1,4 @@
-"""`mefar report`: the page of a finished run, written anew from its files."""
+"""`mefar report`: the page of a run, written anew from its files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ from pathlib import Path
 
 from mefar.commands import run_function
 from mefar.report import write_figure, write_report
+from mefar.tokens import InputError
+from mefar.training_record import is_training
+from mefar.training_report import write_training_figure, write_training_report
 
 
 def report(run: Path, *, figure: Path | None = None) -> None:
-    """Write RUN/report.html from the files that `mefar loso` left there.
+    """Write RUN/report.html from the files that `mefar loso`, or the `mefar fit` of a tokenizer, left there.
 
     Args:
-        run: folder of a finished run, for example runs/loso-samm.
+        run: folder of a run, for example runs/loso-samm or runs/pretrain.
         figure: also write the rows of pictures as one PNG to this file.
     """
-    print(write_report(run))
+    if (run / "summary.json").is_file():
+        page, draw = write_report, write_figure
+    elif is_training(run):
+        page, draw = write_training_report, write_training_figure
+    else:
+        raise InputError(
+            f"{run}: holds neither a LOSO run (summary.json) nor the training of a tokenizer (metrics.csv); "
+            "give the folder of a finished `mefar loso`, or of a `mefar fit` of a tokenizer"
+        )
+    print(page(run))
     if figure is not None:
-        print(write_figure(run, figure))
+        print(draw(run, figure))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,18 @@ import mefar.classifier
 import mefar.edclip
 import mefar.tokenizer
 from mefar.commands import guard
+from mefar.samples import SampleKeeper
 from mefar.tokens import InputError
+from mefar.training_report import write_training_report
 
 _FOUND_BY_TRAINER = ("last", "best", "hpc", "registry")
 
 
 class MefarCLI(LightningCLI):
     """LightningCLI with one folder per training and plain words for checkpoints that do not fit."""
+
+    command = "mefar fit"
+    """What the user typed."""
 
     def _parse_ckpt_path(self) -> None:
         # The inherited one lets a checkpoint's hyperparameters overrule what the user wrote.
@@ -68,7 +75,25 @@ class MefarCLI(LightningCLI):
         bar = config["enable_progress_bar"] is not False
         if bar and not any(isinstance(c, ProgressBar) for c in config["callbacks"]):
             config["callbacks"].append(RichProgressBar())
+        if self._reports(config):
+            config["callbacks"].append(SampleKeeper(root, self.command))
         return super()._instantiate_trainer(config, callbacks)
+
+    def _reports(self, config: Any) -> bool:
+        """Whether this is a training that ends with a report page."""
+        tokenizer = isinstance(self.model, mefar.tokenizer.FacialActionTokenizer)
+        return tokenizer and str(self.subcommand) == "fit" and not config["fast_dev_run"]
+
+    def after_fit(self) -> None:
+        """Write the page of a tokenizer's training."""
+        root = Path(self.trainer.default_root_dir)
+        if not self.trainer.is_global_zero or not self._reports(self.config[str(self.subcommand)]["trainer"]):
+            return
+        try:
+            print(write_training_report(root))
+        except (InputError, OSError) as error:
+            # The weights are safe by now: a page that cannot be written does not undo the training.
+            print(f"mefar fit: no report page: {error}", file=sys.stderr)
 
 
 @rank_zero_only
@@ -167,6 +192,8 @@ def main(argv: Sequence[str]) -> int:
 def _train(verb: str, argv: Sequence[str]) -> int:
     class OneVerb(MefarCLI):
         """Builds the parser of one verb only; building all four takes seconds."""
+
+        command = shlex.join(["mefar", *argv])
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
