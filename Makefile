@@ -57,8 +57,12 @@ endif
 loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
 	$(MEFAR) loso --dataset $(DATASET) --data "$(DATA)" --tokenizer "$(TOKENIZER)" $(if $(CLASSES),--classes $(CLASSES)) $(ARGS)
 
-sweep: need-SWEEP $(READY)  ## a W&B sweep of experiments/sweeps/SWEEP.yaml: SWEEP=pretrain (needs a W&B account) [COUNT=20]
+sweep: need-SWEEP $(READY)  ## a W&B sweep: SWEEP=pretrain|loso [COUNT=20]; without an account LOCAL=10 runs it here
+ifdef LOCAL
+	$(MEFAR) sweep experiments/sweeps/$(SWEEP).yaml --local $(LOCAL) $(ARGS)
+else
 	@BIN=$(BIN) experiments/sweeps/run $(SWEEP) $(COUNT)
+endif
 
 bench: $(READY)  ## every speed claim, both sides and the ratio
 	@for script in experiments/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -29,6 +29,7 @@ VERBS = {
     "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
+    "sweep": ("mefar.commands.sweep", "run a W&B sweep file here, without an account"),
 }
 """Our own verbs: name -> (module with `main(argv) -> int`, one line of help)."""
 

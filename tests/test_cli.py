@@ -243,6 +243,30 @@ def test_training_is_seeded(config: Path) -> None:
     assert torch.equal(*weights)
 
 
+def test_wandb_comes_on_top_of_the_training_s_own_record(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    root = ("--trainer.default_root_dir", "runs/{run}")
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    assert fit(config, *root) == 2
+    assert "WANDB_RUN_ID, which a sweep sets" in error_of(capsys, "fit")
+    for name, value in {"MODE": "offline", "SILENT": "true", "RUN_ID": "draw1"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
+    assert (
+        fit(config, *root, "--trainer.logger", "WandbLogger", "--trainer.logger.init_args.project", "p") == 0
+    )
+    wandb.finish()
+    run = Path("runs/draw1")
+    assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert "val/loss" in (run / "metrics.csv").read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["default_root_dir"] == str(run)
+    assert len(list(Path("wandb").glob("offline-run-*-draw1/*.wandb"))) == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [

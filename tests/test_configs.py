@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mefar import sweeps
 from mefar.__main__ import TRAINER_VERBS, VERBS, main
 
 ROOT = Path(__file__).parent.parent
@@ -110,23 +111,39 @@ def test_the_stages_are_there() -> None:
 
 
 @every_sweep
-def test_a_sweep_varies_options_that_exist(path: Path, parse: Any) -> None:
-    """Each parameter at its first value, as the sweep's own command line spells it."""
-    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert sweep["metric"]["goal"] in ("maximize", "minimize")
-    words: list[str] = []
-    for word in sweep["command"]:
-        if word == "${args}":
-            words += [f"--{name}={first(values)}" for name, values in sweep["parameters"].items()]
-        elif word not in ("${env}", "${interpreter}", "${program}"):
-            words.append(str(word))
-    assert words[0] == "mefar", "the sweep's command runs mefar"
-    if words[1] in TRAINER_VERBS:
-        parse(words[1:])
-    else:
+def test_a_sweep_varies_options_that_exist(
+    path: Path, parse: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command of a draw, as the sweep itself spells it, is accepted down to the last option."""
+    for name in re.findall(r"\$\{envvar:(\w+)\}", path.read_text(encoding="utf-8")):
+        monkeypatch.setenv(name, "composite" if name == "DATASET" else "somewhere")
+    sweep = sweeps.read(path)
+    for settings in sweep.draws(3, seed=0):
+        words = sweep.words(settings)
+        assert words[0] == "mefar", "the sweep's command runs mefar"
+        if words[1] in TRAINER_VERBS:
+            parse(words[1:])
+            continue
         assert main([*words[1:], "--print_config"]) == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        for name, value in settings.items():
+            place, _, key = name.rpartition(".")
+            assert (shown[place] if place else shown)[key] == value
+        assert main([*words[1:], "--head.no_such_option=1", "--print_config"]) == 2
 
 
-def first(values: dict[str, Any]) -> Any:
-    """A value that a sweep may draw."""
-    return values.get("value", (values.get("values") or [values.get("min")])[0])
+@every_sweep
+def test_a_sweep_optimises_neither_oracle_nor_last(path: Path) -> None:
+    sweep = sweeps.read(path)
+    assert sweep.method == "bayes"
+    assert not {"oracle", "last"} & set(sweep.metric.split("/"))
+    if sweep.verb == "loso":
+        assert sweep.metric.startswith("loso/inner/")
+        where = sweep.command.index("--training.inner")
+        assert sweep.command[where + 1] == "true", "without it there is no inner score"
+
+
+def test_the_sweeps_vary_what_matters() -> None:
+    varied = {name.rpartition(".")[2] for path in SWEEPS for name in sweeps.read(path).parameters}
+    assert varied >= {"learning_rate", "depth", "dropout", "entropy_weight", "edclip_weight"}
+    assert varied >= {"views", "num_codes", "num_tokens"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from replicas import Row, write_casme2, write_samm, write_smic
 from sklearn.metrics import f1_score
+from wandb.errors import UsageError
+from wandb.proto.wandb_internal_pb2 import Record
 
 from mefar.__main__ import main
 from mefar.commands import loso as command
@@ -220,6 +225,10 @@ def test_one_database_and_shuffled_labels_only(
         (["--epochs", "0"], "epochs is 0"),
         (["--training.eval_views", "3"], "eval_views is 3 but there are 2"),
         (["--classes", "4"], "4"),
+        (["--tokenizer", "K{num_codes}.ckpt"], "nothing to put for {num_codes}; give --num_codes"),
+        (["--tokenizer", "K{num_codes}.ckpt", "--num-codes", "7"], "K7.ckpt: no such checkpoint"),
+        (["--num-tokens", "8"], "num_tokens is 16, not 8"),
+        (["--out", "runs/{run}"], "WANDB_RUN_ID, which a sweep sets"),
         (["--frobnicate", "1"], "frobnicate"),
     ],
 )
@@ -229,7 +238,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     assert loso(*words) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
@@ -250,3 +261,77 @@ def test_another_configuration_and_a_checkpoint_that_is_none(
     assert loso("--tokenizer", str(broken), dataset="smic") == 2
     assert "broken.ckpt" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_study_is_one_wandb_run_with_the_values_of_its_summary(
+    loso: Callable[..., int], tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B itself, offline, in a sweep: the run's name fills the folder, and its file is read back."""
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path), "RUN_ID": "draw1"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
+    pattern = str(checkpoint.with_stem("K{num_codes}-L{num_tokens}"))
+    shutil.copy(checkpoint, checkpoint.with_stem("K8-L16"))
+    words = ("--tokenizer", pattern, "--num_codes=8", "--num_tokens=16", "--out", str(tmp_path / "{run}"))
+    assert loso(*words, "--training.inner=true", "--pixels=false", "--wandb", "faces") == 0
+    wandb.teardown()  # as at the end of a process: its service closes the file
+
+    summary = json.loads((tmp_path / "draw1" / "summary.json").read_text())
+    assert "{run}" not in summary["command"]
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*-draw1")
+    (log,) = folder.glob("*.wandb")
+    told = wandb_records(log)
+    run = next(record.run for record in told if record.WhichOneof("record_type") == "run")
+    assert (run.project, run.run_id) == ("faces", "draw1")
+    digest = summary["tokenizer"]["sha256"][:8]
+    assert run.run_group == f"composite-{digest}"
+    assert list(run.tags) == ["composite", f"tokenizer-{digest}", "selection-last", "selection-inner"]
+    said = [item for record in told for item in record.summary.update]
+    values = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in said}
+    scores = summary["scores"]
+    for name in ("uf1", "uar"):
+        assert values[f"loso/{name}"] == scores["last"]["full"][name]
+        assert values[f"loso/inner/{name}"] == scores["inner"]["full"][name]
+        assert values[f"loso/oracle/samm/{name}"] == scores["oracle"]["samm"][name]
+    assert "leaks" in values["loso/oracle/warning"]
+    config = {item.key: json.loads(item.value_json) for record in told for item in record.config.update}
+    assert config["training"]["epochs"] == 2 and config["num_codes"] == 8
+    (table,) = folder.rglob("folds_*.table.json")
+    rows = json.loads(table.read_text())["data"]
+    assert len(rows) == 6 and sum(row[3] for row in rows) == 18
+    confused = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("samm_*.table.json")}
+    assert set(confused) == {"last", "inner"}
+    assert sum(sum(row[1:]) for row in confused["last"]["data"]) == 6
+
+
+def wandb_records(path: Path) -> list[Record]:
+    """The records of an offline run: a LevelDB log, in blocks of 32 KiB, after a header of 7 bytes."""
+    data, at, whole, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", data, at + 4)
+        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # whole, or the last piece
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def test_wandb_without_an_account_leaves_the_run_and_one_line(
+    loso: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*_: object) -> None:
+        raise UsageError("No API key configured.")
+
+    monkeypatch.setattr("mefar.run_log.write", refused)
+    assert loso("--wandb", "faces", "--pixels=false", dataset="smic") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    expected = "W&B: no API key configured. (WANDB_MODE=offline needs no account)"
+    assert lines == [f"mefar loso: error: {expected}"]
+    assert (tmp_path / "run" / "report.html").is_file()

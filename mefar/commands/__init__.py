@@ -147,6 +147,10 @@ def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
         where = f" (config {', '.join(read)})" if read else ""
         return _complain(prog, f"{plain(str(error))}{where}; see `{prog} --help`")
     except Exception as error:
+        if type(error).__module__.startswith(
+            "wandb.errors"
+        ):  # imported by nobody here: its logger brought it
+            return _complain(prog, f"W&B: {plain(str(error))} (WANDB_MODE=offline needs no account)")
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, _user_errors()):
             cause = cause.__cause__  # the parser wraps what a constructor raised

@@ -26,7 +26,7 @@ from datamodules.progress import shown
 from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
 from datamodules.sample import DataError, Study
-from mefar import token_table
+from mefar import run_log, sweeps, token_table
 from mefar.commands import run_function
 from mefar.controls import linear_control
 from mefar.edclip import SHIPPED_ANCHORS, Anchors
@@ -52,6 +52,8 @@ def loso(
     dataset: DatasetName,
     data: Path,
     tokenizer: Path,
+    num_codes: int | None = None,
+    num_tokens: int | None = None,
     out: Path | None = None,
     classes: int | None = None,
     seeds: int = 1,
@@ -74,6 +76,8 @@ def loso(
     group: int | None = None,
     workers: int | None = None,
     cache_dir: Path = Path("runs/cache"),
+    wandb: str | None = None,
+    wandb_group: str | None = None,
 ) -> None:
     """Leave-one-subject-out over action tokens: every subject is tested once by a head that never saw it.
 
@@ -84,8 +88,10 @@ def loso(
     Args:
         dataset: protocol: composite, casme2, samm, smic, casme3, dfme or mmew.
         data: for composite the folder with one folder per database, else the database's own folder.
-        tokenizer: checkpoint of a tokenizer.
-        out: run directory; default runs/loso-DATASET.
+        tokenizer: checkpoint of a tokenizer; {num_codes} and {num_tokens} in it are filled in.
+        num_codes: K that the tokenizer must have.
+        num_tokens: L that the tokenizer must have.
+        out: run directory; default runs/loso-DATASET. {run} in it is the name of a sweep's run.
         classes: 3 for the 3-class variant of casme2 and samm; default: the protocol's own classes.
         seeds: heads per fold; scores are then means over seeds, with their deviation.
         seed: the first of them.
@@ -107,13 +113,19 @@ def loso(
         group: folds trained side by side in one program; default by device.
         workers: groups a rank trains at a time; default the cores it has.
         cache_dir: folder for face crops and tokens; made once, used by every later run.
+        wandb: log the finished run to this W&B project; WANDB_MODE=offline needs no account.
+        wandb_group: group of the W&B run; default: the protocol and the tokenizer.
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give at least 1")
     machine = Machine(accelerator, devices, num_nodes, group, workers)
-    out = out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}"
+    out = sweeps.fill(out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}")
+    tokenizer = sweeps.fill(tokenizer, num_codes=num_codes, num_tokens=num_tokens)
     device = _device(machine)
     model = load_tokenizer(tokenizer, device)
+    for name, asked in (("num_codes", num_codes), ("num_tokens", num_tokens)):
+        if asked not in (None, getattr(model, name)):
+            raise InputError(f"{tokenizer}: {name} is {getattr(model, name)}, not {asked}; give another")
     described = Anchors.load(anchors) if edclip else None
     prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
     study = load_study(dataset, data, classes, errata, prefer)
@@ -127,6 +139,8 @@ def loso(
     notes: dict[str, Any] = {
         "notes": [list(note) for note in clips.study.notes],
         "excluded": len(clips.study.excluded),
+        "num_codes": model.num_codes,
+        "num_tokens": model.num_tokens,
         "views": views,
         "apex": apex,
         "edclip": described.text_model if described else None,
@@ -162,13 +176,15 @@ def loso(
         key, reason = summary["dropped"][0]
         print(f"{len(summary['dropped'])} clips of the protocol are not in it, such as {key}: {reason}")
     print(page)
+    if wandb is not None:  # the last thing: where it fails, the run is complete and the command logs it again
+        _log_to_wandb(out, summary, wandb, wandb_group)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `mefar loso`."""
-    COMMAND.set(shlex.join(["mefar", "loso", *argv]))
-    words = []
-    for word in argv:
+    named, words = sweeps.name_run(argv), []
+    COMMAND.set(shlex.join(["mefar", "loso", *named]))
+    for word in named:
         option, equals, value = word.partition("=")
         words.append(SHORT.get(option, option) + equals + value)
     return run_function(loso, words, "mefar loso")
@@ -181,6 +197,24 @@ def _remarks(study: Study) -> list[str]:
     if single:
         lines.append(f"{len(single)} remarks on single clips (summary.json has all), such as {single[0]}")
     return lines
+
+
+def _log_to_wandb(out: Path, summary: Mapping[str, Any], project: str, group: str | None) -> None:
+    """One W&B run for the whole study, after it: folds are trained in forks and threads, which W&B minds."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(
+        name=out.name,
+        project=project,
+        save_dir=os.environ.get("WANDB_DIR", str(out)),
+        # The same study again is the same W&B run; an agent has chosen another name for it.
+        id=os.environ.get(sweeps.RUN_ID, summary["identity"][:16]),
+        group=group or run_log.group(summary),
+        tags=run_log.tags(summary),
+        job_type="loso",
+    )
+    run_log.write(logger, out)
+    logger.experiment.finish()
 
 
 def _device(machine: Machine) -> torch.device:

@@ -3,6 +3,7 @@
 Classes are named by `class_path` in YAML; short names work because the packages are imported here.
 Everything of one training lies in one folder, `trainer.default_root_dir` (default
 `runs/VERB-CLASS`): config.yaml, metrics.csv and checkpoints/, so `--ckpt_path last` resumes it.
+metrics.csv is kept beside any logger that is asked for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import mefar.edclip
 import mefar.tokenizer
 from mefar.commands import guard
 from mefar.samples import SampleKeeper
+from mefar.sweeps import fill, name_run
 from mefar.tokens import InputError
 from mefar.training_report import write_training_report
 
@@ -52,7 +54,7 @@ class MefarCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         verb = str(self.subcommand)
         check_settings(self.model, self.datamodule)
-        root = Path(config["default_root_dir"] or f"runs/{verb}-{type(self.model).__name__}")
+        root = fill(Path(config["default_root_dir"] or f"runs/{verb}-{type(self.model).__name__}"))
         config["default_root_dir"] = str(root)
         # Before the folder is touched: a resume that cannot work leaves the run as it was.
         checkpoint = str(self.config[verb].get("ckpt_path"))
@@ -61,11 +63,14 @@ class MefarCLI(LightningCLI):
             check_shapes(path, self.model)
         present = config["callbacks"] or []
         config["callbacks"] = [*(present if isinstance(present, list) else [present])]
-        if config["logger"] in (None, True) and not config["fast_dev_run"]:
+        given = [] if config["logger"] in (None, True) else config["logger"]
+        if given is not False and not config["fast_dev_run"]:
             # Other verbs than fit get a subfolder: they must not touch the training's own record.
             log = root if verb == "fit" else root / verb
             _keep(log / "metrics.csv")
-            config["logger"] = CSVLogger(root, name="", version="" if verb == "fit" else verb)
+            record = CSVLogger(root, name="", version="" if verb == "fit" else verb)
+            # First, because config.yaml goes where the first logger is; W&B and others come on top.
+            config["logger"] = [record, *(given if isinstance(given, list) else [given])]
         if config["enable_checkpointing"] is not False:
             if not any(isinstance(c, Checkpoint) for c in config["callbacks"]):
                 config["callbacks"].append(ModelCheckpoint(save_last=True))
@@ -190,10 +195,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(verb: str, argv: Sequence[str]) -> int:
+    words = name_run(argv)
+
     class OneVerb(MefarCLI):
         """Builds the parser of one verb only; building all four takes seconds."""
 
-        command = shlex.join(["mefar", *argv])
+        command = shlex.join(["mefar", *words])
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
@@ -208,7 +215,7 @@ def _train(verb: str, argv: Sequence[str]) -> int:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "mefar", "exit_on_error": False, verb: {"exit_on_error": False}},
-            args=list(argv),
+            args=words,
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
