@@ -140,8 +140,10 @@ def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | N
             frames[number] = (image, moved)
         image, moved = frames[number]
         change = view.matrix(size)
-        onsets.append(view.relit(resample(first, compose(change, matrix), size)))
-        apexes.append(view.relit(resample(image, compose(change, moved), size)))
+        onset = resample(first, compose(change, matrix), size)
+        apex = view.amplified(onset, resample(image, compose(change, moved), size))
+        onsets.append(view.relit(onset))
+        apexes.append(view.relit(apex))
     return Pair(np.stack(onsets), np.stack(apexes), chosen)
 
 

@@ -22,6 +22,7 @@ SCALE = 0.04  # share of 1, either way
 TURN = 3.0  # degrees, either way
 JITTER = 2  # frames, either way
 LIGHT = 0.10  # share of 1, either way, for brightness and for contrast
+AMPLITUDE = 0.25  # share of 1, either way, of how far the expression goes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class View:
         jitter: position in [0, 1) among the frames around the apex, see `jittered`; None = the apex itself.
         brightness: factor on gray levels.
         contrast: factor on the distance from middle gray.
+        amplitude: factor on the change from onset to apex.
     """
 
     flip: bool = False
@@ -45,6 +47,7 @@ class View:
     jitter: float | None = None
     brightness: float = 1.0
     contrast: float = 1.0
+    amplitude: float = 1.0
 
     def matrix(self, size: int) -> Float:
         """The transform crop -> view, (2, 3) float64, about the centre of a crop of `size` pixels."""
@@ -62,6 +65,18 @@ class View:
             return image
         levels = (np.arange(256) * self.brightness - 128.0) * self.contrast + 128.0
         return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)[image], np.uint8)
+
+    def amplified(self, onset: UInt8, apex: UInt8) -> UInt8:
+        """The apex of a weaker or stronger expression, uint8.
+
+        Gray levels go on along the line from onset to apex. That moves an edge as long as the edge is wider
+        than the movement, and a micro-expression moves skin by a pixel.
+        """
+        if self.amplitude == 1.0:
+            return apex
+        start = onset.astype(np.float32)
+        levels = start + np.float32(self.amplitude) * (apex.astype(np.float32) - start)
+        return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8), np.uint8)
 
     def jittered(self, apex: int, later: Sequence[int]) -> int:
         """The frame to show as apex.
@@ -91,4 +106,5 @@ def draw_view(seed: int, key: str, v: int) -> View:
         jitter=float(rng.random()),
         brightness=float(1.0 + LIGHT * either[4]),
         contrast=float(1.0 + LIGHT * either[5]),
+        amplitude=float(1.0 + AMPLITUDE * rng.uniform(-1.0, 1.0)),
     )

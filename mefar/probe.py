@@ -8,7 +8,7 @@ pixel differences: what tokens cannot do better than pixels, they have not earne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,23 +26,25 @@ FEWEST_POSITIVES = 10  # an action unit shown by fewer clips is not probed
 _IMAGES_AT_ONCE = 64
 
 
-def features(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> dict[str, Tensor]:
-    """What the probes read of N pairs.
+@torch.no_grad()
+def features(tokenizer: ActionTokenizer, clips: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """What the probes read of N clips; where a clip comes in several views, every reader gets their mean.
 
     Args:
         tokenizer: in eval mode, on the images' device.
-        onset: (N, 3, H, W) float in [0, 1].
-        apex: the same.
+        clips: N times onset and apex of one clip, (V, 3, H, W) float in [0, 1] each.
 
     Returns:
         `tokens` (N, L * K) one-hot codes, `embeddings` (N, L * D), `pixels` (N, P) aligned differences.
     """
-    made = _tokens(tokenizer, onset, apex)
-    return {
-        "tokens": functional.one_hot(made.indices, tokenizer.num_codes).flatten(1).float(),
-        "embeddings": made.embeddings.flatten(1),
-        "pixels": pixel_differences(onset, apex),
-    }
+    found: dict[str, list[Tensor]] = {"tokens": [], "embeddings": [], "pixels": []}
+    for onset, apex in clips:
+        made = tokenizer.tokenize(onset, apex)
+        codes = functional.one_hot(made.indices, tokenizer.num_codes).float()
+        found["tokens"].append(codes.mean(0).flatten())
+        found["embeddings"].append(made.embeddings.mean(0).flatten())
+        found["pixels"].append(pixel_differences(onset, apex).mean(0))
+    return {name: torch.stack(rows) for name, rows in found.items()}
 
 
 def au_probe(read: Tensor, units: Tensor, subjects: Sequence[str]) -> tuple[float, dict[int, float]]:

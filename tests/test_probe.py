@@ -55,8 +55,13 @@ def test_a_tokenizer_is_measured() -> None:
     model = FacialActionTokenizer(48, num_codes=8, num_tokens=4, code_dim=4, dim=16, depth=1).eval()
     torch.manual_seed(4)
     onset, apex = torch.rand(2, 12, 3, 48, 48)
-    read = probe.features(model, onset, apex)
+    read = probe.features(model, zip(onset.split(1), apex.split(1), strict=True))
     assert read["tokens"].shape == (12, 32) and (read["tokens"].sum(1) == 4).all()
+    assert read["embeddings"].shape == (12, 64) and read["pixels"].shape == (12, 3 * 48 * 48)
+    # Views of a clip are read as their mean.
+    twos = probe.features(model, zip(onset.split(2), apex.split(2), strict=True))
+    for name, rows in twos.items():
+        torch.testing.assert_close(rows, read[name].view(6, 2, -1).mean(1), msg=name)
     numbers = probe.reconstruction(model, onset, apex, [f"db/{n % 3}" for n in range(12)])
     assert numbers["no_action_spread"] == 0  # by construction of our codec
     assert numbers["gain_over_copy"] == pytest.approx(0, abs=1e-3)  # an untrained decoder copies

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.views import JITTER, LIGHT, SCALE, SHIFT, TURN, View, draw_view
+from datamodules.views import AMPLITUDE, JITTER, LIGHT, SCALE, SHIFT, TURN, View, draw_view
 
 
 def test_view_zero_changes_nothing() -> None:
@@ -15,6 +15,7 @@ def test_view_zero_changes_nothing() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert view.relit(image) is image
     assert view.jittered(7, [5, 6, 7, 8]) == 7
+    assert view.amplified(image // 2, image) is image
 
 
 def test_a_view_depends_on_seed_clip_and_number_only() -> None:
@@ -28,6 +29,8 @@ def test_views_stay_in_their_ranges_and_half_are_mirrored() -> None:
     assert all(max(map(abs, v.shift)) <= SHIFT and abs(v.scale - 1) <= SCALE for v in views)
     assert all(abs(v.turn) <= TURN for v in views)
     assert all(max(abs(v.brightness - 1), abs(v.contrast - 1)) <= LIGHT for v in views)
+    assert min(v.amplitude for v in views) < 0.8 and max(v.amplitude for v in views) > 1.2
+    assert all(abs(v.amplitude - 1) <= AMPLITUDE for v in views)
     assert 0.4 < np.mean([v.flip for v in views]) < 0.6
     assert np.std([v.turn for v in views]) == pytest.approx(TURN / np.sqrt(3), rel=0.15)
 
@@ -44,6 +47,12 @@ def test_light_is_relative_to_middle_gray() -> None:
     assert View(contrast=1.1).relit(levels).tolist() == [0, 128, 255]
     assert View(contrast=0.9).relit(levels).tolist() == [13, 128, 242]
     assert View(brightness=0.9).relit(levels).tolist() == [0, 115, 230]
+
+
+def test_a_stronger_expression_goes_farther_the_same_way() -> None:
+    onset, apex = np.array([100, 100, 250, 7], np.uint8), np.array([120, 60, 255, 7], np.uint8)
+    assert View(amplitude=1.25).amplified(onset, apex).tolist() == [125, 50, 255, 7]
+    assert View(amplitude=0.75).amplified(onset, apex).tolist() == [115, 70, 254, 7]
 
 
 @given(

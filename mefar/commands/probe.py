@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from datamodules.micro import MicroExpressionDataset
 from datamodules.progress import shown
 from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
-from datamodules.sample import Study
 from mefar import probe as probes
 from mefar.commands import run_function
 from mefar.tokenizer import load as load_tokenizer
 
 READERS = ("tokens", "embeddings", "pixels")
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def probe(
@@ -32,6 +32,7 @@ def probe(
     *,
     dataset: DatasetName = "composite",
     faces: FaceMode = "align",
+    views: int = 8,
     cache_dir: Path = Path("runs/cache"),
     out: Path | None = None,
 ) -> None:
@@ -46,24 +47,30 @@ def probe(
         data: folder of the database, for composite of all three.
         dataset: protocol whose clips and labels are used.
         faces: `align` finds the face; `precropped` takes frames that are face crops already.
+        views: looks at each clip whose mean a probe reads, the same for tokens and pixels; 1 = the clip.
         cache_dir: folder for face crops.
         out: also write the numbers to this JSON file.
     """
     model = load_tokenizer(tokenizer)
     study = load_study(dataset, data)
     with shown("aligning faces", "clips") as progress:
-        clips = MicroExpressionDataset(study, model.image_size, faces, cache_dir=cache_dir, progress=progress)
-    onset = torch.stack([clips[row]["onset"] for row in range(len(clips))]).float() / 255
-    apex = torch.stack([clips[row]["apex"] for row in range(len(clips))]).float() / 255
+        clips = MicroExpressionDataset(
+            study, model.image_size, faces, views=views, cache_dir=cache_dir, progress=progress
+        )
     truth = _truth(data, clips, model.image_size, faces)
-    changes = {"as recorded": lambda x: x, "gray": probes.gray, "60 % resolution": probes.low_resolution}
+    changes: dict[str, Change] = {
+        "as recorded": lambda x: x,
+        "gray": probes.gray,
+        "60 % resolution": probes.low_resolution,
+    }
     found = {
         "tokenizer": str(tokenizer),
         "dataset": dataset,
         "clips": len(clips),
+        "views": views,
         "domains": {
-            name: _measure(model, clips.study, f(onset), f(apex), None if truth is None else f(truth))
-            for name, f in changes.items()
+            name: _measure(model, clips, change, None if truth is None else change(truth))
+            for name, change in changes.items()
         },
     }
     for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
@@ -74,9 +81,20 @@ def probe(
         print(out)
 
 
+def _pairs(
+    clips: MicroExpressionDataset, change: Change, views: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Onset and apex of every clip's first views, (V, 3, S, S) float in [0, 1], as changed by a camera."""
+    for row in range(len(clips)):
+        item = clips[row]
+        onset, apex = (item[name].view(-1, *item[name].shape[-3:])[:views] for name in ("onset", "apex"))
+        yield change(onset.float() / 255), change(apex.float() / 255)
+
+
 def _measure(
-    model: Any, study: Study, onset: torch.Tensor, apex: torch.Tensor, truth: torch.Tensor | None
+    model: Any, clips: MicroExpressionDataset, change: Change, truth: torch.Tensor | None
 ) -> dict[str, Any]:
+    study = clips.study
     subjects = [clip.subject_key for clip in study.clips]
     databases = [clip.database for clip in study.clips]
     labels = torch.tensor([clip.label for clip in study.clips])
@@ -88,7 +106,7 @@ def _measure(
     )
     rows: dict[str, dict[str, float]] = {}
     per_unit: dict[str, dict[str, float]] = {}
-    for name, read in probes.features(model, onset, apex).items():
+    for name, read in probes.features(model, _pairs(clips, change, clips.settings.views)).items():
         mean, each = probes.au_probe(read[coded], units, [subjects[row] for row in coded])
         per_unit[name] = {f"AU{numbers[column]}": value for column, value in each.items()}
         accuracy, chance = probes.identity_probe(read, subjects)
@@ -98,6 +116,7 @@ def _measure(
             rows[name][f"uf1_{shots}_clips_per_class"] = probes.few_shot(read, labels, subjects, shots)
         for database, value in probes.cross_database(read, labels, subjects, databases).items():
             rows[name][f"uf1_others_to_{database}"] = value
+    onset, apex = (torch.cat(images) for images in zip(*_pairs(clips, change, 1), strict=True))
     rebuilt = probes.reconstruction(model, onset, apex, subjects)
     if truth is not None:
         rebuilt |= probes.transfer_error(model, onset, apex, subjects, truth)
