@@ -143,6 +143,15 @@ def test_a_sweep_optimises_neither_oracle_nor_last(path: Path) -> None:
         assert sweep.command[where + 1] == "true", "without it there is no inner score"
 
 
+@every_sweep
+def test_a_sweep_and_its_runs_are_in_one_project(path: Path) -> None:
+    """W&B asks for it; a run of its own project would not be the sweep's."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    words = content["command"]
+    option = "--wandb" if "--wandb" in words else "--trainer.logger.init_args.project"
+    assert words[words.index(option) + 1] == content["project"]
+
+
 def test_the_sweeps_vary_what_matters() -> None:
     varied = {name.rpartition(".")[2] for path in SWEEPS for name in sweeps.read(path).parameters}
     assert varied >= {"learning_rate", "depth", "dropout", "entropy_weight", "edclip_weight"}
