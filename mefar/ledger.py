@@ -2,8 +2,8 @@
 
 A line carries the identity of the study that made it, a hash of everything that determines its
 numbers; lines of another identity are left alone and never read. Lines are appended in one write and
-flushed to disk, so a run that is killed loses at most the group it was training. A last line torn by
-the kill is ignored.
+flushed to disk, so a run that is killed loses at most the groups it was training. A line that is torn or
+damaged is ignored, and its fold trained again.
 
 Rank 0 writes folds.jsonl, every other rank its own folds.rank<r>.jsonl beside it: appends of several
 machines to one file are not safe on network disks. `merge` makes one file of them.
@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mefar.folds import Fold, FoldResult
 
@@ -33,21 +36,22 @@ class Ledger:
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = Path(folder), identity
 
-    def _files(self) -> list[Path]:
-        ranks = sorted(self.folder.glob("folds.rank*.jsonl"))
-        return [path for path in (self.folder / NAME, *ranks) if path.exists()]
-
     def _lines(self) -> list[str]:
         """Whole lines of all files; what a kill tore off is not JSON and left out."""
+        # The ranks' own files first: what another process merges meanwhile is met here or there.
+        paths = [*sorted(self.folder.glob("folds.rank*.jsonl")), self.folder / NAME]
+        texts = []
+        for path in paths:
+            with suppress(FileNotFoundError):
+                texts.append(path.read_text(encoding="utf-8", errors="replace"))
         lines = []
-        for path in self._files():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(entry, dict) and "study" in entry:
-                    lines.append(line)
+        for line in "\n".join(reversed(texts)).splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and "study" in entry and _whole(entry):
+                lines.append(line)
         return lines
 
     def read(self) -> dict[Fold, tuple[FoldResult, float]]:
@@ -57,10 +61,13 @@ class Ledger:
             entry = json.loads(line)
             if entry["study"] != self.identity:
                 continue
-            fold = Fold(entry["subject"], entry["seed"])
             columns = ("rows", "probabilities", "predictions", "epochs", "attention")
-            result = FoldResult(fold, *(entry[name] for name in columns))
-            finished.setdefault(fold, (result, entry["seconds"]))
+            try:
+                fold = Fold(entry["subject"], entry["seed"])
+                result = FoldResult(fold, *(entry[name] for name in columns))
+                finished.setdefault(fold, (result, float(entry["seconds"])))
+            except (KeyError, TypeError, ValueError):  # not a line of ours: the fold is trained again
+                continue
         return finished
 
     def append(self, results: Sequence[FoldResult], seconds: float, rank: int = 0) -> None:
@@ -76,7 +83,7 @@ class Ledger:
             entry = asdict(result) | asdict(result.fold)
             del entry["fold"]
             entry |= {"study": self.identity, "seconds": round(seconds / len(results), 3)}
-            lines.append(json.dumps(entry))
+            lines.append(json.dumps(entry | {"check": _check(entry)}))
         path = self.folder / (NAME if rank == 0 else f"folds.rank{rank}.jsonl")
         self.folder.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
@@ -92,7 +99,7 @@ class Ledger:
 
     def merge(self) -> None:
         """Make one file of the ledgers of all ranks."""
-        others = [path for path in self._files() if path.name != NAME]
+        others = list(self.folder.glob("folds.rank*.jsonl"))
         if not others:
             return
         lines = list(dict.fromkeys(self._lines()))
@@ -101,3 +108,13 @@ class Ledger:
         os.replace(temporary, self.folder / NAME)
         for path in others:
             path.unlink(missing_ok=True)
+
+
+def _check(entry: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entry).encode())
+
+
+def _whole(entry: Mapping[str, Any]) -> bool:
+    """Whether a line says what was written; a disk may have changed a digit."""
+    rest = {name: value for name, value in entry.items() if name != "check"}
+    return "check" not in entry or entry["check"] == _check(rest)

@@ -12,70 +12,41 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mefar import __version__, bootstrap
+from mefar import __version__, bootstrap, meeting
 from mefar.folds import FoldTrainer, plan
 from mefar.grouped import Training
 from mefar.head import HeadSize
 from mefar.ledger import Ledger
+from mefar.machine import Machine
+from mefar.meeting import Meeting, occupy
 from mefar.pooling import StudyTokens, pool, pooled_attention, pooled_confusion, predictions_csv
 from mefar.tokens import InputError
 
 CPU_GROUP, GPU_GROUP = 4, 128
-_TALKERS = ("lightning.pytorch", "lightning.fabric")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the folds are trained; none of it changes a result but the kind of device.
-
-    Attributes:
-        accelerator: auto, cpu, gpu, ...
-        devices: ranks on this machine.
-        num_nodes: machines, each started by torchrun or SLURM.
-        group: models trained side by side; None picks by device.
-        workers: groups that a rank trains at a time; None: the rank's share of the cores, on a GPU 1.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    group: int | None = None
-    workers: int | None = None
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the folds go to a GPU."""
-        return self.accelerator not in ("auto", "cpu") or (
-            self.accelerator == "auto" and torch.cuda.is_available()
-        )
-
-    @property
-    def share(self) -> int:
-        """Groups at a time, as decided."""
-        ranks = max(self.devices, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.workers or (1 if self.on_gpu else max(1, cores // ranks))
+_TALKERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's inventories of hardware and ranks are no news to somebody who waits for a table."""
+    """Inventories of hardware and ranks are no news to somebody who waits for a table."""
     levels = {name: logging.getLogger(name).level for name in _TALKERS}
     try:
         for name in levels:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR if name.startswith("torch") else logging.WARNING)
         yield
     finally:
         for name, level in levels.items():
@@ -92,7 +63,8 @@ def code_version(*files: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Not by process id alone: ranks on several machines may have the same.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -128,7 +100,7 @@ class Run:
         if not self.seeds:
             raise InputError("no seed; give at least 1")
         training.views_to_test(study.data.tokens.shape[1])
-        self.started, self.trained = time.monotonic(), False
+        self.started, self.trained, self.process = time.monotonic(), False, os.getpid()
         group = self.machine.group or (GPU_GROUP if self.machine.on_gpu else CPU_GROUP)
         self.groups = plan(study.data.subjects, self.seeds, group)
         self.configuration = {
@@ -168,17 +140,17 @@ class Run:
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes and prints for the whole run."""
-        return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+        return self.machine.leads
 
     def _trainer(self) -> Trainer:
+        # Gloo on GPUs too: nothing travels, and a process group of NCCL cannot be left alone.
         many = self.machine.devices * self.machine.num_nodes > 1
-        forked = many and not self.machine.on_gpu and "LOCAL_RANK" not in os.environ
+        strategy = DDPStrategy(process_group_backend="gloo", start_method=self.machine.start)
         return Trainer(
             accelerator=self.machine.accelerator,
             devices=self.machine.devices,
             num_nodes=self.machine.num_nodes,
-            # On CPUs ranks are forked: tokens are shared, nothing is imported or tokenized again.
-            strategy="ddp_fork" if forked else "auto",
+            strategy=strategy if many else "auto",
             callbacks=[LOSOCallback(self)],
             logger=False,
             enable_checkpointing=False,
@@ -188,10 +160,27 @@ class Run:
             inference_mode=False,
         )
 
-    def execute(self) -> dict[str, Any]:
-        """Train what is unfinished, on all ranks, and return the summary."""
+    @property
+    def starter(self) -> int | None:
+        """The process without which this rank must not go on: its launcher, where that is known."""
+        if os.getpid() != self.process:
+            return self.process
+        return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def finished(self) -> frozenset[int]:
+        """Numbers of the groups that are in the ledger."""
         done = self.ledger.read()
-        finished = [number for number, group in enumerate(self.groups) if all(fold in done for fold in group)]
+        return frozenset(
+            number for number, group in enumerate(self.groups) if all(fold in done for fold in group)
+        )
+
+    def execute(self) -> dict[str, Any]:
+        """Train what is unfinished, on all ranks, and return the summary.
+
+        Raises:
+            InputError: a fold diverged, or a rank died; what is finished is kept.
+        """
+        finished = self.finished()
         with _quiet():
             trainer = self._trainer()
             self.trained = len(finished) < len(self.groups)
@@ -199,11 +188,16 @@ class Run:
                 module = FoldTrainer(
                     self.study.data, self.groups, self.size, self.training, finished, self.machine.share
                 )
-                trainer.predict(module, return_predictions=False)
-            else:
-                self.conclude()  # on every rank: whoever is first, the files are the same
-        summary: dict[str, Any] = json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
-        return summary
+                try:
+                    trainer.predict(module, return_predictions=False)
+                except Exception as error:
+                    if (told := meeting.explained(error)) is None:
+                        raise
+                    raise told from error
+            elif self.leads:
+                meeting.sweep(self.out)
+                self.conclude()
+        return self._earlier()
 
     def _earlier(self) -> dict[str, Any]:
         """The summary that this very run left before, if it did."""
@@ -269,10 +263,28 @@ class LOSOCallback(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
         self.progress: Progress | None = None
+        self.meeting: Meeting | None = None
+        self.lock: IO[bytes] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait for the end of earlier attempts, and let all ranks know of this one and of each other."""
+        assert isinstance(pl_module, FoldTrainer)
+        rank, run = trainer.global_rank, self.run
+        if rank == 0:
+            self.lock = occupy(run.out / "study.json", first=True)
+        attempt = trainer.strategy.broadcast(secrets.token_hex(8))
+        if rank != 0:
+            self.lock = occupy(run.out / "study.json", first=False)
+        pl_module.finished = run.finished()  # once more: an earlier attempt may have gone on until now
+        self.meeting = Meeting(run.out, attempt, rank, trainer.world_size, run.starter)
+        self.meeting.open()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the progress bar of this rank's share."""
-        assert isinstance(pl_module, FoldTrainer)
+        """Listen to the other ranks after every epoch; open the progress bar of rank 0's share."""
+        assert isinstance(pl_module, FoldTrainer) and self.meeting is not None
+        self.meeting.catch_orders()
+        check = self.meeting.check
+        pl_module.each_epoch = check
         if not trainer.is_global_zero:
             return
         share = pl_module.mine(trainer.global_rank, trainer.world_size)
@@ -288,7 +300,12 @@ class LOSOCallback(Callback):
         )
         self.progress.start()
         bar = self.progress
-        pl_module.each_epoch = lambda: bar.advance(task)
+
+        def each_epoch() -> None:
+            check()
+            bar.advance(task)
+
+        pl_module.each_epoch = each_epoch
 
     def on_predict_batch_end(
         self,
@@ -305,17 +322,24 @@ class LOSOCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait for all ranks, also those without a group, and let rank 0 conclude."""
+        assert self.meeting is not None
         self._close()
-        trainer.strategy.barrier("loso")
-        if trainer.is_global_zero and not trainer.interrupted:
-            self.run.conclude()
-        trainer.strategy.barrier("loso concluded")
+        self.meeting.catch_orders()  # Lightning has just put back what was there before it
+        self.meeting.finish(self.run.conclude)
+        self._unlock()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
+        """Tell the other ranks, and leave the terminal as it was."""
         self._close()
+        if self.meeting is not None:
+            self.meeting.fail(exception)
+        self._unlock()
 
     def _close(self) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            self.lock.close()

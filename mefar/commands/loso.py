@@ -32,7 +32,8 @@ from mefar.controls import linear_control
 from mefar.edclip import SHIPPED_ANCHORS, Anchors
 from mefar.grouped import TextAnchors, TokenSet, Training
 from mefar.head import HeadSize
-from mefar.loso import Machine, Run, code_version, write_text
+from mefar.loso import Run, code_version, write_text
+from mefar.machine import Machine
 from mefar.pooling import StudyTokens, place_scores, table
 from mefar.provenance import commit
 from mefar.record import read_predictions, worst_mistakes
@@ -159,7 +160,8 @@ def loso(
         control = Run(
             material.shuffled(), out / "shuffled", head, training, range(seed, seed + seeds), machine, notes
         )
-        controls["shuffled"] = control.execute()["scores"]["last"]
+        shuffled = control.execute()
+        controls["shuffled"] = shuffled["scores"]["last"] if run.leads else {}
     if not run.leads:
         return
     summary["controls"] = controls
@@ -222,7 +224,7 @@ def _device(machine: Machine) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError(f"accelerator {machine.accelerator!r}: torch finds no GPU; use auto or cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
 
 
 def _tokens(folder: Path, key: str, make: Callable[[], TokenTable]) -> TokenTable:

@@ -1,0 +1,65 @@
+"""Where folds are trained: device, ranks, and how ranks come to life.
+
+On CPUs one process forks its ranks: tokens are shared, nothing is imported or tokenized again. On GPUs,
+which do not survive a fork, Lightning starts the command once more per rank. torchrun and SLURM have
+started it before we come.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the folds are trained; none of it changes a result but the kind of device.
+
+    Attributes:
+        accelerator: auto, cpu, gpu, ...
+        devices: ranks on this machine.
+        num_nodes: machines, each started by torchrun or SLURM.
+        group: models trained side by side; None picks by device.
+        workers: groups that a rank trains at a time; None: the rank's share of the cores, on a GPU 1.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    group: int | None = None
+    workers: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the folds go to a GPU."""
+        return self.accelerator not in ("auto", "cpu") or (
+            self.accelerator == "auto" and torch.cuda.is_available()
+        )
+
+    @property
+    def share(self) -> int:
+        """Groups at a time, as decided."""
+        ranks = max(self.devices, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or (1 if self.on_gpu else max(1, cores // ranks))
+
+    @property
+    def start(self) -> Literal["fork", "popen"]:
+        """How Lightning starts ranks; `popen` starts none where they have been started."""
+        # As Lightning tells a job step from an allocation that somebody types commands in.
+        slurm = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (
+            "bash",
+            "interactive",
+        )
+        return "popen" if self.on_gpu or "LOCAL_RANK" in os.environ or slurm else "fork"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is rank 0, which writes and prints for all."""
+        told = os.environ
+        if "RANK" not in told and "LOCAL_RANK" in told:  # one of those that Lightning started
+            return int(told["LOCAL_RANK"]) == int(told.get("NODE_RANK", "0")) == 0
+        return int(told.get("RANK", told.get("SLURM_PROCID", "0"))) == 0
