@@ -89,12 +89,15 @@ def usage_svg(usage: Sequence[int]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def attention_svg(weights: Sequence[Sequence[float] | None], classes: Sequence[str]) -> str:
+def attention_svg(
+    weights: Sequence[Sequence[float] | None], classes: Sequence[str], factor: float = 4.0
+) -> str:
     """Pooling weights per class and token, coloured by how far they are from the uniform share.
 
     Args:
         weights: C rows of L weights that sum to 1; None for a class without clips.
         classes: C names.
+        factor: so many times the uniform share, or that part of it, is full colour; above 1.
     """
     tokens = max(len(row) for row in weights if row is not None)
     width, height = max(8, min(24, 384 // tokens)), 24
@@ -113,7 +116,7 @@ def attention_svg(weights: Sequence[Sequence[float] | None], classes: Sequence[s
             continue
         for token, share in enumerate(shares):
             # A quarter of the uniform share is as far from it as four times.
-            ratio = math.log(max(share * tokens, 1e-6), 4)
+            ratio = math.log(max(share * tokens, 1e-6), factor)
             colour = _blend(RED if ratio > 0 else BLUE, min(1.0, abs(ratio)))
             mark = f"{name}, token {token}: {share:.1%} (uniform {1 / tokens:.1%})"
             parts.append(

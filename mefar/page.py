@@ -75,10 +75,10 @@ def facts(entries: Mapping[str, Any]) -> str:
     return f'<div class="wide"><table class="facts">{rows}</table></div>'
 
 
-def listed(noun: str, pairs: Sequence[Sequence[Any]]) -> str:
+def listed(noun: str, pairs: Sequence[Sequence[Any]], several: str = "") -> str:
     """Pairs (what, text) to unfold; nothing for none."""
     if not pairs:
         return ""
     rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(text))}</td></tr>" for k, text in pairs)
-    name = plural(len(pairs), noun)
+    name = f"{len(pairs):,} {several}" if several and len(pairs) > 1 else plural(len(pairs), noun)
     return f"<details><summary>{name}</summary><table><tbody>{rows}</tbody></table></details>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -88,17 +89,23 @@ def _dropped(run: Run) -> str:
     excluded = run.summary.get("excluded")
     rule = f"<p>{plural(excluded, 'annotated clip')} left out by the protocol's rule.</p>" if excluded else ""
     remarks = [pair for pair in run.summary.get("notes") or [] if "/" in str(pair[0])]
-    if not dropped:
-        return section("Dropped clips", "<p>None.</p>", rule, listed("remark", remarks))
-    reasons = Counter(str(reason) for _, reason in dropped)
-    totals = "".join(f"<li>{count} × {escape(reason)}</li>" for reason, count in reasons.most_common())
+    left_out = run.summary.get("left_out") or []
     return section(
         "Dropped clips",
-        f"<ul>{totals}</ul>",
-        rule,
+        _reasons(dropped) or "<p>None.</p>",
         listed("dropped clip", dropped),
+        rule,
+        _reasons(left_out),
+        listed("clip left out", left_out, "clips left out"),
         listed("remark", remarks),
     )
+
+
+def _reasons(pairs: Sequence[Sequence[object]]) -> str:
+    """How many clips for which reason, the most first."""
+    counts = Counter(str(reason) for _, reason in pairs)
+    lines = "".join(f"<li>{count} × {escape(reason)}</li>" for reason, count in counts.most_common())
+    return f"<ul>{lines}</ul>" if lines else ""
 
 
 def _protocol(run: Run) -> str:

@@ -128,11 +128,12 @@ def confusions(run: Run) -> str:
         f"{figures.confusion_svg(run.confusion[scope], run.summary['classes'])}</figure>"
         for scope in shown
     ]
+    rows = "shuffled labels" if run.shuffled else "annotated"
     pooled = f" Counts are pooled over {len(run.seeds)} seeds." if len(run.seeds) > 1 else ""
     return section(
         "Confusion",
         f'<div class="figures">{"".join(drawn)}</div>',
-        note(f"Last epoch. Rows are annotated, columns predicted.{pooled}"),
+        note(f"Last epoch. Rows are {rows}, columns predicted.{pooled}"),
     )
 
 

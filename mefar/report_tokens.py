@@ -13,9 +13,11 @@ from mefar.record import Run, title, worst_mistakes
 
 PICTURE_TITLES = ("onset", "apex", "reconstruction", "change", "rebuilt change")
 _MAPS = (
-    f"The two maps show what became {LIGHTER_AND_DARKER} since the onset, amplified alike: in the recording, "
-    "and in what the tokens brought back of it."
+    f"The two maps show what became {LIGHTER_AND_DARKER} since the onset, amplified alike by the factor "
+    "beside them: in the recording, and in what the tokens brought back of it."
 )
+_EVEN = 1.1
+"""Weights within this factor of the uniform share are as good as uniform."""
 
 
 def pictures(run: Run) -> str:
@@ -78,24 +80,31 @@ def mistakes(run: Run) -> str:
 
 def attention(run: Run) -> str:
     """Which tokens the heads look at, by annotated class."""
-    classes = run.summary["classes"]
+    scopes = [scope for scope in run.scopes if any(run.attention.get(scope, []))]
+    if not scopes:
+        return ""
+    shares = [share * len(row) for scope in scopes for row in run.attention[scope] if row for share in row]
+    furthest = max(max(share, 1 / max(share, 1e-6)) for share in shares)
+    factor = min(4.0, max(_EVEN, furthest))
     drawn = [
         f"<figure><figcaption>{escape(run.row(scope))}</figcaption>"
-        f"{figures.attention_svg(run.attention[scope], classes)}</figure>"
-        for scope in run.scopes
-        if any(run.attention.get(scope, []))
+        f"{figures.attention_svg(run.attention[scope], run.summary['classes'], factor)}</figure>"
+        for scope in scopes
     ]
-    if not drawn:
-        return ""
+    even = (
+        f"<p>No mean weight is further than {furthest - 1:.1%} from the uniform share: these heads do not "
+        "tell classes apart by where they look.</p>"
+    )
     labels = "shuffled" if run.shuffled else "annotated"
     return section(
         "Attention over tokens",
+        even if furthest < _EVEN else "",
         f'<div class="figures">{"".join(drawn)}</div>',
         note(
             f"The pooling weight of each token, mean over the held-out clips of the {labels} class at the "
             'last epoch. White is the uniform share, <span class="lighter">red</span> more, '
-            '<span class="darker">blue</span> less; full colour is four times or a quarter of it. Point at a '
-            "cell for its number."
+            '<span class="darker">blue</span> less; full colour is '
+            f"{factor:.2g} times as much or as little. Point at a cell for its number."
         ),
     )
 

@@ -22,7 +22,7 @@ from mefar.training_record import TrainingRecord, read_training
 
 GATES: dict[str, tuple[str, str, float | None]] = {
     "gain_over_copy": ("gain over copy, dB", "above 0: better than leaving the onset as it is", 0.0),
-    "delta_psnr": ("delta PSNR, dB", "above 0: another pair's tokens make it worse, so tokens matter", 0.0),
+    "delta_psnr": ("delta PSNR, dB", "above 0: another pair's tokens are worse", 0.0),
     "psnr": ("PSNR, dB", "of the reconstruction, where the face moves", None),
     "code_usage": ("code usage", "share of the codes that are in use; 1 is all", 1.0),
     "perplexity": ("perplexity", "codes in use, weighted by how often", None),
@@ -154,7 +154,7 @@ def _breaks(record: TrainingRecord) -> str:
     if not record.resumed:
         return ""
     steps = ", ".join(f"{step:,}" for step in record.resumed)
-    return f"Vertical lines: the training was interrupted and went on (from step {steps})."
+    return f"Vertical lines: the training stopped and went on (logged again from step {steps})."
 
 
 def _rows(record: TrainingRecord) -> tuple[list[str], list[tuple[list[Picture], float]]]:
@@ -187,7 +187,10 @@ def _samples(record: TrainingRecord) -> str:
     lines = [
         f"<tr>{picture_cells(row, titles, width)}<td class=n>× {gain:.0f}</td></tr>" for row, gain in pairs
     ]
-    head = "".join(f"<th>{name}</th>" for name in titles)
+    head = "".join(
+        f"<th>{name}<small>{step}</small></th>"
+        for name, _, step in (title.partition(", ") for title in titles)
+    )
     return section(
         "What the tokens say",
         table(f"<tr>{head}<th></th></tr>", lines, "pictures"),

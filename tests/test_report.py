@@ -187,6 +187,7 @@ def test_mistakes_without_pictures_and_none_of_shuffled_labels(tmp_path: Path) -
     assert "Worst mistakes" not in control
     assert "this run, shuffled labels" in control
     assert "clips of the shuffled class" in control
+    assert "Rows are shuffled labels, columns predicted" in control
 
 
 def test_attention_is_drawn_against_the_uniform_share(run: Path, page: str) -> None:
@@ -197,7 +198,17 @@ def test_attention_is_drawn_against_the_uniform_share(run: Path, page: str) -> N
     fills = re.findall(r'fill="(#[0-9a-f]{6})" stroke', drawn)
     assert fills[:4] == ["#ffffff"] * 4
     red, blue = fills[4], fills[5]
+    assert "do not tell classes apart" not in page
     assert int(red[1:3], 16) > int(red[5:], 16) and int(blue[1:3], 16) < int(blue[5:], 16)
+
+
+def test_attention_that_is_as_good_as_uniform_is_called_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "attention.json").write_text(json.dumps({"full": [[0.26, 0.24, 0.25, 0.25], [0.25] * 4, None]}))
+    shown = part(write_report(run).read_text(encoding="utf-8"), "Attention over tokens")
+    assert "No mean weight is further than 4.2% from the uniform share" in words(shown)
+    assert shown.count("<svg") == 1 and "full colour is 1.1 times" in words(shown)
+    assert 'fill="#ffffff"' in shown and len(set(re.findall(r'fill="(#[0-9a-f]{6})" stroke', shown))) == 3
 
 
 def test_one_database_has_one_row_by_its_own_name(tmp_path: Path) -> None:
@@ -239,6 +250,11 @@ def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
     notes = [["smic", "164 of 164 apexes from the middle"], ["samm/006/006_1_2", "apex not annotated"]]
     page = words(
         write_report(write_run(tmp_path / "run", notes=notes, excluded=17)).read_text(encoding="utf-8")
+    )
+    left_out = [["samm/6/a", "emotion other"], ["samm/6/b", "emotion other"]]
+    reasons = write_report(write_run(tmp_path / "run", left_out=left_out)).read_text(encoding="utf-8")
+    assert "2 × emotion other" in words(reasons) and "2 clips left out samm/6/a emotion other" in words(
+        reasons
     )
     assert "SMIC-HS: 164 of 164 apexes from the middle" in page
     assert "samm/006/006_1_2 apex not annotated" in page

@@ -102,7 +102,7 @@ def test_the_pictures_show_progress_and_the_tokens_of_others(tmp_path: Path) -> 
     shown = part(page_of(run), "What the tokens say")
     assert shown.count("<img") == 3 * 7
     head = words(shown[shown.index("<thead") : shown.index("</thead")])
-    assert head == "onset apex reconstruction change rebuilt, step 40 rebuilt, step 80 other tokens"
+    assert head == "onset apex reconstruction change rebuilt step 40 rebuilt step 80 other tokens"
     with np.load(run / "samples" / "newest.npz") as newest, np.load(run / "samples" / "first.npz") as first:
         onset, gain = newest["onset"][0], figures.gain_for(newest["onset"][0], newest["apex"][0])
         order = [newest["apex"], first["reconstruction"], newest["reconstruction"], newest["transferred"]]

@@ -140,6 +140,7 @@ def loso(
     notes: dict[str, Any] = {
         "notes": [list(note) for note in clips.study.notes],
         "excluded": len(clips.study.excluded),
+        "left_out": [list(pair) for pair in clips.study.excluded],
         "num_codes": model.num_codes,
         "num_tokens": model.num_tokens,
         "views": views,
