@@ -11,8 +11,10 @@ Frames come from a cache (datamodules.cache) that is built on first use. Split b
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules import cache
 from datamodules.faces import FaceMode
+from datamodules.order import PairSampler, Place, visit
 from datamodules.progress import shown
 from datamodules.sample import DataError
 from datamodules.transforms import PairTransform, uniforms
@@ -115,7 +118,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         draws = uniforms(self.seed, numbers, 2)
         for number, (u, v) in zip(numbers.tolist(), draws.tolist(), strict=True):
             turn, place = divmod(number, len(self.windows))
-            window = int(_order(self.seed, turn, len(self.windows))[place])
+            window = int(visit(self.seed, turn, len(self.windows))[place])
             start = int(self.starts[window])
             times = self.times[start : start + int(self.windows[window, 2])]
             # Onsets that leave room for the smallest gap; then a gap that fits.
@@ -144,40 +147,14 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             ) from error
 
 
-@lru_cache(maxsize=4)
-def _order(seed: int, turn: int, count: int) -> NDArray[np.int64]:
-    """In which order the turn-th visit to all windows goes."""
-    return np.random.default_rng((seed, turn)).permutation(count)
+class _PairLoader(DataLoader[dict[str, Tensor]]):
+    """Tells Lightning that it can be resumed; what must be remembered is VoxCelebDataModule's state."""
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
-class PairSampler(DistributedSampler[Any]):
-    """Batches of pair numbers: each rank its own, none twice, none padded, another set every epoch.
-
-    A DistributedSampler, so that Lightning leaves it in place and tells it the epoch.
-
-    Args:
-        dataset: gives the number of pairs per epoch.
-        batch_size: pairs per batch and rank.
-        fixed: the same pairs every epoch (validation).
-    """
-
-    def __init__(self, dataset: PairDataset, batch_size: int, fixed: bool = False) -> None:
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world = torch.distributed.get_world_size() if ready else 1
-        super().__init__(dataset, world, torch.distributed.get_rank() if ready else 0, shuffle=False)
-        self.batch_size, self.fixed, self.pairs = batch_size, fixed, len(dataset)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        base = 0 if self.fixed else self.epoch * self.pairs
-        for batch in range(len(self)):
-            start = (batch * self.num_replicas + self.rank) * self.batch_size
-            yield list(range(base + start, base + min(start + self.batch_size, self.pairs)))
-
-    def __len__(self) -> int:
-        whole = self.pairs // (self.batch_size * self.num_replicas)
-        # Every rank makes the same number of steps; what does not fill one is left out.
-        # On one rank the last, smaller batch is made too.
-        return whole if self.num_replicas > 1 else -(-self.pairs // self.batch_size)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 class VoxCelebDataModule(LightningDataModule):
@@ -235,6 +212,7 @@ class VoxCelebDataModule(LightningDataModule):
         self.folder = self._folder(Path(cache_dir))
         self._train: PairDataset | None = None
         self._val: PairDataset | None = None
+        self._place = Place()
 
     def _folder(self, cache_dir: Path) -> Path:
         if (self.data / "index.json").is_file():
@@ -276,6 +254,7 @@ class VoxCelebDataModule(LightningDataModule):
         Raises:
             DataError: unfinished cache, a cache of smaller pictures, too few speakers.
         """
+        self._place = Place()  # a checkpoint is loaded after this
         if self._train is not None:
             return
         document, _ = cache.read_index(self.folder)
@@ -308,10 +287,40 @@ class VoxCelebDataModule(LightningDataModule):
                 self.folder, val, self.gap_seconds, plain, self.val_pairs, self.two_views, self.seed + 1
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Place of the trained batches, whatever loader processes have fetched ahead; see `Place`."""
+        return {} if self.trainer is None else asdict(self._now())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Where the next training begins."""
+        self._place = Place(**{**state_dict, "layout": tuple(state_dict["layout"])})
+
+    def _now(self) -> Place:
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        if not math.isfinite(loop.max_batches):  # the loader is being made
+            return self._place
+        trained = loop.epoch_loop.batch_progress.total.state_dict()["processed"]
+        epochs = loop.epoch_progress.current.state_dict()
+        cut = epochs["started"] == epochs["processed"] and trained > self._place.trained
+        layout = (self.pairs_per_epoch, self.batch_size, self.trainer.world_size)
+        return self._place.after(trained, int(loop.max_batches), cut, layout)
+
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Batches of training pairs, transformed."""
+        """Batches of training pairs, transformed.
+
+        Raises:
+            DataError: resumed in the middle of an epoch of other batches or ranks.
+        """
         assert self._train is not None, "setup() was not called"
-        return self._loader(self._train, fixed=False)
+        loader = self._loader(self._train, fixed=False)
+        layout = loader.sampler.layout  # type: ignore[attr-defined]
+        if self._place.batch and self._place.layout != layout:
+            raise DataError(
+                "pairs per epoch, batch size, ranks: the checkpoint is from amid an epoch with "
+                f"{self._place.layout}, this run has {layout}; resume with these, or from an epoch's end"
+            )
+        return loader
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[Any]:
         """Batches of validation pairs of other speakers, not transformed; none where val_fraction is 0."""
@@ -322,10 +331,12 @@ class VoxCelebDataModule(LightningDataModule):
         # a forked child that changes their number waits for ever for threads that it does not have.
         cv2.setNumThreads(1)
         dataset.transform.ready()
-        return DataLoader(
+        return (DataLoader if fixed else _PairLoader)(
             dataset,
             batch_size=None,
-            sampler=PairSampler(dataset, self.batch_size, fixed),
+            sampler=PairSampler(
+                dataset, self.batch_size, fixed, None if fixed or self.trainer is None else self._now
+            ),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,

@@ -95,6 +95,8 @@ class WarpCodec(nn.Module):
         super().__init__()
         if image_size % 16 or image_size < 48:
             raise ValueError(f"image_size must be a multiple of 16 and at least 48, got {image_size}")
+        if num_tokens < 1 or dim < 4 or depth < 0:
+            raise ValueError(f"needs num_tokens >= 1, dim >= 4, depth >= 0: {num_tokens}, {dim}, {depth}")
         self.image_size, self.dim, self.num_codes, self.num_tokens = image_size, dim, num_codes, num_tokens
         self.code_dim = code_dim
         stem = dim // 2

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mefar import ranks
 
 REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived
 
@@ -125,7 +126,8 @@ class VectorQuantizer(nn.Module):
         if self.method == "nsvq":
             values = codes
             if learning:
-                noise = torch.randn_like(vectors)
+                dice = self._dice(1 + ranks.rank())  # every rank its own noise
+                noise = torch.randn(vectors.shape, device=vectors.device, generator=dice)
                 error = (vectors - codes).norm(dim=-1, keepdim=True)
                 values = vectors + error / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12) * noise
                 self._count(indices)
@@ -140,23 +142,23 @@ class VectorQuantizer(nn.Module):
         self.step += 1
         flat = vectors.reshape(-1, self.code_dim)
         room = len(self.reservoir)
-        per_rank = max(1, min(len(flat), room // (8 * _world())))
+        per_rank = max(1, min(len(flat), room // (8 * ranks.world())))
         chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device, generator=self._dice())]
-        pooled = _gather(chosen)
+        pooled = ranks.gather(chosen)
         self.reservoir.copy_(torch.cat([self.reservoir, pooled])[-room:])
 
-    def _dice(self) -> torch.Generator:
+    def _dice(self, stream: int = 0) -> torch.Generator:
         """Random numbers that depend on the step alone, so that a resumed training is the unbroken one."""
-        return torch.Generator(self.step.device).manual_seed(int(self.step))
+        return torch.Generator(self.step.device).manual_seed(int(self.step) + (stream << 32))
 
     @torch.no_grad()
     def _start(self) -> None:
         """K-means over the reservoir makes the first book (rank 0 decides, all ranks receive)."""
         pool = self.reservoir[self.reservoir.abs().sum(-1) > 0]
-        if len(pool) < self.num_codes:
-            pool = self.reservoir
+        if len(pool) == 0:
+            pool = self.reservoir[-1:]
         book = kmeans(pool, self.num_codes, self._dice())
-        _broadcast(book)
+        ranks.copy_from_first(book)
         self.codebook.copy_(book)
         self.cluster_size.fill_(1.0)
         self.cluster_sum.copy_(book)
@@ -167,7 +169,7 @@ class VectorQuantizer(nn.Module):
         onehot = F.one_hot(indices.reshape(-1), self.num_codes).float()
         sums = onehot.T @ vectors.reshape(-1, self.code_dim)
         statistics = torch.cat([onehot.sum(0, keepdim=True).T, sums], dim=1)
-        _all_reduce(statistics)
+        ranks.add_up(statistics)
         share = statistics[:, 0] / statistics[:, 0].sum().clamp_min(1) * self.num_codes
         scale = self.num_codes / statistics[:, 0].sum().clamp_min(1)
         self.cluster_size.lerp_(share, 1 - self.decay)
@@ -181,7 +183,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _count(self, indices: Tensor) -> None:
         counts = torch.bincount(indices.reshape(-1), minlength=self.num_codes).float()
-        _all_reduce(counts)
+        ranks.add_up(counts)
         self.cluster_size += counts  # the published schedule asks who was chosen since the last revival
         if published_revival(int(self.step)):
             self.revive()
@@ -207,7 +209,7 @@ class VectorQuantizer(nn.Module):
             pick = torch.randint(len(alive), (len(dead),), device=alive.device, generator=dice)
             fresh = self.codebook[alive[pick]]
             fresh = fresh + 0.01 * torch.randn(fresh.shape, device=fresh.device, generator=dice)
-        _broadcast(fresh)
+        ranks.copy_from_first(fresh)
         self.codebook.data[dead] = fresh
         self.cluster_size[dead] = 0.5
         self.cluster_sum[dead] = 0.5 * fresh
@@ -231,35 +233,15 @@ def kmeans(
     points: Tensor, clusters: int, dice: torch.Generator | None = None, iterations: int = 20
 ) -> Tensor:
     """Lloyd's algorithm from a k-means++ start: (N, d) float -> (clusters, d); N may be below clusters."""
-    centres = points[torch.randint(len(points), (1,), device=points.device, generator=dice)]
-    while len(centres) < clusters:
-        distance = torch.cdist(points, centres).min(1).values.square() + 1e-12
-        centres = torch.cat([centres, points[torch.multinomial(distance, 1, generator=dice)]])
+    chosen = points[torch.randint(len(points), (1,), device=points.device, generator=dice)]
+    start, distance = [chosen], torch.full((len(points),), torch.inf, device=points.device)
+    while len(start) < clusters:  # the distance to the nearest centre changes by the newest alone
+        distance = torch.minimum(distance, (points - chosen).square().sum(-1))
+        chosen = points[torch.multinomial(distance + 1e-12, 1, generator=dice)]
+        start.append(chosen)
+    centres, numbers = torch.cat(start), torch.arange(clusters, device=points.device)
     for _ in range(iterations):
-        onehot = F.one_hot(torch.cdist(points, centres).argmin(1), clusters).to(points.dtype)
+        onehot = (torch.cdist(points, centres).argmin(1, keepdim=True) == numbers).to(points.dtype)
         size = onehot.sum(0).unsqueeze(-1)
         centres = torch.where(size > 0, onehot.T @ points / size.clamp_min(1), centres)
     return centres
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _all_reduce(tensor: Tensor) -> None:
-    if _world() > 1:
-        dist.all_reduce(tensor)
-
-
-def _broadcast(tensor: Tensor) -> None:
-    if _world() > 1:
-        dist.broadcast(tensor, src=0)
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    """Equal-sized (n, d) of each rank -> (world * n, d), the same on every rank."""
-    if _world() == 1:
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(_world())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)

@@ -20,11 +20,14 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from mefar import reconstruction
+from mefar import ranks, reconstruction
 from mefar.codec import WarpCodec
 from mefar.published import PublishedCodec
 from mefar.quality import TokenQuality
 from mefar.tokens import ActionTokens, InputError
+
+_IMAGES = ("onset", "apex", "onset_view", "apex_view")
+_SLACK = 1e-3  # what a resampled image may leave [0, 1] by
 
 
 class FacialActionTokenizer(L.LightningModule):
@@ -99,6 +102,7 @@ class FacialActionTokenizer(L.LightningModule):
         self.num_codes, self.num_tokens, self.dim = num_codes, num_tokens, dim
         self.image_size = image_size
         self.quality = TokenQuality(num_codes, num_tokens)
+        self._half_step: dict[str, Tensor] = {}
 
     # ---- the ActionTokenizer interface
 
@@ -107,18 +111,10 @@ class FacialActionTokenizer(L.LightningModule):
         """(B, 3, H, W) float in [0, 1], H = W = image_size -> tokens.
 
         Raises:
-            InputError: images of another size, number of channels or type.
+            InputError: images of another size, number of channels, type or range.
         """
         for name, image in (("onset", onset), ("apex", apex)):
-            if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
-                raise InputError(
-                    f"{name} is {tuple(image.shape)}, expected (B, 3, {self.image_size}, {self.image_size});"
-                    " set the data's image_size to the tokenizer's"
-                )
-            if not image.is_floating_point():
-                raise InputError(
-                    f"{name} is {image.dtype}, expected float in [0, 1]; divide uint8 images by 255"
-                )
+            _refuse_other_images(name, image, self.image_size)
         action = self.codec.encode(onset, apex)
         indices = self.codec.vq.nearest(action)
         return ActionTokens(indices, self.codec.embed(self.codec.vq.lookup(indices)))
@@ -131,17 +127,46 @@ class FacialActionTokenizer(L.LightningModule):
     # ---- training
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """uint8 travels to the device and becomes float in [0, 1] there."""
-        return {
-            key: value.float() / 255 if isinstance(value, Tensor) and value.dtype == torch.uint8 else value
-            for key, value in batch.items()
-        }
+        """uint8 travels to the device and becomes float in [0, 1] there.
+
+        Raises:
+            InputError: images of another size, number of channels, type or range, except values that are not
+                finite, which `training_step` lays to a clip.
+        """
+        made = dict(batch)
+        for key, value in batch.items():
+            if key in _IMAGES:
+                _refuse_other_images(key, value, self.image_size, training=True)
+            if isinstance(value, Tensor) and value.dtype == torch.uint8:
+                made[key] = value.float() / 255
+        return made
 
     def on_fit_start(self) -> None:
         """The continuous phase is a share of the run, known only now."""
         steps = self.trainer.estimated_stepping_batches
-        if math.isfinite(steps):
-            self.codec.vq.warmup_steps = int(self.hparams["continuous_share"] * steps)
+        batches = steps * self.trainer.accumulate_grad_batches  # the quantiser counts every batch
+        self.codec.vq.warmup_steps = int(self.hparams["continuous_share"] * batches)
+
+    def on_train_start(self) -> None:
+        """Goes on with the step that a checkpoint has caught half-way."""
+        for name, parameter in self.named_parameters():
+            if name in self._half_step:
+                parameter.grad = self._half_step[name].to(parameter)
+        self._half_step = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Between two batches of one step (accumulate_grad_batches) its gradients are part of the state."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if progress.current.ready % self.trainer.accumulate_grad_batches and not progress.is_last_batch:
+            checkpoint["half_step"] = {
+                name: ranks.mean(parameter.grad)
+                for name, parameter in self.named_parameters()
+                if parameter.grad is not None
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the gradients for `on_train_start`."""
+        self._half_step = checkpoint.get("half_step", {})
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named terms of the loss, each already weighted, for float batches.
@@ -167,11 +192,16 @@ class FacialActionTokenizer(L.LightningModule):
         }
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One optimisation step; stops on a loss that is not finite and names the clips."""
+        """One optimisation step; every rank stops on a loss that is not finite, and the clips are named.
+
+        A rank that stopped alone would leave the others waiting for its gradients.
+        """
         terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise InputError(f"the loss is {loss.item()} at step {self.global_step}: {_blame(batch)}")
+        if ranks.anywhere(~torch.isfinite(loss)):
+            blame = _blame(batch) if not torch.isfinite(loss) else ""
+            found = "; ".join(line for line in ranks.told_by_all(blame) if line)
+            raise InputError(f"the loss is not finite at step {self.global_step}: {found}")
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         return loss
@@ -194,7 +224,11 @@ class FacialActionTokenizer(L.LightningModule):
         self.quality.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with linear warm-up and cosine decay over the whole run."""
+        """AdamW with linear warm-up and cosine decay over the whole run.
+
+        Raises:
+            InputError: the run has no end.
+        """
         matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
         optimizer = torch.optim.AdamW(
@@ -202,7 +236,12 @@ class FacialActionTokenizer(L.LightningModule):
              {"params": others, "weight_decay": 0.0}],
             lr=self.hparams["learning_rate"], betas=(0.9, 0.99),
         )  # fmt: skip
-        total = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise InputError(
+                "the learning rate decays over the whole run; give trainer.max_epochs or max_steps"
+            )
+        total = max(1, int(steps))
         warmup = max(1, int(self.hparams["lr_warmup_share"] * total))
 
         def factor(step: int) -> float:
@@ -214,6 +253,23 @@ class FacialActionTokenizer(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _refuse_other_images(name: str, image: Tensor, size: int, training: bool = False) -> None:
+    if image.ndim != 4 or image.shape[1:] != (3, size, size):
+        raise InputError(
+            f"{name} is {tuple(image.shape)}, expected (B, 3, {size}, {size});"
+            " set the data's image_size to the tokenizer's"
+        )
+    if training and image.dtype == torch.uint8:
+        return
+    if not image.is_floating_point():
+        raise InputError(f"{name} is {image.dtype}, expected float in [0, 1]; divide uint8 images by 255")
+    low, high = (float(value) for value in torch.aminmax(image))
+    if training and not (math.isfinite(low) and math.isfinite(high)):
+        return  # the training step says in which clip
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise InputError(f"{name} holds {low:g} to {high:g}, expected [0, 1]; divide by the largest value")
 
 
 def _blame(batch: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ OTHERS = sorted([*(ROOT / "experiments").rglob("*.py"), *(ROOT / "tests").rglob(
 ALLOWED = {
     "lightning": {
         "mefar.__main__",
+        "mefar.averaging",
         "mefar.classifier",
         "mefar.commands",
         "mefar.edclip",

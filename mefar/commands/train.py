@@ -23,13 +23,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
 
 # Imported for their class names: YAML may then say `class_path: VoxCelebDataModule`.
 import datamodules.micro
 import datamodules.voxceleb
+import mefar.averaging
 import mefar.classifier
 import mefar.edclip
 import mefar.tokenizer
+from datamodules.atomic import replacing, sweep
 from mefar.commands import guard
 from mefar.samples import SampleKeeper
 from mefar.sweeps import fill, name_run
@@ -37,6 +40,27 @@ from mefar.tokens import InputError
 from mefar.training_report import write_training_report
 
 _FOUND_BY_TRAINER = ("last", "best", "hpc", "registry")
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all.
+
+    Lightning's own writer goes through the system's temporary folder. Where that lies on another disk, a
+    process killed at the wrong moment leaves half a `last.ckpt` in place of the one before.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        """Write beside the old file, then rename; addresses (`s3://...`) are left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class MefarCLI(LightningCLI):
@@ -77,6 +101,12 @@ class MefarCLI(LightningCLI):
             for callback in config["callbacks"]:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str((root / "checkpoints").absolute())
+        plugins = config["plugins"] or []
+        config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins])]
+        # A strategy with files of its own kind (deepspeed, xla) accepts no other writer.
+        plain = config["strategy"] == "auto" or str(config["strategy"]).startswith("ddp")
+        if plain and not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
+            config["plugins"].append(WholeFiles())
         bar = config["enable_progress_bar"] is not False
         if bar and not any(isinstance(c, ProgressBar) for c in config["callbacks"]):
             config["callbacks"].append(RichProgressBar())
