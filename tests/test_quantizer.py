@@ -135,9 +135,18 @@ def _rank(rank: int, world: int, folder: str) -> None:
     quantizer = VectorQuantizer(32, 8, "ema", warmup_steps=3)  # before the process group exists
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     generator = torch.Generator().manual_seed(rank)
-    for _ in range(200):
-        quantizer(vectors(generator, shift=40.0 * rank))  # each rank sees another half of the world
-    torch.save(quantizer.state_dict(), f"{folder}/rank{rank}.pt")
+    for step in range(260):  # the last 60, over a revival, once more from a checkpoint
+        if step == 200:
+            torch.save(quantizer.state_dict(), f"{folder}/rank{rank}.pt")
+            dist.barrier()
+            again = VectorQuantizer(32, 8, "ema", warmup_steps=3)
+            again.load_state_dict(torch.load(f"{folder}/rank0.pt", weights_only=True))
+        batch = vectors(generator, shift=40.0 * rank)  # each rank sees another half of the world
+        quantizer(batch)
+        if step >= 200:
+            again(batch)
+    torch.save(quantizer.state_dict(), f"{folder}/end{rank}.pt")
+    torch.save(again.state_dict(), f"{folder}/again{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -147,3 +156,27 @@ def test_two_ranks_hold_one_book_made_of_both(tmp_path: Path) -> None:
     assert all(torch.equal(books[0][name], books[1][name]) for name in books[0])
     means = books[0]["codebook"].mean(-1)
     assert (means < 20).sum() >= 8 and (means > 20).sum() >= 8  # codes from both ranks' data
+    quantizer = VectorQuantizer(32, 8).eval()
+    quantizer.load_state_dict(books[0])
+    seen = [vectors(torch.Generator().manual_seed(rank), 320, 40.0 * rank) for rank in (0, 1)]
+    assert len(quantizer(torch.cat(seen)).indices.unique()) >= 30
+    for name, value in torch.load(tmp_path / "end0.pt", weights_only=True).items():
+        for other in ("end1", "again0", "again1"):
+            assert torch.equal(value, torch.load(tmp_path / f"{other}.pt", weights_only=True)[name]), name
+
+
+def test_the_published_rule_keeps_its_codes_but_does_not_come_back_from_a_collapse() -> None:
+    """Why ours is the default: copies of the one code that is left in use stay where it is."""
+    for collapsed in (False, True):
+        torch.manual_seed(1)
+        generator = torch.Generator().manual_seed(2)
+        quantizer = VectorQuantizer(32, 8, "nsvq")
+        optimizer = torch.optim.Adam(quantizer.parameters(), 1e-2)
+        for step in range(300):
+            x = vectors(generator)
+            optimizer.zero_grad()
+            (quantizer(x).values - x).square().mean().backward()
+            optimizer.step()
+            if step == 100 and collapsed:
+                quantizer.codebook.data.fill_(50.0)
+        assert live(quantizer, generator) >= 30 if not collapsed else live(quantizer, generator) <= 3

@@ -155,7 +155,7 @@ def test_a_shipped_training_survives_kill_9(folder: Path, tmp_path: Path) -> Non
     child = multiprocessing.get_context("fork").Process(target=_alone, args=(words,))
     child.start()
     diary = tmp_path / "killed" / "diary"
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + 120
     while len(read(diary)) < 8 and child.is_alive() and time.monotonic() < patience:
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)

@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Dataset
 
 from mefar.tokenizer import FacialActionTokenizer, load
@@ -68,6 +70,8 @@ def test_it_is_an_action_tokenizer() -> None:
         (torch.rand(1, 1, 48, 48), torch.rand(1, 1, 48, 48), "(B, 3, 48, 48)"),
         (torch.zeros(1, 3, 48, 48, dtype=torch.uint8), torch.rand(1, 3, 48, 48), "divide uint8"),
         (torch.rand(3, 48, 48), torch.rand(3, 48, 48), "onset is"),
+        (torch.rand(1, 3, 48, 48), 255 * torch.rand(1, 3, 48, 48), "expected [0, 1]"),
+        (torch.full((1, 3, 48, 48), float("nan")), torch.rand(1, 3, 48, 48), "onset holds nan"),
     ],
 )
 def test_wrong_images_are_refused(onset: torch.Tensor, apex: torch.Tensor, says: str) -> None:
@@ -160,3 +164,97 @@ def test_a_batch_that_is_not_finite_names_its_clip() -> None:
     apex[1, 0, 5, 5] = float("nan")
     with pytest.raises(InputError, match="b/second"):
         model.training_step({"onset": onset, "apex": apex, "clip": ["a/first", "b/second", "c/third"]}, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"apex": torch.rand(2, 3, 64, 64)}, r"apex is \(2, 3, 64, 64\), expected \(B, 3, 48, 48\)"),
+        ({"onset": torch.rand(2, 1, 48, 48)}, r"onset is \(2, 1, 48, 48\)"),
+        ({"onset_view": torch.zeros(2, 3, 48, 47, dtype=torch.uint8)}, "onset_view is"),
+        ({"apex_view": 255 * torch.rand(2, 3, 48, 48)}, r"apex_view holds .* expected \[0, 1\]"),
+        ({"onset": torch.rand(2, 3, 48, 48) - 0.5}, "onset holds -0."),
+        ({"onset": torch.zeros(2, 3, 48, 48, dtype=torch.int64)}, "onset is torch.int64"),
+    ],
+)
+def test_wrong_images_are_refused_in_training_too(changes: dict[str, torch.Tensor], says: str) -> None:
+    model = FacialActionTokenizer(**SMALL)
+    right = {"onset": torch.full((2, 3, 48, 48), 255, dtype=torch.uint8), "apex": torch.rand(2, 3, 48, 48)}
+    assert model.on_after_batch_transfer(right, 0)["onset"].max() == 1
+    with pytest.raises(InputError, match=says):
+        model.on_after_batch_transfer(right | changes, 0)
+
+
+def _one_bad_clip(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)  # a forked process must not wake the thread pool of its parent
+    model = FacialActionTokenizer(**SMALL)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    onset, apex = batch()
+    if rank == 1:
+        apex[1, 0, 5, 5] = float("nan")
+    names = [f"rank{rank}/{row}" for row in range(3)]
+    said = ""
+    try:
+        model.training_step(
+            model.on_after_batch_transfer({"onset": onset, "apex": apex, "clip": names}, 0), 0
+        )
+    except InputError as error:
+        said = str(error)
+    Path(folder, f"said{rank}").write_text(said)
+    dist.destroy_process_group()
+
+
+def test_one_rank_that_meets_a_bad_clip_stops_all(tmp_path: Path) -> None:
+    """A rank that stopped alone would leave the others waiting in the next collective."""
+    mp.start_processes(_one_bad_clip, (str(tmp_path),), nprocs=2, start_method="fork")
+    said = {(tmp_path / f"said{rank}").read_text() for rank in (0, 1)}
+    assert len(said) == 1 and "not finite in rank1/1; remove or repair" in said.pop()
+
+
+@pytest.mark.parametrize(
+    ("codes", "tokens"), [(8, 1), (8, 64), (1024, 1), (1024, 64), (32, 4), (32, 9), (32, 16), (32, 25)]
+)
+def test_codebook_size_and_token_count_are_configuration(codes: int, tokens: int, tmp_path: Path) -> None:
+    """From one pair: fewer vectors than codes must not keep k-means from starting."""
+    torch.manual_seed(0)
+    model = FacialActionTokenizer(48, codes, tokens, 4, 8, 1, continuous_share=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(2):
+        onset, apex = batch(1)
+        loss = torch.stack(list(model.losses({"onset": onset, "apex": apex}).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert bool(model.codec.vq.started) and torch.isfinite(loss)
+    assert torch.isfinite(model.codec.vq.codebook).all()
+    assert len(model.codec.vq.codebook.unique(dim=0)) >= min(codes, tokens)
+    model.eval()
+    found = model.tokenize(onset, apex)
+    assert found.indices.shape == (1, tokens) and found.embeddings.shape == (1, tokens, 8)
+    assert found.indices.min() >= 0 and found.indices.max() < codes
+    chosen = model.codec.vq.lookup(found.indices)  # k-means had to repeat vectors, so codes may be twins
+    torch.testing.assert_close(model.codec.vq.lookup(model.codec.vq.nearest(chosen)), chosen)
+    torch.save(
+        {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, tmp_path / "x.ckpt"
+    )
+    again = load(tmp_path / "x.ckpt")
+    assert torch.equal(again.tokenize(onset, apex).indices, found.indices)
+    assert torch.equal(again.reconstruct(onset, found), model.reconstruct(onset, found))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_codes": 1}, "num_codes >= 2"),
+        ({"num_tokens": 0}, "num_tokens >= 1"),
+        ({"code_dim": 0}, "code_dim >= 1"),
+        ({"dim": 2}, "dim >= 4"),
+        ({"depth": -1}, "depth >= 0"),
+        ({"network": "published", "num_tokens": 9}, "num_tokens 9 is no square of"),
+        ({"network": "published", "num_tokens": 0}, "num_tokens 0"),
+        ({"network": "published", "num_codes": 1}, "num_codes >= 2"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        FacialActionTokenizer(**({"image_size": 64} | settings))
