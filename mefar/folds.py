@@ -125,20 +125,39 @@ def train_group(
     trainer = GroupTrainer(data, models, size, training)
     paths, attention = trainer.run(each_epoch), trainer.attention()
     results = []
+    labels = data.labels.cpu()
     for index, fold in enumerate(group):
-        model, path = models[index], paths[index]
-        guesses = path.argmax(-1)  # (epochs, n)
-        # Ties go to the earliest epoch, as in published scripts, which keep strict improvements.
-        epochs = {"last": training.epochs, "oracle": _best_epoch(guesses, data.labels.cpu()[model.test])}
+        inner = None
         if training.inner:
             inside = len(group) + index
-            labels = data.labels.cpu()[models[inside].test]
-            epochs["inner"] = _best_epoch(paths[inside].argmax(-1), labels)
-        chosen = {selection: guesses[epoch - 1].tolist() for selection, epoch in epochs.items()}
-        # The ledger keeps them as text; nothing is decided by them, and a heat map needs no more digits.
-        weights = [[round(weight, 4) for weight in clip] for clip in attention[index].tolist()]
-        results.append(FoldResult(fold, model.test.tolist(), path[-1].tolist(), chosen, epochs, weights))
+            inner = _best_epoch(paths[inside].argmax(-1), labels[models[inside].test])
+        rows = models[index].test
+        results.append(fold_result(fold, rows, labels[rows], paths[index], attention[index], inner))
     return results
+
+
+def fold_result(
+    fold: Fold, rows: Tensor, labels: Tensor, path: Tensor, attention: Tensor, inner: int | None = None
+) -> FoldResult:
+    """Choose the epochs of a fold.
+
+    Args:
+        fold: subject and seed.
+        rows: (n,) int64 rows of its held-out clips.
+        labels: (n,) int64, theirs.
+        path: (epochs, n, C) probabilities after each epoch.
+        attention: (n, L) pooling weights of the last epoch.
+        inner: epoch chosen by training subjects, from 1, where asked for.
+    """
+    guesses = path.argmax(-1)  # (epochs, n)
+    # Ties go to the earliest epoch, as in published scripts, which keep strict improvements.
+    epochs = {"last": len(path), "oracle": _best_epoch(guesses, labels)}
+    if inner is not None:
+        epochs["inner"] = inner
+    chosen = {selection: guesses[epoch - 1].tolist() for selection, epoch in epochs.items()}
+    # The ledger keeps them as text; nothing is decided by them, and a heat map needs no more digits.
+    weights = [[round(weight, 4) for weight in clip] for clip in attention.tolist()]
+    return FoldResult(fold, rows.tolist(), path[-1].tolist(), chosen, epochs, weights)
 
 
 def _best_epoch(guesses: Tensor, labels: Tensor) -> int:

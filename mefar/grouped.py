@@ -297,7 +297,7 @@ class GroupTrainer:
         output: HeadOutput = functional_call(self.head, values, (scaled, noise))
         return output
 
-    def _order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    def order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Clips, views and mask of an epoch: each (G, steps * B); padding repeats a model's own clip."""
         length = int(self.steps.max()) * self.training.batch_size
         rows, views = torch.empty(2, len(self.models), length, dtype=torch.int64)
@@ -313,7 +313,7 @@ class GroupTrainer:
 
     def _train_epoch(self, epoch: int) -> None:
         B = self.training.batch_size
-        rows, views, mask = self._order(epoch)
+        rows, views, mask = self.order(epoch)
         labels = self.data.labels[rows]
         for model, stream in zip(self.models, self.streams, strict=True):
             stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
@@ -325,7 +325,7 @@ class GroupTrainer:
             norm = gradient.norm(dim=1, keepdim=True)
             gradient = gradient * (self.training.clip_norm / (norm + 1e-6)).clamp(max=1)
             active = (step < self.steps).unsqueeze(1)
-            rate = self._rate(epoch * self.steps + step).unsqueeze(1)
+            rate = self.rate(epoch * self.steps + step).unsqueeze(1)
             self.optimiser.step(gradient, rate.to(gradient), active.to(gradient))
         if not torch.isfinite(self.values).all():
             broken = int((~torch.isfinite(self.values)).any(1).nonzero()[0])
@@ -348,7 +348,7 @@ class GroupTrainer:
             total = total + training.edclip_weight * aligned
         return total
 
-    def _rate(self, step: Tensor) -> Tensor:
+    def rate(self, step: Tensor) -> Tensor:
         """Learning rate of each model at its own step: (G,) -> (G,)."""
         peak = self.training.learning_rate
         if self.training.schedule == "constant":

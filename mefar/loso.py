@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mefar import __version__, bootstrap, meeting
+from mefar import __version__, adapting, bootstrap, meeting
 from mefar.folds import FoldTrainer, plan
 from mefar.grouped import Training
 from mefar.head import HeadSize
@@ -34,6 +34,7 @@ from mefar.ledger import Ledger
 from mefar.machine import Machine
 from mefar.meeting import Meeting, occupy
 from mefar.pooling import StudyTokens, pool, pooled_attention, pooled_confusion, predictions_csv
+from mefar.token_table import MADE_BY
 from mefar.tokens import InputError
 
 CPU_GROUP, GPU_GROUP = 4, 128
@@ -51,6 +52,10 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+CODE = ("folds.py", "grouped.py", "head.py", "losses.py")
+ADAPTING_CODE = ("adapting.py", "reconstruction.py", *MADE_BY)
 
 
 def code_version(*files: str) -> str:
@@ -80,6 +85,7 @@ class Run:
         seeds: models per fold.
         machine: where.
         notes: further entries of summary.json, for example the command.
+        adaptation: images and tokenizer, where every fold adapts the tokenizer; its folds are not grouped.
 
     Raises:
         InputError: the directory holds a run with another configuration.
@@ -94,14 +100,19 @@ class Run:
         seeds: Sequence[int] = (0,),
         machine: Machine | None = None,
         notes: Mapping[str, Any] | None = None,
+        adaptation: adapting.Adaptation | None = None,
     ) -> None:
         self.study, self.out, self.size, self.training = study, Path(out), size, training
         self.seeds, self.machine, self.notes = tuple(seeds), machine or Machine(), dict(notes or {})
         if not self.seeds:
             raise InputError("no seed; give at least 1")
         training.views_to_test(study.data.tokens.shape[1])
+        self.adaptation = adaptation
         self.started, self.trained, self.process = time.monotonic(), False, os.getpid()
         group = self.machine.group or (GPU_GROUP if self.machine.on_gpu else CPU_GROUP)
+        if adaptation is not None:
+            adapting.check(adaptation.weight, training, self.machine.group, self.machine.workers)
+            group = 1
         self.groups = plan(study.data.subjects, self.seeds, group)
         self.configuration = {
             "protocol": study.protocol,
@@ -113,8 +124,11 @@ class Run:
             "group": group,
             "device": "gpu" if self.machine.on_gpu else "cpu",
             "torch": torch.__version__,
-            "code": code_version("folds.py", "grouped.py", "head.py", "losses.py"),
+            "code": code_version(*CODE),
         }
+        if adaptation is not None:
+            self.configuration |= {"adapt_tokenizer": adaptation.weight, "pairs": adaptation.fingerprint}
+            self.configuration["code"] = code_version(*CODE, *ADAPTING_CODE)
         text = json.dumps(self.configuration, sort_keys=True)
         self.identity = hashlib.sha256(text.encode()).hexdigest()
         self.ledger = Ledger(self.out, self.identity)
@@ -142,16 +156,18 @@ class Run:
         """Whether this process is the one that writes and prints for the whole run."""
         return self.machine.leads
 
-    def _trainer(self) -> Trainer:
-        # Gloo on GPUs too: nothing travels, and a process group of NCCL cannot be left alone.
+    def _trainer(self, callback: Callback, epochs: int | None = None) -> Trainer:
         many = self.machine.devices * self.machine.num_nodes > 1
-        strategy = DDPStrategy(process_group_backend="gloo", start_method=self.machine.start)
+        # Gloo on GPUs too where nothing travels: a process group of NCCL cannot be left alone.
+        backend = "gloo" if self.adaptation is None else None
+        strategy = DDPStrategy(process_group_backend=backend, start_method=self.machine.start)
         return Trainer(
             accelerator=self.machine.accelerator,
             devices=self.machine.devices,
             num_nodes=self.machine.num_nodes,
             strategy=strategy if many else "auto",
-            callbacks=[LOSOCallback(self)],
+            callbacks=[callback],
+            max_epochs=epochs,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -182,14 +198,10 @@ class Run:
         """
         finished = self.finished()
         with _quiet():
-            trainer = self._trainer()
             self.trained = len(finished) < len(self.groups)
             if self.trained:
-                module = FoldTrainer(
-                    self.study.data, self.groups, self.size, self.training, finished, self.machine.share
-                )
                 try:
-                    trainer.predict(module, return_predictions=False)
+                    self._train(finished)
                 except Exception as error:
                     if (told := meeting.explained(error)) is None:
                         raise
@@ -198,6 +210,22 @@ class Run:
                 meeting.sweep(self.out)
                 self.conclude()
         return self._earlier()
+
+    def _train(self, finished: Collection[int]) -> None:
+        """Train the other groups: each on one rank, or, where they adapt the tokenizer, each on all ranks."""
+        if self.adaptation is None:
+            module = FoldTrainer(
+                self.study.data, self.groups, self.size, self.training, finished, self.machine.share
+            )
+            self._trainer(LOSOCallback(self)).predict(module, return_predictions=False)
+            return
+        left = [number for number in range(len(self.groups)) if number not in finished]
+        for done, number in enumerate(left, len(finished)):
+            (fold,) = self.groups[number]
+            conclude = self.conclude if number == left[-1] else None
+            writer = adapting.FoldWriter(self.ledger, done, len(self.groups), conclude)
+            one = adapting.AdaptingFold(self.study.data, fold, self.size, self.training, self.adaptation)
+            self._trainer(writer, self.training.epochs).fit(one)
 
     def _earlier(self) -> dict[str, Any]:
         """The summary that this very run left before, if it did."""
@@ -242,6 +270,8 @@ class Run:
         }
         if self.study.control:
             summary["control"] = self.study.control
+        if self.adaptation is not None:
+            summary["adapt_tokenizer"] = self.adaptation.weight
         write_text(self.out / "summary.json", json.dumps(summary | self.notes, indent=1))
 
 
@@ -252,7 +282,7 @@ def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix:
         if isinstance(old, Mapping) and isinstance(new, Mapping) and old != new:
             return _first_difference(old, new, f"{prefix}{key}.")
         if old != new:
-            short = key not in ("data", "tokenizer", "code")
+            short = key not in ("data", "tokenizer", "code", "pairs")
             return f"{prefix}{key} ({old} there, {new} asked for)" if short else f"{prefix}{key}"
     return "content"
 

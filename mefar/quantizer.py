@@ -14,6 +14,7 @@ rank ends each step with the same book.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,13 +129,31 @@ class VectorQuantizer(nn.Module):
             if learning:
                 dice = self._dice(1 + ranks.rank())  # every rank its own noise
                 noise = torch.randn(vectors.shape, device=vectors.device, generator=dice)
-                error = (vectors - codes).norm(dim=-1, keepdim=True)
-                values = vectors + error / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12) * noise
+                values = noisy(vectors, codes, noise)
                 self._count(indices)
             return Quantized(values, indices, commitment)
         if learning:
             self._update(vectors.detach(), indices)
         return Quantized(vectors + (codes - vectors).detach(), indices, commitment)
+
+    def relaxed(self, vectors: Tensor, seeds: Sequence[int]) -> Tensor:
+        """What the decoder reads while a finished tokenizer is adapted: (B, L, d) -> (B, L, d).
+
+        `ema`: the nearest codes, their gradient handed to the vectors; the book stays as it is. `nsvq`: noise
+        in place of the error, as published; the book follows its gradient. Neither counts nor revives codes.
+
+        Args:
+            vectors: (B, L, d).
+            seeds: B numbers, each the source of one pair's noise, so that a batch may be cut anywhere.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float()
+            codes = self.lookup(self.nearest(vectors))
+            if self.method == "ema":
+                return vectors + (codes - vectors).detach()
+            dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+            noise = torch.stack([torch.randn(vectors.shape[1:], generator=each) for each in dice])
+            return noisy(vectors, codes, noise.to(vectors))
 
     @torch.no_grad()
     def _collect(self, vectors: Tensor) -> None:
@@ -220,6 +239,13 @@ class VectorQuantizer(nn.Module):
         weight = distance.clamp_min(1e-12)
         pick = torch.multinomial(weight, count, count > len(weight), generator=self._dice())
         return self.reservoir[pick].clone()
+
+
+def noisy(vectors: Tensor, codes: Tensor, noise: Tensor) -> Tensor:
+    """NSVQ: vectors plus noise as long as their distance to the codes; all (B, L, d)."""
+    error: Tensor = (vectors - codes).norm(dim=-1, keepdim=True)
+    length: Tensor = noise.norm(dim=-1, keepdim=True)
+    return vectors + error / length.clamp_min(1e-12) * noise
 
 
 def published_revival(step: int) -> bool:

@@ -166,11 +166,21 @@ def _provenance(run: Run) -> str:
                 "text anchors": summary.get("edclip"),
                 "seeds": ", ".join(str(seed) for seed in run.seeds),
                 "training": _settings(summary.get("training") or {}),
+                "adapted": _adapted(summary.get("adapt_tokenizer", 0.0)),
                 "head": _settings(summary.get("head") or {}),
                 "wall time": f"{float(seconds):,.0f} s" if seconds is not None else None,
                 "mefar": summary.get("mefar"),
             }
         ),
+    )
+
+
+def _adapted(weight: float) -> str:
+    if not weight:
+        return ""
+    return (
+        "every fold went on training a copy of the tokenizer on its own training pairs (squared error, "
+        f"weight {weight}); pictures and codes above are of the tokenizer that all folds started from"
     )
 
 

@@ -11,6 +11,7 @@ import inspect
 import math
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,6 +124,19 @@ class FacialActionTokenizer(L.LightningModule):
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """Onset (B, 3, H, W) in [0, 1] plus tokens, its own or another face's -> apex in [0, 1]."""
         return self.codec.decode(onset, tokens.embeddings).image.clamp(0, 1)
+
+    def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Mean squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer.
+
+        As published for `published`; `warp` is compared with the apex in the light of its onset, as it was
+        trained. The codebook: see VectorQuantizer.relaxed.
+        """
+        codes = self.codec.vq.relaxed(self.codec.encode(onset, apex), seeds)
+        image = self.codec.decode(onset, self.codec.embed(codes)).image
+        target = apex
+        if self.hparams["network"] == "warp":
+            target = reconstruction.match_light(apex, onset)
+        return (image - target).square().mean((1, 2, 3))
 
     # ---- training
 

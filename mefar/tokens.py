@@ -8,6 +8,7 @@ written as L discrete *action tokens* out of a codebook of K ("From Pixels to Se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -73,4 +74,19 @@ class ActionTokenizer(Protocol):
 
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """Apply the action to an onset, its own or another face's -> (B, 3, H, W) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class AdaptableTokenizer(ActionTokenizer, Protocol):
+    """A tokenizer, a `torch.nn.Module`, that can go on learning from pairs, without any label."""
+
+    def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B,) mean squared error of each pair's reconstruction, with gradient to every parameter.
+
+        Args:
+            onset: (B, 3, H, W) float in [0, 1].
+            apex: the same.
+            seeds: B numbers from which each pair's random numbers follow, if there are any.
+        """
         ...

@@ -213,6 +213,19 @@ def test_one_database_and_shuffled_labels_only(
     assert set(summary["scores"]["last"]) == {"full", "samm"}
 
 
+def test_folds_that_adapt_the_tokenizer(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--workers", "null", "--adapt-tokenizer", "0.1")
+    assert loso(*words, dataset="smic") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["adapt_tokenizer"] == 0.1
+    assert (summary["folds"], summary["clips"]) == (2, 6)
+    assert "every fold went on training a copy" in (tmp_path / "run" / "report.html").read_text()
+    assert loso(dataset="smic") == 2
+    assert "adapt_tokenizer (0.1 there, None asked for)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -230,6 +243,11 @@ def test_one_database_and_shuffled_labels_only(
         (["--num-tokens", "8"], "num_tokens is 16, not 8"),
         (["--out", "runs/{run}"], "WANDB_RUN_ID, which a sweep sets"),
         (["--frobnicate", "1"], "frobnicate"),
+        (["--adapt-tokenizer", "-0.1"], "adapt_tokenizer is -0.1"),
+        (["--adapt-tokenizer", "yes"], "adapt_tokenizer"),
+        (["--adapt-tokenizer", "0.1"], "workers is 1"),
+        (["--adapt-tokenizer", "0.1", "--group", "2"], "group is 2"),
+        (["--adapt-tokenizer", "0.1", "--training.inner", "true"], "inner selection is not offered"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

@@ -26,7 +26,7 @@ from datamodules.progress import shown
 from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
 from datamodules.sample import DataError, Study
-from mefar import run_log, sweeps, token_table
+from mefar import adapting, run_log, sweeps, token_table
 from mefar.commands import run_function
 from mefar.controls import linear_control
 from mefar.edclip import SHIPPED_ANCHORS, Anchors
@@ -69,6 +69,7 @@ def loso(
     pixels: bool = True,
     shuffled_control: bool = False,
     shuffle_labels: bool = False,
+    adapt_tokenizer: float = 0.0,
     head: HeadSize = HEAD,
     training: Training = TRAINING,
     accelerator: str = "auto",
@@ -106,6 +107,9 @@ def loso(
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.
         shuffle_labels: run on shuffled labels only; everything written is marked.
+        adapt_tokenizer: weight of the squared error of rebuilding the fold's training pairs, by which every
+            fold adapts a copy of the tokenizer (published: 0.1); folds then run one after another, each on
+            all ranks. 0 = the same tokens for all folds, which run side by side.
         head: size of the head.
         training: how every fold is trained.
         accelerator: auto, cpu or gpu.
@@ -119,6 +123,7 @@ def loso(
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give at least 1")
+    adapting.check(adapt_tokenizer, training, group, workers)
     machine = Machine(accelerator, devices, num_nodes, group, workers)
     out = sweeps.fill(out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}")
     tokenizer = sweeps.fill(tokenizer, num_codes=num_codes, num_tokens=num_tokens)
@@ -149,8 +154,11 @@ def loso(
         "command": COMMAND.get(),
         "commit": commit(),
     }
+    adaptation = None
+    if adapt_tokenizer:
+        adaptation = adapting.Adaptation(model, clips, clips.fingerprint(), adapt_tokenizer)
     main_material = material.shuffled() if shuffle_labels else material
-    run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes)
+    run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes, adaptation)
     if run.leads:
         print(*_remarks(clips.study), sep="\n")
     summary = run.execute()
@@ -158,8 +166,9 @@ def loso(
     if pixels and run.leads:
         controls["pixels"] = place_scores(main_material, _linear(main_material, tokens))
     if shuffled_control and not shuffle_labels:
+        seeds_of = range(seed, seed + seeds)
         control = Run(
-            material.shuffled(), out / "shuffled", head, training, range(seed, seed + seeds), machine, notes
+            material.shuffled(), out / "shuffled", head, training, seeds_of, machine, notes, adaptation
         )
         shuffled = control.execute()
         controls["shuffled"] = shuffled["scores"]["last"] if run.leads else {}
