@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,12 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         # Recent vectors of all ranks: k-means starts from them, revived codes are drawn from them.
         self.register_buffer("reservoir", torch.zeros(64 * num_codes, code_dim))
+        # What `step` and `started` hold, so that training need not wait for the device to tell; None: ask it.
+        self._progress: tuple[int, bool] | None = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._progress = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """(..., d) -> (...) int64, nearest code by squared Euclidean distance, in float32."""
@@ -113,14 +119,12 @@ class VectorQuantizer(nn.Module):
 
     def _quantize(self, vectors: Tensor) -> Quantized:
         learning = self.training and torch.is_grad_enabled()
-        if learning and self.method == "ema":
-            self._collect(vectors.detach())
-            if not self.started:
-                if int(self.step) <= self.warmup_steps:
+        if learning:
+            step, started = self._collect(vectors.detach())
+            if not started:
+                if step <= self.warmup_steps:
                     return Quantized(vectors, self.nearest(vectors), vectors.new_zeros(()))
                 self._start()
-        elif learning:
-            self._collect(vectors.detach())
         indices = self.nearest(vectors)
         codes = self.lookup(indices)
         commitment = F.mse_loss(vectors, codes.detach())
@@ -156,8 +160,10 @@ class VectorQuantizer(nn.Module):
             return noisy(vectors, codes, noise.to(vectors))
 
     @torch.no_grad()
-    def _collect(self, vectors: Tensor) -> None:
-        """Roll the newest vectors of every rank into the reservoir."""
+    def _collect(self, vectors: Tensor) -> tuple[int, bool]:
+        """Count the step and roll the newest vectors of every rank into the reservoir: step, started."""
+        before, started = self._told()
+        self._progress = before + 1, started
         self.step += 1
         flat = vectors.reshape(-1, self.code_dim)
         room = len(self.reservoir)
@@ -165,10 +171,17 @@ class VectorQuantizer(nn.Module):
         chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device, generator=self._dice())]
         pooled = ranks.gather(chosen)
         self.reservoir.copy_(torch.cat([self.reservoir, pooled])[-room:])
+        return self._progress
+
+    def _told(self) -> tuple[int, bool]:
+        """Steps done and whether the book has started, asked of the device at most once."""
+        if self._progress is None:
+            self._progress = int(self.step), bool(self.started)
+        return self._progress
 
     def _dice(self, stream: int = 0) -> torch.Generator:
         """Random numbers that depend on the step alone, so that a resumed training is the unbroken one."""
-        return torch.Generator(self.step.device).manual_seed(int(self.step) + (stream << 32))
+        return torch.Generator(self.step.device).manual_seed(self._told()[0] + (stream << 32))
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -182,10 +195,12 @@ class VectorQuantizer(nn.Module):
         self.cluster_size.fill_(1.0)
         self.cluster_sum.copy_(book)
         self.started.fill_(True)
+        self._progress = self._told()[0], True
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, indices: Tensor) -> None:
-        onehot = F.one_hot(indices.reshape(-1), self.num_codes).float()
+        codes = torch.arange(self.num_codes, device=indices.device)
+        onehot = (indices.reshape(-1, 1) == codes).float()
         sums = onehot.T @ vectors.reshape(-1, self.code_dim)
         statistics = torch.cat([onehot.sum(0, keepdim=True).T, sums], dim=1)
         ranks.add_up(statistics)
@@ -196,15 +211,18 @@ class VectorQuantizer(nn.Module):
         used = self.cluster_size > 1e-4
         means = self.cluster_sum / self.cluster_size.clamp_min(1e-4).unsqueeze(-1)
         self.codebook.copy_(torch.where(used.unsqueeze(-1), means, self.codebook))
-        if self.revive_every and int(self.step) % self.revive_every == 0:
+        if self.revive_every and self._told()[0] % self.revive_every == 0:
             self.revive()
 
     @torch.no_grad()
     def _count(self, indices: Tensor) -> None:
-        counts = torch.bincount(indices.reshape(-1), minlength=self.num_codes).float()
+        chosen = indices.reshape(-1)
+        # torch.bincount would make a GPU wait for its largest entry.
+        ones = self.cluster_size.new_ones(len(chosen))
+        counts = torch.zeros_like(self.cluster_size).index_add_(0, chosen, ones)
         ranks.add_up(counts)
         self.cluster_size += counts  # the published schedule asks who was chosen since the last revival
-        if published_revival(int(self.step)):
+        if published_revival(self._told()[0]):
             self.revive()
             self.cluster_size.zero_()
 

@@ -22,10 +22,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from mefar import ranks, reconstruction
-from mefar.codec import WarpCodec
+from mefar.codec import Block, WarpCodec
 from mefar.published import PublishedCodec
 from mefar.quality import TokenQuality
 from mefar.tokens import ActionTokens, InputError
+from mefar.transformer import TransformerBlock
 
 _IMAGES = ("onset", "apex", "onset_view", "apex_view")
 _SLACK = 1e-3  # what a resampled image may leave [0, 1] by
@@ -57,6 +58,8 @@ class FacialActionTokenizer(L.LightningModule):
         heads: published only, attention heads.
         head_dim: published only, channels of a head.
         bottleneck_convolutions: published only, from patches to tokens; null for as many as needed.
+        compiled: train with blocks that torch.compile has fused: minutes at the start, then faster steps on
+            a GPU. The same numbers up to rounding.
     """
 
     num_codes: int
@@ -86,6 +89,7 @@ class FacialActionTokenizer(L.LightningModule):
         heads: int = 8,
         head_dim: int = 64,
         bottleneck_convolutions: int | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -140,6 +144,12 @@ class FacialActionTokenizer(L.LightningModule):
 
     # ---- training
 
+    def compile_blocks(self) -> None:
+        """Let torch.compile fuse every block of the codec; blocks of a kind share what it makes."""
+        for module in self.codec.modules():
+            if isinstance(module, Block | TransformerBlock):
+                module.compile()
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """uint8 travels to the device and becomes float in [0, 1] there.
 
@@ -156,10 +166,12 @@ class FacialActionTokenizer(L.LightningModule):
         return made
 
     def on_fit_start(self) -> None:
-        """The continuous phase is a share of the run, known only now."""
+        """The continuous phase is a share of the run, known only now; blocks are compiled on their device."""
         steps = self.trainer.estimated_stepping_batches
         batches = steps * self.trainer.accumulate_grad_batches  # the quantiser counts every batch
         self.codec.vq.warmup_steps = int(self.hparams["continuous_share"] * batches)
+        if self.hparams["compiled"]:
+            self.compile_blocks()
 
     def on_train_start(self) -> None:
         """Goes on with the step that a checkpoint has caught half-way."""
@@ -249,6 +261,7 @@ class FacialActionTokenizer(L.LightningModule):
             [{"params": matrices, "weight_decay": self.hparams["weight_decay"]},
              {"params": others, "weight_decay": 0.0}],
             lr=self.hparams["learning_rate"], betas=(0.9, 0.99),
+            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
         )  # fmt: skip
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):

@@ -246,3 +246,22 @@ def test_a_published_checkpoint_is_a_normal_one(tmp_path: Path) -> None:
     assert tokens.embeddings.shape == (2, 4, 16)
     assert torch.equal(again.tokenize(onset, apex).embeddings, tokens.embeddings)
     assert torch.equal(again.reconstruct(onset, tokens), module.reconstruct(onset, tokens))
+
+
+def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**TINY, "network": "published", "num_tokens": 4, "depth": 1, "temporal_depth": 1}
+    model = FacialActionTokenizer(**settings, quantizer="nsvq").eval()
+    seen: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:  # inductor would take its minutes
+        seen.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda call, **words: compiler(call, **words | {"backend": backend})
+    )
+    before = model.tokenize(*pair()).embeddings
+    model.compile_blocks()
+    assert torch.equal(model.tokenize(*pair()).embeddings, before)
+    assert seen

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mefar.quantizer import VectorQuantizer, kmeans, perplexity, published_revival
 
@@ -107,6 +108,32 @@ def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
         second(batch)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often a number is asked of the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["ema", "nsvq"])
+def test_a_training_step_does_not_wait_for_the_device(method: str) -> None:
+    quantizer = VectorQuantizer(8, 4, method, revive_every=50)
+    for _ in range(2):
+        quantizer(torch.randn(6, 4, 4, requires_grad=True))
+    with Asked() as asked:
+        quantizer(torch.randn(6, 4, 4, requires_grad=True))
+    assert asked.count == 0
+    earlier = VectorQuantizer(8, 4, method).state_dict()
+    quantizer.load_state_dict(earlier)
+    with Asked() as asked:
+        quantizer(torch.randn(6, 4, 4, requires_grad=True))
+    assert asked.count > 0, "a loaded state is asked for its step"
+    assert int(quantizer.step) == 1
 
 
 def test_published_revival_schedule() -> None:
