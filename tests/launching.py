@@ -70,6 +70,11 @@ def end(process: int, seconds: float = 30.0) -> int:
     raise AssertionError(f"still running after {seconds} s")
 
 
+def ended(process: int) -> bool:
+    """Whether a process has ended; it can still be asked for its exit code."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

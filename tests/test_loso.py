@@ -6,26 +6,27 @@ import csv
 import io
 import json
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from launching import end, ended, start, wait_for
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from token_sets import anchors, study, token_set
 
-from mefar import folds
 from mefar.folds import Fold, FoldResult
 from mefar.grouped import Training
 from mefar.head import HeadSize
 from mefar.ledger import Ledger
-from mefar.loso import Machine, Run
+from mefar.loso import Run
+from mefar.machine import Machine
 from mefar.pooling import ORACLE_WARNING, pool, pooled_attention, table
 from mefar.tokens import InputError
 
@@ -33,7 +34,7 @@ SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
 TRAINING = Training(epochs=3, batch_size=8, learning_rate=5e-3)
 STUDY = study(token_set(noise=1.5))
 CPU = Machine(accelerator="cpu", group=2, workers=2)
-ROOT = Path(__file__).parent.parent
+SLOW = pytest.mark.slow
 
 
 def run(out: Path, machine: Machine = CPU, seeds: Sequence[int] = (0,), **changes: object) -> dict:  # type: ignore[type-arg]
@@ -256,46 +257,51 @@ def test_workers_and_threads_do_not_matter(tmp_path: Path) -> None:
 
 # Interruptions
 
-PROGRAM = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_loso import CPU, SIZE, STUDY, TRAINING, replace, run
-run(Path(sys.argv[1]), replace(CPU, workers=1), training=replace(TRAINING, epochs=40))
-"""
+
+def trained(out: Path) -> Counter[tuple[str, int]]:
+    """How often each fold stands in the ledgers."""
+    lines = [json.loads(line) for path in out.glob("folds*.jsonl") for line in whole_lines(path)]
+    return Counter((line["subject"], line["seed"]) for line in lines)
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = replace(TRAINING, epochs=40)
-    run(tmp_path / "whole", training=training)
-    program = PROGRAM.format(tests=str(Path(__file__).parent))
-    out = tmp_path / "killed"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", program, str(out)], env=environment)
-    deadline = time.monotonic() + 60
-    while not (out / "folds.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = len((out / "folds.jsonl").read_text().splitlines())
-    assert 0 < finished < 6, "the kill must come in the middle"
-    assert not (out / "summary.json").exists()
-    # The next group was torn apart while it was written.
-    with (out / "folds.jsonl").open("a") as file:
-        file.write('{"study": "')
-    trained: list[Fold] = []
-    real = folds.train_group
+def whole_lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text().splitlines() if line.endswith("}")]
+    except FileNotFoundError:  # just merged
+        return []
 
-    def counted(data: object, group: Sequence[Fold], *rest: object) -> object:
-        trained.extend(group)
-        return real(data, group, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folds, "train_group", counted)
-    run(out, training=training)
-    assert len(trained) == 6 - finished
-    assert (out / "predictions.csv").read_bytes() == (tmp_path / "whole/predictions.csv").read_bytes()
-    run(out, training=training)
-    assert len(trained) == 6 - finished, "a finished run trains nothing"
+@pytest.mark.parametrize(
+    ("ranks", "kills"), [(1, 4), (2, 3), pytest.param(1, 20, marks=SLOW), pytest.param(2, 20, marks=SLOW)]
+)
+def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, ranks: int, kills: int) -> None:
+    """kill -9 at random moments, restarted at once; folds are small, so that kills come between them."""
+    machine = replace(CPU, devices=ranks, workers=1, group=1)
+
+    def work() -> None:
+        run(out, machine, seeds=(0, 1))
+
+    out = tmp_path / "whole"
+    assert end(start(work, {}, tmp_path / "log"), 120) == 0
+    moments, killed, middles = random.Random(ranks), 0, 0
+    out = tmp_path / "killed0"
+    while killed < kills:
+        process = start(work, {}, tmp_path / "log")
+        enough = trained(out).total() + moments.randrange(3)
+        wait_for(lambda: trained(out).total() >= enough or ended(process))  # noqa: B023
+        time.sleep(moments.uniform(0, 0.1))
+        os.kill(process, signal.SIGKILL)
+        killed += end(process) == -signal.SIGKILL
+        middles += 0 < trained(out).total() < 12
+        if (out / "summary.json").exists():
+            out = tmp_path / f"killed{killed}"
+    assert middles > 1, "kills must come in the middle"
+    assert end(start(work, {}, tmp_path / "log"), 120) == 0, (tmp_path / "log").read_text()
+    for each in tmp_path.glob("killed*"):
+        assert len(trained(each)) == 12
+        assert set(trained(each).values()) == {1}, "trained twice"
+        for name in ("predictions.csv", "confusion.json"):
+            assert (each / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_second_run_keeps_the_time_of_the_first(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from launching import end, free_port, slurm, start, wait_for
-from test_loso import CPU, TRAINING, run
+from test_loso import CPU, TRAINING, run, trained
 
 from mefar import folds, meeting
 from mefar.folds import Fold
@@ -217,12 +217,6 @@ def stop() -> None:
 
 def diverge() -> None:
     raise InputError("model x: training diverged in epoch 1")
-
-
-def trained(out: Path) -> Counter[tuple[str, int]]:
-    """How often each fold stands in the ledgers."""
-    lines = [json.loads(line) for path in out.glob("folds*.jsonl") for line in path.read_text().splitlines()]
-    return Counter((line["subject"], line["seed"]) for line in lines)
 
 
 TWO = replace(CPU, devices=2, workers=1, group=1)
