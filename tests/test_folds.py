@@ -13,7 +13,7 @@ from token_sets import anchors, token_set
 from torch import Tensor
 from torch.nn import functional
 
-from mefar import folds, losses
+from mefar import losses
 from mefar.folds import Fold, FoldResult, FoldTrainer, fold_model, inner_model, plan, train_group
 from mefar.grouped import GroupedAdamW, GroupTrainer, Model, TokenSet, Training, random_seed
 from mefar.head import DropoutNoise, HeadSize, TokenHead
@@ -207,78 +207,7 @@ def test_a_resting_model_keeps_every_number() -> None:
         assert not torch.equal(old[0], new[0])
 
 
-# Leaks
-
-
-def outcome(data: TokenSet, training: Training = TRAINING) -> tuple[Tensor, Tensor, FoldResult]:
-    """Parameters of all models of a fold, its scaling and class weights, its result."""
-    fold = Fold(data.subjects[0], 0)
-    models = [folds.fold_model(data, fold)] + ([inner_model(data, fold)] if training.inner else [])
-    trainer = GroupTrainer(data, models, SIZE, training)
-    trainer.run()
-    inputs = torch.cat([trainer.mean.flatten(), trainer.scale.flatten(), trainer.class_weights.flatten()])
-    (result,) = train_group(data, [fold], SIZE, training)
-    return trainer.values.detach(), inputs, result
-
-
-def corrupted(data: TokenSet) -> TokenSet:
-    """Every copy of the first subject's clips turned to noise, except the ones it is tested on."""
-    tokens = data.tokens.clone()
-    own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
-    tokens[own, 1:] = 100 * torch.randn(tokens[own, 1:].shape)
-    return replace(data, tokens=tokens)
-
-
-def relabelled(data: TokenSet) -> TokenSet:
-    """The first subject's labels moved on by one."""
-    own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
-    return replace(data, labels=torch.where(own, (data.labels + 1) % 3, data.labels))
-
-
-@pytest.mark.parametrize("inner", [False, True])
-@pytest.mark.parametrize("change", [corrupted, relabelled])
-def test_the_held_out_subject_reaches_nothing_but_its_test(
-    change: Callable[[TokenSet], TokenSet], inner: bool
-) -> None:
-    """Not the training, not the scaling, not the class weights, not the inner selection."""
-    data = token_set(noise=1.5)
-    training = replace(TRAINING, inner=inner)
-    values, inputs, result = outcome(data, training)
-    changed_values, changed_inputs, changed_result = outcome(change(data), training)
-    assert torch.equal(values, changed_values)
-    assert torch.equal(inputs, changed_inputs)
-    assert result.probabilities == changed_result.probabilities
-    assert result.predictions["last"] == changed_result.predictions["last"]
-    assert result.predictions.get("inner") == changed_result.predictions.get("inner")
-    assert result.epochs.get("inner") == changed_result.epochs.get("inner")
-
-
-@pytest.mark.parametrize("change", [corrupted, relabelled])
-def test_a_planted_leak_is_caught(
-    change: Callable[[TokenSet], TokenSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The test above fails on an engine that lets one held-out clip into the training set."""
-
-    def leaky(data: TokenSet, fold: Fold) -> Model:
-        model = fold_model(data, fold)
-        return replace(model, train=torch.cat([model.train, model.test[:1]]))
-
-    monkeypatch.setattr(folds, "fold_model", leaky)
-    data = token_set()
-    values, inputs, _ = outcome(data)
-    changed_values, changed_inputs, _ = outcome(change(data))
-    assert not torch.equal(values, changed_values)
-    assert not torch.equal(inputs, changed_inputs)
-
-
-def test_broken_tokens_of_the_held_out_subject_stay_its_own() -> None:
-    data = token_set()
-    tokens = data.tokens.clone()
-    tokens[[i for i, subject in enumerate(data.subjects) if subject == data.subjects[0]]] = torch.nan
-    results = train_group(replace(data, tokens=tokens), [Fold(data.subjects[0], 0)], SIZE, TRAINING)
-    assert torch.tensor(results[0].probabilities).isnan().all()
-    with pytest.raises(InputError, match="diverged"):
-        train_group(replace(data, tokens=tokens), [Fold(data.subjects[-1], 0)], SIZE, TRAINING)
+# Views
 
 
 def test_training_uses_all_views_and_the_test_those_asked_for() -> None:
@@ -368,6 +297,10 @@ def test_studies_that_cannot_be_tested_are_refused() -> None:
 def test_a_class_that_only_the_held_out_subject_has_is_simply_never_learned() -> None:
     data = token_set()
     own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
-    labels = torch.where(own, 2, data.labels % 2)
-    (result,) = train_group(replace(data, labels=labels), [Fold(data.subjects[0], 0)], SIZE, TRAINING)
-    assert torch.tensor(result.probabilities).isfinite().all()
+    data = replace(data, labels=torch.where(own, 2, data.labels % 2))
+    fold = Fold(data.subjects[0], 0)
+    assert GroupTrainer(data, [fold_model(data, fold)], SIZE, TRAINING).class_weights[0, 2] == 0
+    (result,) = train_group(data, [fold], SIZE, replace(TRAINING, epochs=20, learning_rate=0.02))
+    probabilities = torch.tensor(result.probabilities)
+    assert probabilities.isfinite().all()
+    assert (probabilities.argmax(1) != 2).all()

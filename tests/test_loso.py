@@ -21,6 +21,7 @@ from rich.console import Console
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from token_sets import anchors, study, token_set
 
+from mefar.controls import linear_control
 from mefar.folds import Fold, FoldResult
 from mefar.grouped import Training
 from mefar.head import HeadSize
@@ -44,54 +45,6 @@ def run(out: Path, machine: Machine = CPU, seeds: Sequence[int] = (0,), **change
 
 def rows_of(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
-
-
-# The ledger
-
-
-def result(subject: str, seed: int = 0) -> FoldResult:
-    return FoldResult(
-        Fold(subject, seed),
-        [0, 1],
-        [[0.5, 0.5], [1 / 3, 2 / 3]],
-        {"last": [0, 1], "oracle": [1, 1]},
-        {"last": 3},
-        [[0.25, 0.75], [0.9, 0.1]],
-    )
-
-
-def test_the_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, "study a")
-    ledger.append([result("casme2/01"), result("samm/01")], 3.0)
-    ledger.append([result("smic/01")], 1.0, rank=1)
-    found = ledger.read()
-    assert {fold: each for fold, (each, _) in found.items()} == {
-        Fold(name, 0): result(name) for name in ("casme2/01", "samm/01", "smic/01")
-    }
-    assert sum(seconds for _, seconds in found.values()) == 4.0
-
-
-@pytest.mark.parametrize("cut", [2, 30, 200])
-def test_a_torn_line_is_ignored_and_does_no_harm(tmp_path: Path, cut: int) -> None:
-    ledger = Ledger(tmp_path, "study a")
-    ledger.append([result("casme2/01")], 1.0)
-    ledger.append([result("samm/01")], 1.0)
-    path = tmp_path / "folds.jsonl"
-    path.write_bytes(path.read_bytes()[:-cut])
-    assert set(ledger.read()) == {Fold("casme2/01", 0)}
-    ledger.append([result("smic/01")], 1.0)
-    assert set(ledger.read()) == {Fold("casme2/01", 0), Fold("smic/01", 0)}
-
-
-def test_lines_of_another_study_are_left_alone(tmp_path: Path) -> None:
-    Ledger(tmp_path, "study a").append([result("casme2/01")], 1.0)
-    other = Ledger(tmp_path, "study b")
-    assert other.read() == {}
-    other.append([result("casme2/01", seed=1)], 1.0, rank=3)
-    other.merge()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folds.jsonl"]
-    assert set(other.read()) == {Fold("casme2/01", 1)}
-    assert set(Ledger(tmp_path, "study a").read()) == {Fold("casme2/01", 0)}
 
 
 # Scores
@@ -341,3 +294,39 @@ def test_a_diverging_fold_ends_the_run_with_its_name(tmp_path: Path) -> None:
 def test_no_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no seed"):
         run(tmp_path, seeds=())
+
+
+def test_folds_of_another_study_and_damaged_ones_reach_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "clean")
+    run(tmp_path / "mixed")
+    path = tmp_path / "mixed" / "folds.jsonl"
+    lines = path.read_text().splitlines()
+    others = [line.replace('"last": [0', '"last": [1') for line in lines if '"last": [0' in line]
+    assert others, "something must differ"
+    other = Ledger(tmp_path / "mixed", "another study")
+    path.write_text("".join(f"{line}\n" for line in [*others, *lines[2:]]))  # two are damaged, two are lost
+    for fold in [Fold(subject, 0) for subject in sorted(set(STUDY.data.subjects))]:
+        other.append([FoldResult(fold, [0], [[1.0, 0.0, 0.0]], {"last": [0]}, {"last": 1})], 1.0)
+    foreign = other.read()
+    run(tmp_path / "mixed")
+    for name in ("predictions.csv", "confusion.json"):
+        assert (tmp_path / "mixed" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+    assert other.read() == foreign
+
+
+def test_classes_that_a_subject_or_a_training_set_lacks(tmp_path: Path) -> None:
+    """One subject has only one class, and the third class is that of another subject alone."""
+    subjects = sorted(set(STUDY.data.subjects))
+    labels = STUDY.data.labels % 2
+    for row, subject in enumerate(STUDY.data.subjects):
+        labels[row] = {subjects[0]: 2, subjects[1]: 0}.get(subject, labels[row])
+    data = replace(STUDY.data, labels=labels)
+    summary = run(tmp_path, study=replace(STUDY, data=data), training=replace(TRAINING, inner=True))
+    rows = rows_of(tmp_path)
+    found, guesses = ([int(row[name]) for row in rows] for name in ("label", "last"))
+    assert sorted(found) == sorted(labels.tolist())
+    expected = f1_score(found, guesses, labels=[0, 1, 2], average="macro", zero_division=0)
+    assert summary["scores"]["last"]["full"]["uf1"] == pytest.approx(expected)
+    control = linear_control(data.tokens[:, 0].flatten(1), labels, data.subjects, 3)
+    own = torch.tensor([subject == subjects[0] for subject in data.subjects])
+    assert (control[own] != 2).all()

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -353,3 +355,35 @@ def test_wandb_without_an_account_leaves_the_run_and_one_line(
     expected = "W&B: no API key configured. (WANDB_MODE=offline needs no account)"
     assert lines == [f"mefar loso: error: {expected}"]
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_one_subject_alone_is_one_line(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_smic(tmp_path / "alone", [(1, e, 1) for e in ("negative", "positive", "surprise")], size=(64, 64))
+    assert loso("--data", str(tmp_path / "alone"), dataset="smic") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert lines == ["mefar loso: error: leave-one-subject-out needs at least 2 subjects, found 1; add data"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_bytes_of_one_process(
+    loso: Callable[..., int], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert loso("--group", "2") == 0
+    words = ["loso", "--dataset", "composite", "--data", str(data), "--tokenizer", str(checkpoint), *SMALL]
+    words += ["--group", "2", "--devices", "2", "--out", str(tmp_path / "two")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mefar"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [*launcher, *words, "--cache-dir", str(tmp_path / "cache")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tokenizing") + done.stdout.count("tokenizing") == 1, "by one rank"
+    for name in ("predictions.csv", "confusion.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
