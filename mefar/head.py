@@ -97,8 +97,9 @@ class DropoutNoise:
         words = torch.zeros(len(self.generators), -(-each // 8), dtype=torch.int64, device=x.device)
         for row, generator in zip(words, self.generators, strict=True):
             row.random_(-(2**63), None, generator=generator)
-        keep = words.view(torch.uint8)[:, :each].view(x.shape) >= self.threshold
-        return x * keep * (256 / (256 - self.threshold))
+        keep = (words.view(torch.uint8)[:, :each].view(x.shape) >= self.threshold).to(x.dtype)
+        # Scaled before x is known, so that gradients take one product and not two.
+        return x * keep.mul_(256 / (256 - self.threshold))
 
 
 def _keep(x: Tensor) -> Tensor:

@@ -35,9 +35,35 @@ def test_every_script_explains_itself(
     assert f"python experiments/benchmarks/{path.name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("head", ["PUBLISHED", "DEFAULT"])
+def test_the_ordinary_head_is_ours(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("loso", monkeypatch)
+    case = getattr(module, head)
+    assert module.assert_same_head(case, module.composite(case)) < 1e-5
+    counts = [len(set(module.composite(case).subjects)), len(module.composite(case).labels)]
+    assert counts == [68, 442]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("tokenizer_step", ["--small", "--turns", "1", "--device", "cpu"])],
+    [
+        ("tokenizer_step", ["--small", "--turns", "1", "--device", "cpu"]),
+        (
+            "loso",
+            [
+                "--default-only",
+                "--no-whole",
+                "--turns",
+                "1",
+                "--folds",
+                "1",
+                "--epochs",
+                "1",
+                "--device",
+                "cpu",
+            ],
+        ),
+    ],
 )
 def test_a_toy_run_compares_both_sides_and_ends_in_a_ratio(
     name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
