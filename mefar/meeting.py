@@ -292,7 +292,7 @@ def explained(error: Exception) -> InputError | None:
     else:
         line = _line(error)
     if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in line):
-        return InputError(f"another rank was lost while the run began ({line}); {KEPT}")
+        return InputError(f"another rank was lost ({line}); {KEPT}")
     return None
 
 

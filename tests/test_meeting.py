@@ -307,9 +307,7 @@ def test_a_rank_that_dies_before_the_start_is_one_line_too(
     started = [start(work, slurm(rank, 2, port), tmp_path / str(rank)) for rank in range(2)]
     assert [end(process) for process in started] == [2, -signal.SIGKILL]
     lines = (tmp_path / "0").read_text().splitlines()
-    assert lines[-1].startswith(
-        "mefar loso: error: another rank was lost while the run began (RuntimeError: "
-    )
+    assert lines[-1].startswith("mefar loso: error: another rank was lost (RuntimeError: ")
     assert lines[-1].endswith("; finished folds are kept, the same command goes on from there")
 
 
