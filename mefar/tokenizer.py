@@ -263,6 +263,9 @@ class FacialActionTokenizer(L.LightningModule):
             lr=self.hparams["learning_rate"], betas=(0.9, 0.99),
             fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
         )  # fmt: skip
+        # "I scale gradients back myself", says a fused optimiser, and the Trainer then refuses to clip them.
+        # It would only have to in float16, where it is not fused.
+        optimizer._step_supports_amp_scaling = False
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise InputError(

@@ -70,6 +70,12 @@ def end(process: int, seconds: float = 30.0) -> int:
     raise AssertionError(f"still running after {seconds} s")
 
 
+def children() -> set[int]:
+    """Processes that this one has started and that are still there; others than ranks may be among them."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    return {int(process) for process in listed.split()}
+
+
 def ended(process: int) -> bool:
     """Whether a process has ended; it can still be asked for its exit code."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

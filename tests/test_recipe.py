@@ -38,8 +38,8 @@ def test_any_change_of_code_counts_and_a_comment_does_not(sources: dict[str, byt
 
 
 def test_the_recipe_of_pairs_names_everything_that_makes_pixels() -> None:
-    """What pairs imports from this package, but for types, reading and writing of text."""
+    """What pairs imports from this package, but for types, locks, reading and writing of text."""
     tree = ast.parse((ROOT / "pairs.py").read_text())
     used = {n.module.removeprefix("datamodules.") for n in tree.body if isinstance(n, ast.ImportFrom)
             and n.module and n.module.startswith("datamodules.")}  # fmt: skip
-    assert used - {"sample", "recipe"} | {"pairs"} == set(pairs.MADE_BY)
+    assert used - {"atomic", "sample", "recipe"} | {"pairs"} == set(pairs.MADE_BY)
