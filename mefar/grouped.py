@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from mefar import losses
@@ -190,36 +190,43 @@ class Model:
 class GroupedAdamW:
     """AdamW for G models stored as the rows of one matrix, each with its own step count.
 
+    Models that always take their steps together share a parameter group of torch's fused AdamW: one pass over
+    their numbers, and few launches on a GPU.
+
     Args:
         values: (G, P) parameters, changed in place.
         betas: decay of the two moments.
         weight_decay: decoupled.
+        together: G numbers; models of one number have the same learning rate and activity at every step.
     """
 
-    def __init__(self, values: Tensor, betas: tuple[float, float], weight_decay: float) -> None:
-        self.values, self.betas, self.weight_decay = values, betas, weight_decay
-        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
-        self.steps = torch.zeros(len(values), 1, device=values.device, dtype=values.dtype)
+    def __init__(
+        self, values: Tensor, betas: tuple[float, float], weight_decay: float, together: Sequence[int]
+    ) -> None:
+        self.rows = [nn.Parameter(row) for row in values.detach()]  # they share the matrix's memory
+        self.places = [
+            [i for i, other in enumerate(together) if other == each] for each in sorted(set(together))
+        ]
+        self.adamw = torch.optim.AdamW(
+            [{"params": [self.rows[i] for i in place]} for place in self.places],
+            betas=betas,
+            weight_decay=weight_decay,
+            fused=values.device.type in ("cpu", "cuda"),
+        )
 
-    @torch.no_grad()
     def step(self, gradient: Tensor, rate: Tensor, active: Tensor) -> None:
         """One update; a resting model keeps every number it has.
 
         Args:
             gradient: (G, P).
-            rate: (G, 1) learning rates.
-            active: (G, 1), 1 for a model that takes part and 0 for one that rests.
+            rate: (G,) learning rates, on the CPU.
+            active: (G,) bool, on the CPU: which models take part.
         """
-        first, second = self.betas
-        self.steps += active
-        # Weights of 0 leave the resting rows bit for bit as they are: x + 0 * (y - x) is x.
-        self.mean.lerp_(gradient, (1 - first) * active)
-        self.square.lerp_(gradient.square(), (1 - second) * active)
-        count = self.steps.clamp(min=1)
-        scale = (self.square / (1 - second**count)).sqrt_().add_(1e-8)
-        rate = rate * active
-        self.values.mul_(1 - rate * self.weight_decay)
-        self.values.sub_(self.mean / scale * (rate / (1 - first**count)))
+        for group, place in zip(self.adamw.param_groups, self.places, strict=True):
+            group["lr"] = float(rate[place[0]])
+            for i in place:
+                self.rows[i].grad = gradient[i] if active[i] else None
+        self.adamw.step()
 
 
 class GroupTrainer:
@@ -246,13 +253,13 @@ class GroupTrainer:
         parts = [value.detach().reshape(len(models), -1) for value in self.head.parameters()]
         self.widths = [part.shape[1] for part in parts]
         self.values = torch.cat(parts, 1).requires_grad_()  # (G, P)
-        self.optimiser = GroupedAdamW(self.values, training.betas, training.weight_decay)
         labels = data.labels.cpu()
         weights = [losses.balanced(torch.bincount(labels[model.train], minlength=C)) for model in models]
         self.class_weights = torch.stack(weights).to(self.device, dtype)  # (G, C)
         self.mean, self.scale = self._statistics(dtype)
         steps = [math.ceil(len(model.train) / training.batch_size) for model in models]
         self.steps = torch.tensor(steps)
+        self.optimiser = GroupedAdamW(self.values, training.betas, training.weight_decay, steps)
         streams = [torch.Generator(self.device) for _ in models]
         self.streams, self.noise = streams, DropoutNoise(streams, size.dropout)
 
@@ -324,9 +331,8 @@ class GroupTrainer:
             (gradient,) = torch.autograd.grad(loss.sum(), self.values)
             norm = gradient.norm(dim=1, keepdim=True)
             gradient = gradient * (self.training.clip_norm / (norm + 1e-6)).clamp(max=1)
-            active = (step < self.steps).unsqueeze(1)
-            rate = self.rate(epoch * self.steps + step).unsqueeze(1)
-            self.optimiser.step(gradient, rate.to(gradient), active.to(gradient))
+            rate = self.rate(epoch * self.steps + step)
+            self.optimiser.step(gradient, rate, step < self.steps)
         if not torch.isfinite(self.values).all():
             broken = int((~torch.isfinite(self.values)).any(1).nonzero()[0])
             raise InputError(
@@ -373,5 +379,7 @@ class GroupTrainer:
         longest = max(len(model.test) for model in self.models)
         rows = [model.test[torch.arange(longest).clamp(max=len(model.test) - 1)] for model in self.models]
         index = torch.stack(rows).to(self.device)
-        views = [part(self.forward(self.data.tokens[index, view], None)) for view in range(self.test_views)]
-        return torch.stack(views).mean(0).float().cpu()
+        tokens = self.data.tokens[index][:, :, : self.test_views]  # (G, M, V, L, D)
+        every = part(self.forward(tokens.flatten(1, 2), None))
+        G, wide = every.shape[0], every.shape[2:]
+        return every.view(G, longest, self.test_views, *wide).mean(2).float().cpu()

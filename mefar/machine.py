@@ -8,7 +8,8 @@ started it before we come.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,8 +44,20 @@ class Machine:
     def share(self) -> int:
         """Groups at a time, as decided."""
         ranks = max(self.devices, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.workers or (1 if self.on_gpu else max(1, cores // ranks))
+        return self.workers or (1 if self.on_gpu else max(1, _cores() // ranks))
+
+    def spread(self, groups: int) -> Machine:
+        """The same machine, with a rank per core where nobody has said how many.
+
+        Processes share two cores a quarter faster than threads, which wait for each other's Python.
+
+        Args:
+            groups: to train; more ranks would have nothing to do.
+        """
+        free = self.devices == self.num_nodes == 1 and self.workers is None and self.start == "fork"
+        if not free or sys.platform != "linux":  # elsewhere libraries mind being forked
+            return self
+        return replace(self, devices=max(1, min(_cores(), groups)))
 
     @property
     def start(self) -> Literal["fork", "popen"]:
@@ -63,3 +76,7 @@ class Machine:
         if "RANK" not in told and "LOCAL_RANK" in told:  # one of those that Lightning started
             return int(told["LOCAL_RANK"]) == int(told.get("NODE_RANK", "0")) == 0
         return int(told.get("RANK", told.get("SLURM_PROCID", "0"))) == 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

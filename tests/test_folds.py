@@ -197,14 +197,22 @@ def test_seeds_and_folds_have_their_own_streams() -> None:
 def test_a_resting_model_keeps_every_number() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 5, generator=generator)
-    optimiser = GroupedAdamW(values, (0.9, 0.98), 0.1)
-    rate = torch.full((2, 1), 0.1)
-    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.ones(2, 1))
-    before = [x.clone() for x in (values, optimiser.mean, optimiser.square, optimiser.steps)]
-    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.tensor([[1.0], [0.0]]))
-    for old, new in zip(before, (values, optimiser.mean, optimiser.square, optimiser.steps), strict=True):
-        assert torch.equal(old[1], new[1])
-        assert not torch.equal(old[0], new[0])
+    optimiser = GroupedAdamW(values, (0.9, 0.98), 0.1, [3, 2])
+    rate = torch.full((2,), 0.1)
+    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.tensor([True, True]))
+
+    def everything() -> list[list[Tensor]]:
+        return [
+            [values[i].detach().clone(), *(x.clone() for x in optimiser.adamw.state[row].values())]
+            for i, row in enumerate(optimiser.rows)
+        ]
+
+    before = everything()
+    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.tensor([True, False]))
+    after = everything()
+    assert len(before[0]) == 4  # values, step count and two moments
+    assert all(torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(before[0], after[0], strict=True))
 
 
 # Views

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from rich.console import Console
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from token_sets import anchors, study, token_set
 
+from mefar import machine
 from mefar.controls import linear_control
 from mefar.folds import Fold, FoldResult
 from mefar.grouped import Training
@@ -206,6 +208,19 @@ def test_workers_and_threads_do_not_matter(tmp_path: Path) -> None:
     for number, workers in enumerate((1, 3)):
         run(tmp_path / str(number), replace(CPU, workers=workers))
     assert (tmp_path / "0/predictions.csv").read_bytes() == (tmp_path / "1/predictions.csv").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ranks are not forked unasked")
+def test_cores_are_shared_by_ranks_unless_somebody_else_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_cores", lambda: 4)
+    for name in ("LOCAL_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    plain = Machine(accelerator="cpu")
+    assert plain.spread(17).devices == 4 and plain.spread(3).devices == 3
+    for decided in (CPU, replace(plain, devices=2), replace(plain, accelerator="gpu")):
+        assert decided.spread(17) == decided
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert plain.spread(17).devices == 1
 
 
 # Interruptions

@@ -10,7 +10,7 @@ the held-out subject after every epoch.
 - *loop*: one fold after another, a DataLoader each, an ordinary module of torch's own layers, torch's AdamW,
   with 1 or all of torch's threads, whichever is faster here. Its outputs are compared with ours before
   anything is timed.
-- *ours*: what `mefar loso` does on this machine, the same group size and workers.
+- *ours*: what `mefar loso` does on this machine: the same group size, a forked process per core.
 
 Two heads: the published one (512 wide, 3.8 M parameters, batches of 16, 120 epochs, one view, text of 768)
 and our default (as `mefar loso` without options: 8 views, text of 384). Sides take turns on some folds
@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import statistics
 import tempfile
 import time
@@ -245,6 +246,20 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def in_processes(works: Sequence[Callable[[], object]]) -> None:
+    """Do everything at once, each in a fork of this process, as the ranks of `mefar loso` are."""
+    children = []
+    for work in works:
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # the parent's threads are not here
+            work()
+            os._exit(0)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert not any(codes), codes
+
+
 def spread(data: TokenSet, count: int) -> list[Fold]:
     """Some folds, from subjects with few clips to subjects with many."""
     (ordered,) = plan(data.subjects, [0], len(data.subjects))
@@ -273,6 +288,7 @@ def compare(case: Case, options: argparse.Namespace, device: torch.device) -> fl
     machine = Machine(accelerator="gpu" if device.type == "cuda" else "cpu", group=options.group)
     group = options.group or (GPU_GROUP if machine.on_gpu else CPU_GROUP)
     groups = plan(data.subjects, [0], group)
+    machine = machine.spread(len(groups))  # as `mefar loso` does
     count = sum(parameter.numel() for parameter in OrdinaryHead(case).parameters())
     folds = len(set(data.subjects))
     print(
@@ -281,7 +297,7 @@ def compare(case: Case, options: argparse.Namespace, device: torch.device) -> fl
     )
     some = spread(data, options.folds)
     epochs = min(options.epochs or (5 if case is DEFAULT or machine.on_gpu else 1), case.training.epochs)
-    workers = min(machine.share, len(groups))
+    workers = machine.devices
     middle = len(groups) // 2
     chosen = list(range(middle - workers // 2, middle - workers // 2 + workers))
     short = replace(case.training, epochs=epochs)
@@ -291,7 +307,11 @@ def compare(case: Case, options: argparse.Namespace, device: torch.device) -> fl
             loop_fold(data, fold, case, epochs)
 
     def ours() -> None:
-        FoldTrainer(data, groups, case.size, short, workers=workers).to(device).predict_step(chosen, 0)
+        trainer = FoldTrainer(data, groups, case.size, short).to(device)
+        if machine.on_gpu:
+            trainer.predict_step(chosen, 0)
+        else:
+            in_processes([lambda number=number: trainer.predict_step([number], 0) for number in chosen])
 
     threads = torch.get_num_threads()
     loop_fold(data, some[0], case, 1)
@@ -311,7 +331,7 @@ def compare(case: Case, options: argparse.Namespace, device: torch.device) -> fl
     }
     how = {
         "loop": f"{len(some)} folds one by one, {threads} threads",
-        "ours": f"{workers} at a time, groups of {len(groups[middle])}",
+        "ours": f"{workers} processes, groups of {len(groups[middle])}",
     }
     for name, each in times.items():
         rates = [1000 * value / epochs for value in each]

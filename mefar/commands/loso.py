@@ -30,9 +30,10 @@ from mefar import adapting, run_log, sweeps, token_table
 from mefar.commands import run_function
 from mefar.controls import linear_control
 from mefar.edclip import SHIPPED_ANCHORS, Anchors
+from mefar.folds import plan
 from mefar.grouped import TextAnchors, TokenSet, Training
 from mefar.head import HeadSize
-from mefar.loso import Run, code_version, write_text
+from mefar.loso import CPU_GROUP, Run, code_version, write_text
 from mefar.machine import Machine
 from mefar.pooling import StudyTokens, place_scores, table
 from mefar.provenance import commit
@@ -73,7 +74,7 @@ def loso(
     head: HeadSize = HEAD,
     training: Training = TRAINING,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     num_nodes: int = 1,
     group: int | None = None,
     workers: int | None = None,
@@ -113,7 +114,7 @@ def loso(
         head: size of the head.
         training: how every fold is trained.
         accelerator: auto, cpu or gpu.
-        devices: ranks on this machine.
+        devices: ranks on this machine; default: one per core on CPUs, else 1.
         num_nodes: machines, each started by torchrun or SLURM.
         group: folds trained side by side in one program; default by device.
         workers: groups a rank trains at a time; default the cores it has.
@@ -124,7 +125,7 @@ def loso(
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give at least 1")
     adapting.check(adapt_tokenizer, training, group, workers)
-    machine = Machine(accelerator, devices, num_nodes, group, workers)
+    machine = Machine(accelerator, devices or 1, num_nodes, group, workers)
     out = sweeps.fill(out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}")
     tokenizer = sweeps.fill(tokenizer, num_codes=num_codes, num_tokens=num_tokens)
     device = _device(machine)
@@ -157,6 +158,8 @@ def loso(
     adaptation = None
     if adapt_tokenizer:
         adaptation = adapting.Adaptation(model, clips, clips.fingerprint(), adapt_tokenizer)
+    elif devices is None:
+        machine = machine.spread(len(plan(material.data.subjects, range(seeds), group or CPU_GROUP)))
     main_material = material.shuffled() if shuffle_labels else material
     run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes, adaptation)
     if run.leads:
