@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -281,7 +281,12 @@ def print_memory(options: argparse.Namespace) -> None:
     if side.device.type == "cuda":
         print(f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     else:
-        print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        # Not getrusage, whose peak a process inherits from the one that started it.
+        status = Path("/proc/self/status")
+        if status.exists():
+            print(f"{int(status.read_text().partition('VmHWM:')[2].split()[0]) / 2**20:.2f} GiB")
+        else:
+            print("not known on this system")
 
 
 def table(title: str, unit: str, rows: dict[str, list[float]], lines: dict[str, str], batch: int) -> None:
