@@ -18,8 +18,7 @@ and epochs; what a full run would take is computed from their medians and marked
 the default head is then made whole, as `mefar loso` would, from tokens to predictions.csv; on a GPU the
 published one too.
 
-`--check`: instead of timing, compares groups with folds trained alone (100 epochs, default head, with and
-without dropout): in float64 every prediction and parameter, in float32 the share of equal predictions.
+That both sides' folds are what they would be alone is equality.py's to show.
 
 Last line: loop / ours, default head.
 """
@@ -44,7 +43,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mefar import losses
 from mefar.folds import Fold, FoldTrainer, fold_model, plan
-from mefar.grouped import GroupTrainer, TextAnchors, TokenSet, Training, random_seed, single_threaded
+from mefar.grouped import TextAnchors, TokenSet, Training, random_seed, single_threaded
 from mefar.head import HeadSize, TokenHead
 from mefar.loso import CPU_GROUP, GPU_GROUP, Run
 from mefar.machine import Machine
@@ -348,64 +347,17 @@ def compare(case: Case, options: argparse.Namespace, device: torch.device) -> fl
     return ratio
 
 
-# Groups against folds alone.
-
-
-def trained(
-    data: TokenSet, groups: Sequence[Sequence[Fold]], size: HeadSize, training: Training
-) -> tuple[list[Tensor], Tensor]:
-    """Predictions of the last epoch fold by fold, and all parameters, (folds, P)."""
-    guesses, values = [], []
-    with single_threaded():
-        for group in groups:
-            trainer = GroupTrainer(data, [fold_model(data, fold) for fold in group], size, training)
-            guesses += [path[-1].argmax(-1) for path in trainer.run()]
-            values.append(trainer.values.detach())
-    return guesses, torch.cat(values)
-
-
-def check(options: argparse.Namespace, device: torch.device) -> None:
-    case = replace(DEFAULT, views=2)
-    training = replace(DEFAULT.training, epochs=options.epochs or 100, eval_views=1)
-    group = options.group or (GPU_GROUP if device.type == "cuda" else CPU_GROUP)
-    for dtype in (torch.float64, torch.float32):
-        data = composite(case, dtype).to(device)
-        groups = plan(data.subjects, [0], group)
-        groups = groups[:: max(1, len(groups) // options.groups)] if options.groups else groups
-        for dropout in (0.0, case.size.dropout):
-            size = replace(case.size, dropout=dropout)
-            together, values = trained(data, groups, size, training)
-            alone, own = trained(data, [[fold] for each in groups for fold in each], size, training)
-            clips = sum(len(each) for each in alone)
-            same = sum(int((a == b).sum()) for a, b in zip(together, alone, strict=True))
-            apart = float((values - own).abs().max())
-            print(
-                f"{str(dtype).removeprefix('torch.')}, dropout {dropout}, {training.epochs} epochs, "
-                f"{len(alone)} folds in groups of {group}: {same} of {clips} predictions equal, "
-                f"parameters at most {apart:.1e} apart",
-                flush=True,
-            )
-            if dtype == torch.float64:
-                assert same == clips
-                assert apart < 1e-6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--folds", type=int, default=3, help="folds of the loop in each turn")
-    parser.add_argument("--epochs", type=int, help="in each turn; with --check in all (100)")
+    parser.add_argument("--epochs", type=int, help="in each turn")
     parser.add_argument("--group", type=int, help="folds side by side; as mefar loso if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--default-only", action="store_true", help="leave the published head out")
     parser.add_argument("--whole", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--check", action="store_true", help="compare groups with folds alone instead")
-    parser.add_argument("--groups", type=int, help="with --check: only about so many of the groups")
     options = parser.parse_args()
     device = torch.device(options.device)
-    if options.check:
-        check(options, device)
-        return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores"
     clips, subjects = (sum(each) for each in zip(*DATABASES.values(), strict=True))
     print(f"{clips} clips, {subjects} subjects, {name}, torch {torch.__version__}")
