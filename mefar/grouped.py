@@ -379,7 +379,7 @@ class GroupTrainer:
         longest = max(len(model.test) for model in self.models)
         rows = [model.test[torch.arange(longest).clamp(max=len(model.test) - 1)] for model in self.models]
         index = torch.stack(rows).to(self.device)
-        tokens = self.data.tokens[index][:, :, : self.test_views]  # (G, M, V, L, D)
+        tokens = self.data.tokens[:, : self.test_views][index]  # (G, M, V, L, D)
         every = part(self.forward(tokens.flatten(1, 2), None))
         G, wide = every.shape[0], every.shape[2:]
         return every.view(G, longest, self.test_views, *wide).mean(2).float().cpu()

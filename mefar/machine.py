@@ -14,6 +14,8 @@ from typing import Literal
 
 import torch
 
+from mefar.tokens import InputError
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -25,6 +27,9 @@ class Machine:
         num_nodes: machines, each started by torchrun or SLURM.
         group: models trained side by side; None picks by device.
         workers: groups that a rank trains at a time; None: the rank's share of the cores, on a GPU 1.
+
+    Raises:
+        InputError: a number below 1.
     """
 
     accelerator: str = "auto"
@@ -32,6 +37,12 @@ class Machine:
     num_nodes: int = 1
     group: int | None = None
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "group", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give at least 1, or leave it out")
 
     @property
     def on_gpu(self) -> bool:

@@ -86,10 +86,10 @@ def _lead(run: Run) -> str:
 
 def _dropped(run: Run) -> str:
     dropped = run.summary.get("dropped") or []
-    excluded = run.summary.get("excluded")
-    rule = f"<p>{plural(excluded, 'annotated clip')} left out by the protocol's rule.</p>" if excluded else ""
-    remarks = [pair for pair in run.summary.get("notes") or [] if "/" in str(pair[0])]
     left_out = run.summary.get("left_out") or []
+    count = plural(len(left_out), "annotated clip")
+    rule = f"<p>{count} left out by the protocol's rule.</p>" if left_out else ""
+    remarks = [pair for pair in run.summary.get("notes") or [] if "/" in str(pair[0])]
     return section(
         "Dropped clips",
         _reasons(dropped) or "<p>None.</p>",

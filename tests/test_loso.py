@@ -223,6 +223,13 @@ def test_cores_are_shared_by_ranks_unless_somebody_else_decides(monkeypatch: pyt
     assert plain.spread(17).devices == 1
 
 
+@pytest.mark.parametrize("name", ["devices", "num_nodes", "group", "workers"])
+def test_fewer_than_one_of_anything_is_refused(name: str) -> None:
+    for number in (0, -2):
+        with pytest.raises(InputError, match=f"{name} is {number}; give at least 1"):
+            Machine(**{name: number})
+
+
 # Interruptions
 
 

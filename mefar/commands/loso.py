@@ -125,7 +125,8 @@ def loso(
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give at least 1")
     adapting.check(adapt_tokenizer, training, group, workers)
-    machine = Machine(accelerator, devices or 1, num_nodes, group, workers)
+    machine = Machine(accelerator, 1 if devices is None else devices, num_nodes, group, workers)
+    every_seed = range(seed, seed + seeds)
     out = sweeps.fill(out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}")
     tokenizer = sweeps.fill(tokenizer, num_codes=num_codes, num_tokens=num_tokens)
     device = _device(machine)
@@ -145,7 +146,6 @@ def loso(
     material = _material(clips.study, tokens, tokenizer, described)
     notes: dict[str, Any] = {
         "notes": [list(note) for note in clips.study.notes],
-        "excluded": len(clips.study.excluded),
         "left_out": [list(pair) for pair in clips.study.excluded],
         "num_codes": model.num_codes,
         "num_tokens": model.num_tokens,
@@ -159,9 +159,9 @@ def loso(
     if adapt_tokenizer:
         adaptation = adapting.Adaptation(model, clips, clips.fingerprint(), adapt_tokenizer)
     elif devices is None:
-        machine = machine.spread(len(plan(material.data.subjects, range(seeds), group or CPU_GROUP)))
+        machine = machine.spread(len(plan(material.data.subjects, every_seed, group or CPU_GROUP)))
     main_material = material.shuffled() if shuffle_labels else material
-    run = Run(main_material, out, head, training, range(seed, seed + seeds), machine, notes, adaptation)
+    run = Run(main_material, out, head, training, every_seed, machine, notes, adaptation)
     if run.leads:
         print(*_remarks(clips.study), sep="\n")
     summary = run.execute()
@@ -169,9 +169,8 @@ def loso(
     if pixels and run.leads:
         controls["pixels"] = place_scores(main_material, _linear(main_material, tokens))
     if shuffled_control and not shuffle_labels:
-        seeds_of = range(seed, seed + seeds)
         control = Run(
-            material.shuffled(), out / "shuffled", head, training, seeds_of, machine, notes, adaptation
+            material.shuffled(), out / "shuffled", head, training, every_seed, machine, notes, adaptation
         )
         shuffled = control.execute()
         controls["shuffled"] = shuffled["scores"]["last"] if run.leads else {}
