@@ -38,7 +38,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mefar import losses
 from mefar.folds import Fold, FoldResult, fold_model, fold_result
 from mefar.grouped import GroupTrainer, TokenSet, Training, random_seed
-from mefar.head import DropoutNoise, HeadOutput, HeadSize
+from mefar.head import HeadOutput, HeadSize
+from mefar.layers import DropoutNoise
 from mefar.ledger import Ledger
 from mefar.tokens import AdaptableTokenizer, InputError
 
@@ -156,12 +157,10 @@ class _PartNoise(DropoutNoise):
         super().__init__((generator,), probability)
         self.size, self.mine = size, mine
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(1, b * m, ...), m entries per clip -> the same with entries dropped and the rest scaled up."""
-        each = x.shape[1] // len(self.mine)
-        whole = super().__call__(x.new_ones(1, self.size * each, *x.shape[2:]))
-        part = whole.view(self.size, each, *x.shape[2:])[self.mine]
-        return x * part.view(x.shape)
+    def keep(self, samples: int, entries: int, device: torch.device) -> Tensor | None:
+        """Masks (1, b, entries) of the rank's clips."""
+        whole = super().keep(self.size, entries, device)
+        return None if whole is None else whole[:, self.mine]
 
 
 class AdaptingFold(LightningModule):

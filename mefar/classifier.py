@@ -14,7 +14,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from mefar import losses
-from mefar.head import DropoutNoise, Embedding, HeadOutput, HeadSize, TokenHead
+from mefar.head import Embedding, HeadOutput, HeadSize, TokenHead
+from mefar.layers import DropoutNoise
 from mefar.metrics import UAR, UF1
 from mefar.tokens import ActionTokenizer, InputError
 

@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from mefar import losses
-from mefar.head import DropoutNoise, HeadOutput, HeadSize, TokenHead
+from mefar.grouped_adamw import GroupedAdamW
+from mefar.head import HeadOutput, HeadSize, TokenHead
+from mefar.layers import DropoutNoise
 from mefar.tokens import InputError
 
 
@@ -187,48 +188,6 @@ class Model:
     test: Tensor
 
 
-class GroupedAdamW:
-    """AdamW for G models stored as the rows of one matrix, each with its own step count.
-
-    Models that always take their steps together share a parameter group of torch's fused AdamW: one pass over
-    their numbers, and few launches on a GPU.
-
-    Args:
-        values: (G, P) parameters, changed in place.
-        betas: decay of the two moments.
-        weight_decay: decoupled.
-        together: G numbers; models of one number have the same learning rate and activity at every step.
-    """
-
-    def __init__(
-        self, values: Tensor, betas: tuple[float, float], weight_decay: float, together: Sequence[int]
-    ) -> None:
-        self.rows = [nn.Parameter(row) for row in values.detach()]  # they share the matrix's memory
-        self.places = [
-            [i for i, other in enumerate(together) if other == each] for each in sorted(set(together))
-        ]
-        self.adamw = torch.optim.AdamW(
-            [{"params": [self.rows[i] for i in place]} for place in self.places],
-            betas=betas,
-            weight_decay=weight_decay,
-            fused=values.device.type in ("cpu", "cuda"),
-        )
-
-    def step(self, gradient: Tensor, rate: Tensor, active: Tensor) -> None:
-        """One update; a resting model keeps every number it has.
-
-        Args:
-            gradient: (G, P).
-            rate: (G,) learning rates, on the CPU.
-            active: (G,) bool, on the CPU: which models take part.
-        """
-        for group, place in zip(self.adamw.param_groups, self.places, strict=True):
-            group["lr"] = float(rate[place[0]])
-            for i in place:
-                self.rows[i].grad = gradient[i] if active[i] else None
-        self.adamw.step()
-
-
 class GroupTrainer:
     """Trains models side by side on one token set.
 
@@ -241,25 +200,26 @@ class GroupTrainer:
 
     def __init__(self, data: TokenSet, models: Sequence[Model], size: HeadSize, training: Training) -> None:
         _, self.views, L, D = data.tokens.shape
+        data = replace(data, tokens=data.tokens.contiguous())
         self.data, self.models, self.training = data, models, training
         self.device, dtype = data.tokens.device, data.tokens.dtype
         self.test_views = training.views_to_test(self.views)
+        self.everyone = data.anchors is not None and bool(data.anchors.described.all())
         align = data.anchors is not None and training.edclip_weight > 0
         text_dim = data.anchors.vectors.shape[1] if align and data.anchors is not None else None
         seeds = [random_seed(model.key, "values") for model in models]
         C = len(data.class_names)
         self.head = TokenHead(L, D, C, size, text_dim, seeds).to(self.device, dtype)
-        self.shapes = {name: value.shape for name, value in self.head.named_parameters()}
-        parts = [value.detach().reshape(len(models), -1) for value in self.head.parameters()]
-        self.widths = [part.shape[1] for part in parts]
-        self.values = torch.cat(parts, 1).requires_grad_()  # (G, P)
         labels = data.labels.cpu()
         weights = [losses.balanced(torch.bincount(labels[model.train], minlength=C)) for model in models]
         self.class_weights = torch.stack(weights).to(self.device, dtype)  # (G, C)
         self.mean, self.scale = self._statistics(dtype)
+        self.shift = -self.mean * self.scale
         steps = [math.ceil(len(model.train) / training.batch_size) for model in models]
         self.steps = torch.tensor(steps)
-        self.optimiser = GroupedAdamW(self.values, training.betas, training.weight_decay, steps)
+        self.optimiser = GroupedAdamW(
+            list(self.head.parameters()), steps, training.betas, training.weight_decay, training.clip_norm
+        )
         streams = [torch.Generator(self.device) for _ in models]
         self.streams, self.noise = streams, DropoutNoise(streams, size.dropout)
 
@@ -295,13 +255,7 @@ class GroupTrainer:
 
     def forward(self, tokens: Tensor, noise: DropoutNoise | None) -> HeadOutput:
         """The heads with the current values on (G, B, L, D) tokens."""
-        pieces = torch.split(self.values, self.widths, 1)
-        values = {
-            name: piece.reshape(shape)
-            for piece, (name, shape) in zip(pieces, self.shapes.items(), strict=True)
-        }
-        scaled = (tokens - self.mean) * self.scale
-        output: HeadOutput = functional_call(self.head, values, (scaled, noise))
+        output: HeadOutput = self.head(torch.addcmul(self.shift, tokens, self.scale), noise)
         return output
 
     def order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -316,46 +270,65 @@ class GroupTrainer:
             rows[i, :n], rows[i, n:] = shuffled, shuffled[0]
             views[i, :n], views[i, n:] = torch.randint(self.views, (n,), generator=generator), 0
             mask[i, :n] = 1
-        return rows.to(self.device), views.to(self.device), mask.to(self.device, self.values.dtype)
+        return rows.to(self.device), views.to(self.device), mask.to(self.device, self.data.tokens.dtype)
 
     def _train_epoch(self, epoch: int) -> None:
-        B = self.training.batch_size
-        rows, views, mask = self.order(epoch)
-        labels = self.data.labels[rows]
+        G, B, steps = len(self.models), self.training.batch_size, int(self.steps.max())
+        rows, views, mask = (each.view(G, steps, B).transpose(0, 1) for each in self.order(epoch))
+        places, targets = rows * self.views + views, self._targets(self.data.labels[rows], mask)
         for model, stream in zip(self.models, self.streams, strict=True):
             stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
-        for step in range(int(self.steps.max())):
-            part = slice(step * B, (step + 1) * B)
-            output = self.forward(self.data.tokens[rows[:, part], views[:, part]], self.noise)
-            loss = self._loss(output, labels[:, part], mask[:, part])
-            (gradient,) = torch.autograd.grad(loss.sum(), self.values)
-            norm = gradient.norm(dim=1, keepdim=True)
-            gradient = gradient * (self.training.clip_norm / (norm + 1e-6)).clamp(max=1)
-            rate = self.rate(epoch * self.steps + step)
-            self.optimiser.step(gradient, rate, step < self.steps)
-        if not torch.isfinite(self.values).all():
-            broken = int((~torch.isfinite(self.values)).any(1).nonzero()[0])
+        number = torch.arange(steps)[:, None]  # (steps, 1)
+        rates, active = self.rate(epoch * self.steps + number).tolist(), (number < self.steps).tolist()
+        parameters = self.optimiser.parameters
+        for step in range(steps):
+            loss = self._loss(self.forward(self._gather(places[step]), self.noise), *targets, step)
+            self.optimiser.step(torch.autograd.grad(loss, parameters), rates[step], active[step])
+        values = self.optimiser.values()
+        if not torch.isfinite(values).all():
+            broken = int((~torch.isfinite(values)).any(1).nonzero()[0])
             raise InputError(
                 f"model {self.models[broken].key}: training diverged in epoch {epoch + 1}; "
                 "lower training.learning_rate"
             )
 
-    def _loss(self, output: HeadOutput, labels: Tensor, mask: Tensor) -> Tensor:
-        """(G,) total loss of each model on its own batch."""
+    def _gather(self, places: Tensor) -> Tensor:
+        """Tokens of (G, B) clips and views, clip * V + view: (G, B, L, D), in memory (G, L, B, D)."""
+        (G, B), (L, D) = places.shape, self.data.tokens.shape[2:]
+        index = places.unsqueeze(1) * L + torch.arange(L, device=self.device)[:, None]
+        found = self.data.tokens.view(-1, D).index_select(0, index.flatten())
+        return found.view(G, L, B, D).transpose(1, 2)
+
+    def _targets(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, losses.AlignmentTargets | None]:
+        """What each sample counts in each loss, for an epoch: labels and mask are (steps, G, B)."""
+        classes = losses.class_targets(labels, self.class_weights, mask, self.training.label_smoothing)
+        aligned, anchors = None, self.data.anchors
+        if self.head.text is not None and anchors is not None:
+            aligned = losses.alignment_targets(labels, anchors.described, mask.dtype, mask, self.everyone)
+        return classes, losses.mean_weights(mask), aligned
+
+    def _loss(
+        self,
+        output: HeadOutput,
+        classes: Tensor,
+        counted: Tensor,
+        aligned: losses.AlignmentTargets | None,
+        step: int,
+    ) -> Tensor:
+        """Sum of the models' losses, each on its own batch of a step."""
         training, anchors = self.training, self.data.anchors
-        total = losses.classification_loss(
-            output.logits, labels, self.class_weights, mask, training.label_smoothing
-        )
-        total = total + training.entropy_weight * losses.attention_entropy(output.attention, mask)
-        if output.text is not None and anchors is not None:
+        total = losses.weighted_log_loss(output.logits, classes[step])
+        total = total + training.entropy_weight * losses.weighted_entropy(output.attention, counted[step])
+        if output.text is not None and aligned is not None and anchors is not None:
             vectors = anchors.vectors.to(output.text)
-            terms = losses.alignment_losses(output.text, labels, vectors, anchors.described, mask)
-            aligned = terms["described"] + training.others_weight * terms["others"]
-            total = total + training.edclip_weight * aligned
-        return total
+            terms = losses.weighted_alignment(output.text, aligned.at(step), vectors, anchors.described)
+            total = total + training.edclip_weight * terms["described"]
+            if aligned.others is not None:
+                total = total + training.edclip_weight * training.others_weight * terms["others"]
+        return total.sum()
 
     def rate(self, step: Tensor) -> Tensor:
-        """Learning rate of each model at its own step: (G,) -> (G,)."""
+        """Learning rate of each model at its own step: (..., G) -> (..., G)."""
         peak = self.training.learning_rate
         if self.training.schedule == "constant":
             return torch.full(step.shape, peak, dtype=torch.float64)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm, normalised
 from mefar.tokens import InputError
 
 Embedding = Literal["per_position", "shared"]
@@ -74,107 +75,6 @@ class HeadSize:
             raise InputError(f"head: depth {self.depth}, feedforward {self.feedforward} must be positive")
 
 
-class DropoutNoise:
-    """Dropout masks from one random stream per model.
-
-    A model's masks depend on its own generator and on how many it has drawn, never on its
-    neighbours in the group. One byte decides per entry, so the probability is a multiple of 1/256.
-
-    Args:
-        generators: one per model, or None to use torch's global stream.
-        probability: share of entries set to 0.
-    """
-
-    def __init__(self, generators: Sequence[torch.Generator | None], probability: float) -> None:
-        self.generators = generators
-        self.threshold = round(probability * 256)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(G, ...) -> the same with entries dropped and the rest scaled up."""
-        if self.threshold == 0:
-            return x
-        each = x[0].numel()
-        words = torch.zeros(len(self.generators), -(-each // 8), dtype=torch.int64, device=x.device)
-        for row, generator in zip(words, self.generators, strict=True):
-            row.random_(-(2**63), None, generator=generator)
-        keep = (words.view(torch.uint8)[:, :each].view(x.shape) >= self.threshold).to(x.dtype)
-        # Scaled before x is known, so that gradients take one product and not two.
-        return x * keep.mul_(256 / (256 - self.threshold))
-
-
-def _keep(x: Tensor) -> Tensor:
-    """No dropout."""
-    return x
-
-
-class GroupedLinear(nn.Module):
-    """G linear maps side by side: (G, N, in) -> (G, N, out)."""
-
-    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(groups, outputs))
-
-    def initialise(self, generators: Sequence[torch.Generator]) -> None:
-        """Uniform in +-1/sqrt(in), as torch's Linear; biases 0."""
-        bound = 1 / math.sqrt(self.weight.shape[-1])
-        with torch.no_grad():
-            for weight, generator in zip(self.weight, generators, strict=True):
-                weight.uniform_(-bound, bound, generator=generator)
-            self.bias.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, N, in) -> (G, N, out)."""
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
-
-
-class GroupedNorm(nn.Module):
-    """LayerNorm over the last dimension with a scale and shift per model."""
-
-    def __init__(self, groups: int, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(groups, dim))
-        self.bias = nn.Parameter(torch.zeros(groups, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, N, W) -> the same shape."""
-        normal = functional.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(self.bias.unsqueeze(1), normal, self.weight.unsqueeze(1))
-
-
-class EncoderLayer(nn.Module):
-    """Pre-norm Transformer layer: attention among the L tokens, then a ReLU feed-forward block."""
-
-    def __init__(self, groups: int, size: HeadSize) -> None:
-        super().__init__()
-        self.heads = size.heads
-        self.norm1 = GroupedNorm(groups, size.dim)
-        self.qkv = GroupedLinear(groups, size.dim, 3 * size.dim)
-        self.out = GroupedLinear(groups, size.dim, size.dim)
-        self.norm2 = GroupedNorm(groups, size.dim)
-        self.widen = GroupedLinear(groups, size.dim, size.feedforward)
-        self.narrow = GroupedLinear(groups, size.feedforward, size.dim)
-
-    def attend(self, x: Tensor, tokens: int, noise: DropoutNoise | None) -> Tensor:
-        """Self-attention among each sample's tokens: (G, B*L, W) -> (G, B*L, W)."""
-        G, N, W = x.shape
-        # (G, B*L, 3W) -> 3 x (G, B, heads, L, W / heads)
-        split = self.qkv(x).view(G, N // tokens, tokens, 3, self.heads, W // self.heads)
-        q, k, v = split.permute(3, 0, 1, 4, 2, 5)
-        weights = (q @ k.mT / math.sqrt(W // self.heads)).softmax(-1)
-        if noise is not None:
-            weights = noise(weights)
-        mixed: Tensor = self.out((weights @ v).transpose(2, 3).reshape(G, N, W))
-        return mixed
-
-    def forward(self, x: Tensor, tokens: int, noise: DropoutNoise | None) -> Tensor:
-        """(G, B*L, W) -> (G, B*L, W)."""
-        drop = noise or _keep
-        x = x + drop(self.attend(self.norm1(x), tokens, noise))
-        wide: Tensor = self.widen(self.norm2(x)).relu()
-        return x + drop(self.narrow(drop(wide)))
-
-
 class TokenHead(nn.Module):
     """G independent classifiers of action tokens in one batched program.
 
@@ -203,7 +103,9 @@ class TokenHead(nn.Module):
         self.embed = GroupedLinear(G * num_tokens if per_position else G, token_dim, size.dim)
         # With a matrix and a bias of its own a position needs no further vector.
         self.position = None if per_position else nn.Parameter(torch.empty(G, num_tokens, size.dim))
-        self.layers = nn.ModuleList([EncoderLayer(G, size) for _ in range(size.depth)])
+        self.layers = nn.ModuleList(
+            [EncoderLayer(G, size.dim, size.heads, size.feedforward) for _ in range(size.depth)]
+        )
         self.pool_norm = GroupedNorm(G, size.dim)
         self.query = nn.Parameter(torch.empty(G, size.dim))
         self.classes = GroupedLinear(G, size.dim, num_classes)
@@ -243,6 +145,10 @@ class TokenHead(nn.Module):
             tokens: (G, B, L, D) float, every model its own batch.
             noise: dropout masks; None for evaluation.
         """
+        with torch.autocast(tokens.device.type, enabled=False):  # so small that half precision gains nothing
+            return self._classify(tokens.to(self.query.dtype), noise)
+
+    def _classify(self, tokens: Tensor, noise: DropoutNoise | None) -> HeadOutput:
         G, B, L, D = tokens.shape
         if self.size.embedding == "per_position":
             x = self.embed(tokens.transpose(1, 2).reshape(G * L, B, D)).view(G, L, B, -1).transpose(1, 2)
@@ -253,10 +159,13 @@ class TokenHead(nn.Module):
         x = x.reshape(G, B * L, -1)
         for layer in self.layers:
             x = layer(x, L, noise)
-        x = self.pool_norm(x)  # (G, B*L, W)
-        picked = torch.bmm(x, self.query.unsqueeze(-1)).view(G, B, L) / math.sqrt(x.shape[-1])
+        # The norm's scale goes into the query, and its shift, equal for all tokens, out of the softmax.
+        x = normalised(x)  # (G, B*L, W)
+        scale, query = self.pool_norm.weight, self.pool_norm.weight * self.query
+        picked = torch.bmm(x, query.unsqueeze(-1)).view(G, B, L) / math.sqrt(x.shape[-1])
         attention = picked.softmax(-1)
         pooled = (attention.unsqueeze(-2) @ x.view(G, B, L, -1)).squeeze(-2)  # (G, B, W)
+        pooled = torch.addcmul(self.pool_norm.bias.unsqueeze(1), pooled, scale.unsqueeze(1))
         text = None if self.text is None else functional.normalize(self.text(pooled), dim=-1)
         return HeadOutput(self.classes(pooled), attention, text)
 

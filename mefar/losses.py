@@ -6,20 +6,20 @@ and give one value per model; a sample mask lets models of unequal size share pa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the last dimension of the entries with mask 1; 0 where there is none.
+def mean_weights(mask: Tensor) -> Tensor:
+    """What each sample counts in a mean over the samples with mask 1; all 0 where there is none.
 
     Args:
-        values: (..., B).
-        mask: (..., B) of 0 and 1, or None for all.
+        mask: (..., B) of 0 and 1.
     """
-    if mask is None:
-        return values.mean(-1)
-    return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def balanced(counts: Tensor) -> Tensor:
@@ -50,6 +50,44 @@ def inverse_deviation(mean: Tensor, square: Tensor) -> Tensor:
     return 1 / torch.maximum(deviation, 1e-3 * deviation.mean(-1, keepdim=True) + 1e-12)
 
 
+def class_targets(
+    labels: Tensor, weights: Tensor, mask: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """What the log probability of each sample and class counts in the classification loss.
+
+    Class-weighted cross-entropy, normalised by the weights in the batch as torch does.
+
+    Args:
+        labels: (..., B) int64 in [0, C).
+        weights: (..., C) weight per class.
+        mask: (..., B) of 0 and 1; samples with 0 do not count.
+        label_smoothing: probability in [0, 1) spread over all classes.
+
+    Returns:
+        (..., B, C); all 0 for a model without a sample.
+    """
+    C = weights.shape[-1]
+    counted = weights.expand(*labels.shape[:-1], C).gather(-1, labels)  # (..., B)
+    if mask is not None:
+        counted = counted * mask
+    targets = (1 - label_smoothing) * counted.unsqueeze(-1) * one_hot(labels, C, weights.dtype)
+    if label_smoothing > 0:
+        spread = label_smoothing / C * weights.unsqueeze(-2)
+        targets = targets + (spread if mask is None else spread * mask.unsqueeze(-1))
+    # A tiny floor, not a branch: with no sample everything is exactly 0.
+    return targets / counted.sum(-1).clamp(min=1e-12)[..., None, None]
+
+
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(...) int64 in [0, C) -> (..., C) of 0 and 1."""
+    return torch.nn.functional.one_hot(labels, classes).to(dtype)
+
+
+def weighted_log_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus the sum of targets times log probabilities: (..., B, C), (..., B, C) -> (...)."""
+    return -(targets * logits.log_softmax(-1)).sum((-2, -1))
+
+
 def classification_loss(
     logits: Tensor,
     labels: Tensor,
@@ -57,7 +95,7 @@ def classification_loss(
     mask: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Class-weighted cross-entropy, normalised by the weights in the batch as torch does.
+    """Class-weighted cross-entropy, see class_targets.
 
     Args:
         logits: (..., B, C).
@@ -69,19 +107,7 @@ def classification_loss(
     Returns:
         (...) one loss per model; 0 for a model without a sample.
     """
-    log_p = logits.log_softmax(-1)
-    sample_weights = weights.gather(-1, labels)  # (..., B)
-    if mask is not None:
-        sample_weights = sample_weights * mask
-    picked = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    total = -(sample_weights * picked)
-    if label_smoothing > 0:
-        spread = -(weights.unsqueeze(-2) * log_p).sum(-1) / logits.shape[-1]
-        if mask is not None:
-            spread = spread * mask
-        total = (1 - label_smoothing) * total + label_smoothing * spread
-    # A tiny floor, not a branch: with no sample the sums are exactly 0 and so is the loss.
-    return total.sum(-1) / sample_weights.sum(-1).clamp(min=1e-12)
+    return weighted_log_loss(logits, class_targets(labels, weights, mask, label_smoothing))
 
 
 def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,8 +120,55 @@ def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
     Returns:
         (...) in [0, log L].
     """
+    mask = torch.ones_like(attention[..., 0]) if mask is None else mask
+    return weighted_entropy(attention, mean_weights(mask))
+
+
+def weighted_entropy(attention: Tensor, weights: Tensor) -> Tensor:
+    """Sum of each sample's entropy of pooling times its weight: (..., B, L), (..., B) -> (...)."""
     entropy = -(attention * attention.clamp(min=1e-9).log()).sum(-1)
-    return masked_mean(entropy, mask)
+    return (entropy * weights).sum(-1)
+
+
+@dataclass(frozen=True)
+class AlignmentTargets:
+    """What the samples of a batch count in the two alignment losses.
+
+    Attributes:
+        described: (..., B, C) of the log probability of each class.
+        others: (..., B) of being too near to any anchor; None where every class has text.
+    """
+
+    described: Tensor
+    others: Tensor | None
+
+    def at(self, index: Any) -> AlignmentTargets:
+        """The part of some batches, by an index into the leading dimensions."""
+        return AlignmentTargets(self.described[index], None if self.others is None else self.others[index])
+
+
+def alignment_targets(
+    labels: Tensor,
+    described: Tensor,
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+    everyone: bool = False,
+) -> AlignmentTargets:
+    """The samples' weights in alignment_losses.
+
+    Args:
+        labels: (..., B) int64 in [0, C).
+        described: (C,) bool, which classes have text.
+        dtype: of the weights.
+        mask: (..., B) of 0 and 1.
+        everyone: say that every class has text; saves the second loss.
+    """
+    has_text = described[labels].to(dtype)
+    no_text = 1 - has_text
+    if mask is not None:
+        has_text, no_text = has_text * mask, no_text * mask
+    near = mean_weights(has_text).unsqueeze(-1) * one_hot(labels, len(described), dtype)
+    return AlignmentTargets(near, None if everyone else mean_weights(no_text))
 
 
 def alignment_losses(
@@ -123,13 +196,27 @@ def alignment_losses(
         mean over samples of such classes. `others`: (...) mean(relu(max cosine - margin)) over
         the rest. Either is 0 where the batch has no such sample.
     """
-    cosine = (embedding @ anchors.T).masked_fill(~described, -torch.inf)
-    has_text = described[labels].to(embedding.dtype)
-    no_text = 1 - has_text
-    if mask is not None:
-        has_text, no_text = has_text * mask, no_text * mask
-    log_p = (cosine / temperature).log_softmax(-1)
-    own = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    own = torch.where(described[labels], own, torch.zeros_like(own))  # -inf * 0 would be nan
+    targets = alignment_targets(labels, described, embedding.dtype, mask)
+    return weighted_alignment(embedding, targets, anchors, described, temperature, margin)
+
+
+def weighted_alignment(
+    embedding: Tensor,
+    targets: AlignmentTargets,
+    anchors: Tensor,
+    described: Tensor,
+    temperature: float = 0.07,
+    margin: float = 0.2,
+) -> dict[str, Tensor]:
+    """alignment_losses with the samples' weights made beforehand."""
+    cosine = embedding @ anchors.T
+    if targets.others is None:
+        loss = weighted_log_loss(cosine / temperature, targets.described)
+        return {"described": loss, "others": torch.zeros_like(loss)}
+    # Not -inf: times a target of 0 it would be nan. Its probability is 0 all the same.
+    cosine = cosine.masked_fill(~described, -1e4)
     too_near = (cosine.amax(-1) - margin).relu()
-    return {"described": masked_mean(-own, has_text), "others": masked_mean(too_near, no_text)}
+    return {
+        "described": weighted_log_loss(cosine / temperature, targets.described),
+        "others": (too_near * targets.others).sum(-1),
+    }

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from mefar import losses
 from mefar.classifier import TokenClassifier
 from mefar.edclip import EDCLIP
-from mefar.head import DropoutNoise, HeadSize, TokenHead, head_from_published
+from mefar.head import HeadSize, TokenHead, head_from_published
+from mefar.layers import DropoutNoise
 from mefar.tokens import ActionTokens, InputError
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "dface_small.safetensors"
@@ -104,18 +105,20 @@ def test_gradients_do_not_cross_over() -> None:
 def test_dropout_follows_the_models_own_stream(seed: int, probability: float, length: int) -> None:
     def masks(*seeds: int) -> Tensor:
         noise = DropoutNoise([torch.Generator().manual_seed(each) for each in seeds], probability)
-        return torch.cat([noise(torch.ones(len(seeds), length)), noise(torch.ones(len(seeds), 3))], 1)
+        drawn = [noise.keep(1, entries, torch.device("cpu")) for entries in (length, 3)]
+        return torch.cat([mask for mask in drawn if mask is not None], 2)
 
+    assert masks(seed).shape == (1, 1, length + 3)
     assert torch.equal(masks(seed)[0], masks(5, seed, 6)[1])
 
 
 def test_dropout_keeps_the_mean_and_the_share() -> None:
     noise = DropoutNoise([torch.Generator().manual_seed(0)], 0.2)
-    dropped = noise(torch.ones(1, 200_000))
-    assert float((dropped == 0).float().mean()) == pytest.approx(0.2, abs=0.005)
-    assert float(dropped.mean()) == pytest.approx(1, abs=0.01)
-    x = torch.randn(1, 5)
-    assert torch.equal(DropoutNoise([None], 0.0)(x), x)
+    kept = noise.keep(100, 2000, torch.device("cpu"))
+    assert kept is not None and set(kept.unique().tolist()) == {0, 1}
+    assert float(kept.float().mean()) == pytest.approx(0.8, abs=0.005)
+    assert float(kept.float().mean()) * noise.scale == pytest.approx(1, abs=0.01)
+    assert DropoutNoise([None], 0.0).keep(1, 5, torch.device("cpu")) is None
 
 
 def test_attention_is_a_distribution_and_position_matters() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,8 +14,10 @@ from torch.nn import functional
 
 from mefar import losses
 from mefar.folds import Fold, FoldResult, FoldTrainer, fold_model, inner_model, plan, train_group
-from mefar.grouped import GroupedAdamW, GroupTrainer, Model, TokenSet, Training, random_seed
-from mefar.head import DropoutNoise, HeadSize, TokenHead
+from mefar.grouped import GroupTrainer, Model, TokenSet, Training, random_seed
+from mefar.grouped_adamw import GroupedAdamW
+from mefar.head import HeadSize, TokenHead
+from mefar.layers import DropoutNoise
 from mefar.tokens import InputError
 
 SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
@@ -102,8 +103,7 @@ def one_by_one(data: TokenSet, model: Model, size: HeadSize, training: Training)
         for step in range(steps):
             part = slice(step * training.batch_size, (step + 1) * training.batch_size)
             x = (data.tokens[rows[part], views[part]] - mean) / deviation
-            noise: Callable[[Tensor], Tensor] = Padded(stream, size.dropout, training.batch_size)
-            output = head(x[None], noise)  # type: ignore[arg-type]
+            output = head(x[None], Padded(stream, size.dropout, training.batch_size))
             loss = functional.cross_entropy(
                 output.logits[0], data.labels[rows[part]], weights, label_smoothing=training.label_smoothing
             )
@@ -127,21 +127,16 @@ def one_by_one(data: TokenSet, model: Model, size: HeadSize, training: Training)
     return torch.stack(path), head
 
 
-class Padded:
+class Padded(DropoutNoise):
     """Dropout of a full batch, cut to the samples there are: the last batch of an epoch is short."""
 
     def __init__(self, stream: torch.Generator, probability: float, batch: int) -> None:
-        self.noise, self.batch = DropoutNoise((stream,), probability), batch
+        super().__init__((stream,), probability)
+        self.batch = batch
 
-    def __call__(self, x: Tensor) -> Tensor:
-        # Everything with batch elements in its second dimension or flattened into it.
-        each = x.shape[1] * self.batch // self.samples(x)
-        ones = x.new_ones(1, each, *x.shape[2:])
-        return x * self.noise(ones)[:, : x.shape[1]]
-
-    @staticmethod
-    def samples(x: Tensor) -> int:
-        return x.shape[1] if x.ndim == 5 else x.shape[1] // 4  # attention is (1, B, heads, L, L); L is 4
+    def keep(self, samples: int, entries: int, device: torch.device) -> Tensor | None:
+        whole = super().keep(self.batch, entries, device)
+        return None if whole is None else whole[:, :samples]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
@@ -157,15 +152,15 @@ def test_a_group_is_its_folds_one_by_one(dropout: float, embedding: str, text: b
     assert len({len(model.train) for model in models}) > 3, "folds must differ in size"
     assert len({-(-len(model.train) // 5) for model in models}) > 1, "some must rest while others train"
     trainer = GroupTrainer(data, models, size, training)
-    before = trainer.values.detach().clone()
+    before = trainer.optimiser.values()
     together = trainer.run()
-    assert (trainer.values - before).abs().max() > 0.01
-    named = dict(zip(trainer.shapes, torch.split(trainer.values.detach(), trainer.widths, 1), strict=True))
+    assert (trainer.optimiser.values() - before).abs().max() > 0.01
     for index, model in enumerate(models):
         alone, head = one_by_one(data, model, size, training)
         torch.testing.assert_close(together[index].double(), alone, atol=2e-7, rtol=0)
+        state = trainer.head.model_state(index)
         for name, value in head.named_parameters():
-            torch.testing.assert_close(named[name][index], value.detach().flatten(), atol=1e-7, rtol=0)
+            torch.testing.assert_close(state[name], value.detach(), atol=1e-7, rtol=0)
 
 
 def test_the_size_of_groups_does_not_matter() -> None:
@@ -187,32 +182,60 @@ def test_seeds_and_folds_have_their_own_streams() -> None:
     data = token_set()
     first = Fold(data.subjects[0], 0)
     models = [fold_model(data, fold) for fold in (first, replace(first, seed=1), Fold(data.subjects[-1], 0))]
-    values = GroupTrainer(data, models, SIZE, TRAINING).values.detach()
+    values = GroupTrainer(data, models, SIZE, TRAINING).optimiser.values()
     assert not torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
-    again = GroupTrainer(data, models[::-1], SIZE, TRAINING).values.detach()
+    again = GroupTrainer(data, models[::-1], SIZE, TRAINING).optimiser.values()
     assert torch.equal(values[0], again[2])
 
 
 def test_a_resting_model_keeps_every_number() -> None:
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 5, generator=generator)
-    optimiser = GroupedAdamW(values, (0.9, 0.98), 0.1, [3, 2])
-    rate = torch.full((2,), 0.1)
-    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.tensor([True, True]))
+    parameters = [torch.nn.Parameter(torch.randn(*shape)) for shape in ((3, 5), (6, 2), (3, 2, 2))]
+    optimiser = GroupedAdamW(parameters, [3, 3, 2], (0.9, 0.98), 0.1, 1.0)
+
+    def step(*active: bool) -> None:
+        gradients = [torch.randn(p.shape, generator=generator) for p in parameters]
+        optimiser.step(gradients, [0.1] * 3, active)
 
     def everything() -> list[list[Tensor]]:
-        return [
-            [values[i].detach().clone(), *(x.clone() for x in optimiser.adamw.state[row].values())]
-            for i, row in enumerate(optimiser.rows)
-        ]
+        """Of the models that go together, then of the third: values, step counts and moments."""
+        state = [[x.clone() for x in optimiser.adamw.state[each].values()] for each in optimiser.pieces[1]]
+        return [[optimiser.values()[:2]], [optimiser.values()[2:], *(x for each in state for x in each)]]
 
+    step(True, True, True)
     before = everything()
-    optimiser.step(torch.randn(2, 5, generator=generator), rate, torch.tensor([True, False]))
+    step(True, True, False)
     after = everything()
-    assert len(before[0]) == 4  # values, step count and two moments
+    assert len(before[1]) == 1 + 2 * 3  # step count and two moments of each of two blocks
     assert all(torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
-    assert not any(torch.equal(old, new) for old, new in zip(before[0], after[0], strict=True))
+    assert not torch.equal(before[0][0], after[0][0])
+
+
+def test_the_optimiser_is_adamw_with_clipping_per_model() -> None:
+    """Of parameters in the common matrix and outside of it; what they were is not changed by moving them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 5), (4, 3), (2, 2, 2))
+    parameters = [torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in shapes]
+    alone = [
+        [torch.nn.Parameter(p.detach().unflatten(0, (2, -1))[i].clone()) for p in parameters] for i in (0, 1)
+    ]
+    optimiser = GroupedAdamW(parameters, [2, 1], (0.9, 0.98), 0.1, 0.7)
+    theirs = [torch.optim.AdamW(each, betas=(0.9, 0.98), weight_decay=0.1) for each in alone]
+    for step in range(5):
+        gradients = [torch.randn(p.shape, generator=generator) * (step % 2 + 0.05) for p in parameters]
+        for i in (0, 1):
+            if i == 1 and step == 2:  # it rests
+                continue
+            for value, gradient in zip(alone[i], gradients, strict=True):
+                value.grad = gradient.unflatten(0, (2, -1))[i].clone()
+            torch.nn.utils.clip_grad_norm_(alone[i], 0.7)
+            theirs[i].param_groups[0]["lr"] = 0.01 * (i + 1)
+            theirs[i].step()
+        optimiser.step(gradients, [0.01, 0.02], [True, step != 2])
+    for index, value in enumerate(parameters):
+        for i in (0, 1):
+            torch.testing.assert_close(value.detach().unflatten(0, (2, -1))[i], alone[i][index].detach())
 
 
 # Views

@@ -37,7 +37,7 @@ def outcome(data: TokenSet, training: Training = TRAINING) -> tuple[Tensor, Tens
     trainer.run()
     inputs = torch.cat([trainer.mean.flatten(), trainer.scale.flatten(), trainer.class_weights.flatten()])
     (result,) = train_group(data, [fold], SIZE, training)
-    return trainer.values.detach(), inputs, result
+    return trainer.optimiser.values(), inputs, result
 
 
 def reached(data: TokenSet, change: Callable[[TokenSet], TokenSet], training: Training) -> set[str]:

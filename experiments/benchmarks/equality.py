@@ -33,7 +33,7 @@ def trained(
         for group in groups:
             trainer = GroupTrainer(data, [fold_model(data, fold) for fold in group], size, training)
             guesses += [path[-1].argmax(-1) for path in trainer.run()]
-            values.append(trainer.values.detach())
+            values.append(trainer.optimiser.values())
     return guesses, torch.cat(values)
 
 

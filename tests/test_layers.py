@@ -1,0 +1,172 @@
+"""The layers of the token heads against torch's own, whose gradients torch derives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mefar.head import HeadSize, TokenHead
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm
+
+G, L, W, H, F = 3, 5, 8, 2, 12
+CPU = torch.device("cpu")
+
+
+def shaken(module: Any) -> Any:
+    """No parameter at a value (0, 1) that would hide its absence."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return module.double()
+
+
+def theirs(layer: EncoderLayer, model: int) -> nn.TransformerEncoderLayer:
+    """torch's layer with the values of one model."""
+    made = nn.TransformerEncoderLayer(W, H, F, 0.0, "relu", batch_first=True, norm_first=True).double()
+    names = {
+        "qkv": "self_attn.in_proj_",
+        "out": "self_attn.out_proj.",
+        "widen": "linear1.",
+        "narrow": "linear2.",
+    }
+    state = {}
+    for name, value in layer.named_parameters():
+        part, kind = name.split(".")
+        state[f"{names.get(part, part + '.')}{kind}"] = value.detach()[model]
+    made.load_state_dict(state)
+    return made
+
+
+def written_out(layer: EncoderLayer, x: Tensor, noise: DropoutNoise) -> Tensor:
+    """The layer of one model in ordinary operations, dropout in all four places."""
+    B, N = x.shape[1] // L, x.shape[1]
+    kept = noise.keep(B, H * L * L + 2 * L * W + L * F, CPU)
+    assert kept is not None
+    drop = [
+        mask.double() * 256 / (256 - noise.threshold)
+        for mask in kept.split([H * L * L, L * W, L * F, L * W], -1)
+    ]
+    weight = {name: value[0] for name, value in layer.named_parameters()}
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return functional.layer_norm(x, (W,), weight[f"{name}.weight"], weight[f"{name}.bias"])
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weight[f"{name}.weight"].T + weight[f"{name}.bias"]
+
+    q, k, v = linear(norm(x[0], "norm1"), "qkv").view(B, L, 3, H, W // H).permute(2, 0, 3, 1, 4)
+    attention = (q @ k.mT / (W // H) ** 0.5).softmax(-1) * drop[0].view(B, H, L, L)
+    mixed = (attention @ v).transpose(1, 2).reshape(N, W)
+    x = x + linear(mixed, "out") * drop[1].view(1, N, W)
+    wide = linear(norm(x[0], "norm2"), "widen").relu() * drop[2].view(N, F)
+    return x + linear(wide, "narrow") * drop[3].view(1, N, W)
+
+
+@pytest.mark.parametrize("B", [1, 6])  # with fewer and with more rows than outputs
+def test_the_layer_and_its_gradients_are_torchs(B: int) -> None:
+    layer = shaken(EncoderLayer(G, W, H, F))
+    x = torch.randn(G, B * L, W, dtype=torch.float64, requires_grad=True)
+    ours = layer(x, L, None)
+    weight = torch.randn_like(ours)
+    (ours * weight).sum().backward()
+    for model in range(G):
+        other = theirs(layer, model)
+        own = x.detach()[model].view(B, L, W).requires_grad_()
+        expected = other(own)
+        torch.testing.assert_close(ours[model].view(B, L, W), expected)
+        (expected * weight[model].view(B, L, W)).sum().backward()
+        assert x.grad is not None and own.grad is not None
+        torch.testing.assert_close(x.grad[model].view(B, L, W), own.grad)
+        gradients = dict(other.named_parameters())
+        for name, value in theirs_names(layer).items():
+            torch.testing.assert_close(value[model], gradients[name].grad, msg=name)
+
+
+def theirs_names(layer: EncoderLayer) -> dict[str, Tensor]:
+    """Gradients of our layer by torch's names."""
+    names = {
+        "qkv": "self_attn.in_proj_",
+        "out": "self_attn.out_proj.",
+        "widen": "linear1.",
+        "narrow": "linear2.",
+    }
+    found = {}
+    for name, value in layer.named_parameters():
+        part, kind = name.split(".")
+        assert value.grad is not None
+        found[f"{names.get(part, part + '.')}{kind}"] = value.grad
+    return found
+
+
+@pytest.mark.parametrize("B", [1, 6])
+@pytest.mark.parametrize("dropout", [0.2, 0.5])
+def test_dropout_is_in_its_four_places(B: int, dropout: float) -> None:
+    layer = shaken(EncoderLayer(1, W, H, F))
+    found = []
+    for forward in (lambda x, noise: layer(x, L, noise), lambda x, noise: written_out(layer, x, noise)):
+        noise = DropoutNoise([torch.Generator().manual_seed(3)], dropout)
+        x = torch.randn(1, B * L, W, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        y = forward(x.requires_grad_(), noise)
+        layer.zero_grad()
+        y.sin().sum().backward()
+        gradients = {name: value.grad.clone() for name, value in layer.named_parameters()}
+        found.append({"y": y.detach(), "x": x.grad} | gradients)
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], msg=name)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    layer = shaken(EncoderLayer(2, 4, 2, 6))
+    for B in (1, 4):
+        x = torch.randn(2, B * 3, 4, dtype=torch.float64, requires_grad=True)
+        parameters = list(layer.parameters())
+
+        def run(x: Tensor, *parameters: Tensor) -> Tensor:
+            noise = DropoutNoise([torch.Generator().manual_seed(seed) for seed in (0, 1)], 0.25)
+            return layer(x, 3, noise)
+
+        assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+@pytest.mark.parametrize(("B", "width"), [(1, 4), (6, 64)])  # of torch's own products and of MKL's
+def test_what_is_in_memory_before_does_not_matter(B: int, width: int) -> None:
+    """Products are written into memory that was never set."""
+    layer = shaken(EncoderLayer(1, width, 2, width)).float()
+    x = torch.randn(1, 2 * B, width, requires_grad=True)
+
+    def run() -> list[Tensor]:
+        y = layer(x, 2, None)
+        return [y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])]
+
+    first = run()
+    assert all(torch.isfinite(each).all() for each in first)
+    for _ in range(20):
+        junk = [torch.full((size,), float("nan")) for size in range(1, 400)]
+        del junk
+        assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+
+
+@pytest.mark.parametrize("rows", [2, 30])
+def test_a_norm_goes_into_the_map_behind_it(rows: int) -> None:
+    norm, following = shaken(GroupedNorm(G, W)), shaken(GroupedLinear(G, W, F))
+    x = torch.randn(G, rows, W, dtype=torch.float64)
+    read, weight, bias = norm.before(following, x)
+    expected = following(norm(x))
+    torch.testing.assert_close(read @ weight.mT + bias.unsqueeze(1), expected)
+    model = functional.layer_norm(x[1], (W,), norm.weight[1], norm.bias[1])
+    torch.testing.assert_close(expected[1], model @ following.weight[1].T + following.bias[1])
+
+
+def test_half_precision_around_a_head_leaves_it_alone() -> None:
+    head = TokenHead(4, 6, 3, HeadSize(8, 1, 2, 12), text_dim=5)
+    tokens = torch.randn(1, 7, 4, 6)
+    expected = head(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head(tokens)
+    for name in ("logits", "attention", "text"):
+        assert torch.equal(getattr(output, name), getattr(expected, name))
