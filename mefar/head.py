@@ -14,7 +14,6 @@ Shapes: G models, B batch, L tokens, D token width, W head width, C classes, E t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm, normalised
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm, sparse_pool
 from mefar.tokens import InputError
 
 Embedding = Literal["per_position", "shared"]
@@ -159,13 +158,7 @@ class TokenHead(nn.Module):
         x = x.reshape(G, B * L, -1)
         for layer in self.layers:
             x = layer(x, L, noise)
-        # The norm's scale goes into the query, and its shift, equal for all tokens, out of the softmax.
-        x = normalised(x)  # (G, B*L, W)
-        scale, query = self.pool_norm.weight, self.pool_norm.weight * self.query
-        picked = torch.bmm(x, query.unsqueeze(-1)).view(G, B, L) / math.sqrt(x.shape[-1])
-        attention = picked.softmax(-1)
-        pooled = (attention.unsqueeze(-2) @ x.view(G, B, L, -1)).squeeze(-2)  # (G, B, W)
-        pooled = torch.addcmul(self.pool_norm.bias.unsqueeze(1), pooled, scale.unsqueeze(1))
+        pooled, attention = sparse_pool(x, self.pool_norm, self.query, L)
         text = None if self.text is None else functional.normalize(self.text(pooled), dim=-1)
         return HeadOutput(self.classes(pooled), attention, text)
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 
 class DropoutNoise:
@@ -82,37 +81,12 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedNorm(nn.Module):
-    """LayerNorm over the last dimension with a scale and shift per model."""
+    """Scale and shift of a LayerNorm per model; those who read the normalised values apply them."""
 
     def __init__(self, groups: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(groups, dim))
         self.bias = nn.Parameter(torch.zeros(groups, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(G, N, W) -> the same shape."""
-        return torch.addcmul(self.bias.unsqueeze(1), normalised(x), self.weight.unsqueeze(1))
-
-    def before(self, following: GroupedLinear, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Input, weight and bias so that linear(input, weight, bias) is following(self(x)).
-
-        Where there are more rows than outputs, scale and shift go into the weights: that is less work.
-
-        Args:
-            following: the map behind this norm, W -> out.
-            x: (G, N, W).
-        """
-        weight, bias = following.weight, following.bias
-        if x.shape[1] < weight.shape[1]:
-            return self(x), weight, bias
-        bias = torch.baddbmm(bias.unsqueeze(-1), weight, self.bias.unsqueeze(-1)).squeeze(-1)
-        return normalised(x), weight * self.weight.unsqueeze(1), bias
-
-
-def normalised(x: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the last dimension."""
-    # With a scale, even of 1, torch takes a kernel twice as fast.
-    return functional.layer_norm(x, x.shape[-1:], x.new_ones(x.shape[-1]))
 
 
 def _masked(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -120,6 +94,11 @@ def _masked(x: Tensor, keep: Tensor | None) -> Tensor:
     if keep is not None:
         x.view(keep.shape).mul_(keep)
     return x
+
+
+def _masked_copy(x: Tensor, keep: Tensor | None) -> Tensor:
+    """As _masked, but not in place; without a mask the values themselves."""
+    return x if keep is None else (x.view(keep.shape) * keep).view(x.shape)
 
 
 def _product(a: Tensor, b: Tensor, factor: float = 1.0, out: Tensor | None = None) -> Tensor:
@@ -132,16 +111,6 @@ def _product(a: Tensor, b: Tensor, factor: float = 1.0, out: Tensor | None = Non
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, factor: float = 1.0) -> Tensor:
     """Bias + factor * x @ weight^T: (G, N, in), (G, out, in), (G, out) -> (G, N, out)."""
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT, alpha=factor)
-
-
-def _linear_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, factor: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of factor * _linear(x, weight, bias) by the three, from that by its value (G, N, out)."""
-    by_bias = gradient.sum(1)
-    if factor != 1:
-        by_bias.mul_(factor)
-    return _product(gradient, weight, factor), _product(gradient.mT, x, factor), by_bias
 
 
 class _Linear(torch.autograd.Function):
@@ -162,98 +131,203 @@ class _Linear(torch.autograd.Function):
         return by_x, _product(gradient.mT, x), gradient.sum(1)
 
 
+def _normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean 0 and variance 1 over the last dimension; also the mean and 1 / deviation taken out, (..., 1)."""
+    # With a scale, even of 1, torch takes a kernel twice as fast.
+    return torch.native_layer_norm(x, x.shape[-1:], x.new_ones(x.shape[-1]), None, 1e-5)
+
+
+def _normalise_gradient(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Gradient of _normalise by x, from that by its first result."""
+    W = x.shape[-1:]
+    back = torch.ops.aten.native_layer_norm_backward
+    by_x: Tensor = back(gradient, x, W, mean, scale, x.new_ones(W), None, [True, False, False])[0]
+    return by_x
+
+
+def _read(
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """linear(layer_norm(x)), (G, N, out), and what _unread needs: (G, N, W), norm (G, W), (G, out, W), (G, out).
+
+    Where there are more rows than outputs, scale and shift go into the weights: that is less work.
+    """
+    normal, *moments = _normalise(x)
+    if x.shape[1] < weight.shape[1]:
+        affine = torch.addcmul(shift.unsqueeze(1), normal, scale.unsqueeze(1))
+        return _linear(affine, weight, bias), (x, *moments, normal, affine, scale, shift, weight)
+    folded = weight * scale.unsqueeze(1)
+    moved = torch.baddbmm(bias.unsqueeze(-1), weight, shift.unsqueeze(-1)).squeeze(-1)
+    return _linear(normal, folded, moved), (x, *moments, normal, folded, scale, shift, weight)
+
+
+def _unread(gradient: Tensor, saved: tuple[Tensor, ...], direct: Tensor) -> tuple[Tensor, ...]:
+    """Gradients by the arguments of _read.
+
+    Args:
+        gradient: (G, N, out) by its value.
+        saved: what it gave.
+        direct: (G, N, W) gradient by x that does not go through here; added.
+    """
+    x, mean, deviation, normal, used, scale, shift, weight = saved
+    by_bias = gradient.sum(1)
+    if x.shape[1] < weight.shape[1]:
+        by_affine, by_weight = _product(gradient, weight), _product(gradient.mT, used)
+        by_scale, by_shift = (by_affine * normal).sum(1), by_affine.sum(1)
+        by_normal = by_affine.mul_(scale.unsqueeze(1))
+    else:
+        by_normal, by_weight = _product(gradient, used), _product(gradient.mT, normal)
+        by_scale, by_shift = (by_weight * weight).sum(1), _product(by_bias.unsqueeze(1), weight).squeeze(1)
+        by_weight.mul_(scale.unsqueeze(1)).baddbmm_(by_bias.unsqueeze(2), shift.unsqueeze(1))
+    by_x = _normalise_gradient(by_normal, x, mean, deviation).add_(direct)
+    return by_x, by_scale, by_shift, by_weight, by_bias
+
+
 class _AttentionBlock(torch.autograd.Function):
-    """x + drop(out(drop(softmax(q k / sqrt(d))) v)), with q, k, v from linear(normal, weight, bias)."""
+    """x + drop(out(drop(softmax(q k / sqrt(d))) v)), with q, k, v from linear(layer_norm(x))."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        normal: Tensor,
+        scale: Tensor,
+        shift: Tensor,
         weight: Tensor,
         bias: Tensor,
         out_weight: Tensor,
         out_bias: Tensor,
         size: tuple[int, int],
-        scale: float,
+        factor: float,
         keep_weights: Tensor | None,
         keep_output: Tensor | None,
     ) -> Tensor:
-        """(G, N, W), (G, N, W), (G, 3W, W), (G, 3W), (G, W, W), (G, W), (L, H), masks -> (G, N, W)."""
+        """Norm 2 x (G, W); (G, 3W, W), (G, 3W); (G, W, W), (G, W); (L, H); masks: (G, N, W) -> (G, N, W)."""
         (G, N, W), (L, H) = x.shape, size
-        ctx.shape, ctx.scale = (G, N // L, L, H, W // H), scale
-        split = _linear(normal, weight, bias).view(G, N // L, L, 3, H, W // H)
-        split = split.permute(3, 0, 1, 4, 2, 5).reshape(3, -1, L, W // H)  # contiguous
+        ctx.shape, ctx.factor = (G, N // L, L, H, W // H), factor
+        qkv, read = _read(x, scale, shift, weight, bias)
+        split = qkv.view(G, N // L, L, 3, H, W // H).permute(3, 0, 1, 4, 2, 5).reshape(3, -1, L, W // H)
         q, k, v = split
         weights = _product(q, k.mT, (W // H) ** -0.5).softmax(-1)  # (G*B*H, L, L)
-        dropped = weights if keep_weights is None else _masked(weights.clone(), keep_weights)
-        mixed = _product(dropped, v, scale).view(G, N // L, H, L, W // H).transpose(2, 3).reshape(G, N, W)
+        dropped = _masked_copy(weights, keep_weights)
+        mixed = _product(dropped, v, factor).view(G, N // L, H, L, W // H).transpose(2, 3).reshape(G, N, W)
         y = _masked(_linear(mixed, out_weight, out_bias), keep_output)
-        ctx.save_for_backward(
-            normal, weight, out_weight, split, weights, dropped, mixed, keep_weights, keep_output
-        )
-        return torch.add(x, y, alpha=scale, out=y)
+        ctx.save_for_backward(*read, out_weight, split, weights, dropped, mixed, keep_weights, keep_output)
+        return torch.add(x, y, alpha=factor, out=y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """(G, N, W) -> gradients by the tensors of forward."""
-        normal, weight, out_weight, split, weights, dropped, mixed, keep_weights, keep_output = (
-            ctx.saved_tensors
-        )
-        G, B, L, H, d = ctx.shape
+        *read, out_weight, split, weights, dropped, mixed, keep_weights, keep_output = ctx.saved_tensors
+        (G, B, L, H, d), factor = ctx.shape, ctx.factor
         q, k, v = split
-        after = gradient if keep_output is None else _masked(gradient.clone(), keep_output)
-        by_mixed, by_out_weight, by_out_bias = _linear_gradients(after, mixed, out_weight, ctx.scale)
+        after = _masked_copy(gradient, keep_output)
+        by_mixed, by_out_weight = _product(after, out_weight, factor), _product(after.mT, mixed, factor)
+        by_out_bias = after.sum(1).mul_(factor)
         by_mixed = by_mixed.view(G, B, L, H, d).transpose(2, 3).reshape(-1, L, d)
         by_split = torch.empty_like(split)
-        _product(dropped.mT, by_mixed, ctx.scale, by_split[2])
-        by_weights = _masked(_product(by_mixed, v.mT, ctx.scale), keep_weights)
+        _product(dropped.mT, by_mixed, factor, by_split[2])
+        by_weights = _masked(_product(by_mixed, v.mT, factor), keep_weights)
         by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
         _product(by_scores, k, d**-0.5, by_split[0])
         _product(by_scores.mT, q, d**-0.5, by_split[1])
         by_qkv = by_split.view(3, G, B, H, L, d).permute(1, 2, 4, 0, 3, 5).reshape(G, B * L, 3 * H * d)
-        by_normal, by_weight, by_bias = _linear_gradients(by_qkv, normal, weight)
-        return gradient, by_normal, by_weight, by_bias, by_out_weight, by_out_bias, None, None, None, None
+        return *_unread(by_qkv, tuple(read), gradient), by_out_weight, by_out_bias, None, None, None, None
 
 
 class _FeedForwardBlock(torch.autograd.Function):
-    """x + drop(narrow(drop(relu(linear(normal, weight, bias)))))."""
+    """x + drop(narrow(drop(relu(linear(layer_norm(x))))))."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        normal: Tensor,
+        scale: Tensor,
+        shift: Tensor,
         weight: Tensor,
         bias: Tensor,
         narrow_weight: Tensor,
         narrow_bias: Tensor,
-        scale: float,
+        factor: float,
         keep_wide: Tensor | None,
         keep_output: Tensor | None,
     ) -> Tensor:
-        """(G, N, W), (G, N, W), (G, F, W), (G, F), (G, W, F), (G, W), masks -> (G, N, W)."""
-        wide = _masked(_linear(normal, weight, bias).relu_(), keep_wide)
-        y = _masked(_linear(wide, narrow_weight, narrow_bias, scale), keep_output)
-        ctx.scale = scale
-        ctx.save_for_backward(normal, weight, narrow_weight, wide, keep_output)
-        return torch.add(x, y, alpha=scale, out=y)
+        """Norm 2 x (G, W); (G, F, W), (G, F); (G, W, F), (G, W); masks: (G, N, W) -> (G, N, W)."""
+        wide, read = _read(x, scale, shift, weight, bias)
+        wide = _masked(wide.relu_(), keep_wide)
+        y = _masked(_linear(wide, narrow_weight, narrow_bias, factor), keep_output)
+        ctx.factor = factor
+        ctx.save_for_backward(*read, narrow_weight, wide, keep_output)
+        return torch.add(x, y, alpha=factor, out=y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """(G, N, W) -> gradients by the tensors of forward."""
-        normal, weight, narrow_weight, wide, keep_output = ctx.saved_tensors
-        scale = ctx.scale
-        after = gradient if keep_output is None else _masked(gradient.clone(), keep_output)
-        by_wide = _product(after, narrow_weight, scale**2)
-        by_narrow_weight = _product(after.mT, wide, scale**2)
-        by_narrow_bias = after.sum(1).mul_(scale)
+        *read, narrow_weight, wide, keep_output = ctx.saved_tensors
+        factor = ctx.factor
+        after = _masked_copy(gradient, keep_output)
+        by_wide = _product(after, narrow_weight, factor**2)
+        by_narrow_weight = _product(after.mT, wide, factor**2)
+        by_narrow_bias = after.sum(1).mul_(factor)
         # What was dropped or negative is 0 in `wide`, and nothing else is.
         torch.ops.aten.threshold_backward.grad_input(by_wide, wide, 0, grad_input=by_wide)
-        by_normal, by_weight, by_bias = _linear_gradients(by_wide, normal, weight)
-        return gradient, by_normal, by_weight, by_bias, by_narrow_weight, by_narrow_bias, None, None, None
+        return *_unread(by_wide, tuple(read), gradient), by_narrow_weight, by_narrow_bias, None, None, None
+
+
+class _Pool(torch.autograd.Function):
+    """Mean over the tokens of layer_norm(x), weighted by softmax(query . layer_norm(x) / sqrt(W))."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, query: Tensor, tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """(G, N, W), 3 x (G, W) -> pooled (G, B, W), weights (G, B, L).
+
+        The norm's scale goes into the query, its shift, equal for all tokens, out of the softmax; both go
+        behind the mean.
+        """
+        G, N, W = x.shape
+        normal, *moments = _normalise(x)
+        asked = (scale * query).unsqueeze(2)
+        weights = _product(normal, asked, W**-0.5).view(G, N // tokens, tokens).softmax(-1)
+        mean = _product(weights.view(-1, 1, tokens), normal.view(-1, tokens, W)).view(G, -1, W)
+        ctx.save_for_backward(x, *moments, normal, asked, weights, mean, scale, query)
+        return torch.addcmul(shift.unsqueeze(1), mean, scale.unsqueeze(1)), weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: Tensor, by_weights: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """(G, B, W), (G, B, L) -> gradients by the tensors of forward."""
+        x, average, deviation, normal, asked, weights, mean, scale, query = ctx.saved_tensors
+        (G, N, W), (B, L) = x.shape, weights.shape[1:]
+        by_mean = (gradient * scale.unsqueeze(1)).view(G * B, 1, W)
+        by_weights = by_weights + _product(by_mean, normal.view(G * B, L, W).mT).view(G, B, L)
+        by_asked = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype).mul_(W**-0.5)
+        by_normal = _product(weights.view(G * B, L, 1), by_mean).view(G, N, W)
+        by_normal.baddbmm_(by_asked.view(G, N, 1), asked.mT)
+        by_product = _product(by_asked.view(G, 1, N), normal).squeeze(1)  # of scale and query
+        by_scale = (gradient * mean).sum(1).addcmul_(by_product, query)
+        by_x = _normalise_gradient(by_normal, x, average, deviation)
+        return by_x, by_scale, gradient.sum(1), by_product * scale, None
+
+
+def sparse_pool(x: Tensor, norm: GroupedNorm, query: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Mean of the L normalised tokens of each sample, weighted by how well they answer a query.
+
+    Args:
+        x: (G, N, W).
+        norm: applied before.
+        query: (G, W).
+        tokens: L.
+
+    Returns:
+        (G, B, W), and the weights (G, B, L), each row with sum 1.
+    """
+    pooled, weights = _Pool.apply(x, norm.weight, norm.bias, query, tokens)  # type: ignore[no-untyped-call]
+    return pooled, weights
 
 
 class EncoderLayer(nn.Module):
@@ -281,11 +355,15 @@ class EncoderLayer(nn.Module):
         N, W = x.shape[1:]
         H, F = self.heads, self.widen.weight.shape[1]
         parts = [H * tokens * tokens, tokens * W, tokens * F, tokens * W]
-        masks, scale = [None] * 4, 1.0
+        masks, factor = [None] * 4, 1.0
         if noise is not None and (drawn := noise.keep(N // tokens, sum(parts), x.device)) is not None:
-            masks, scale = drawn.split(parts, -1), noise.scale
-        read, out = self.norm1.before(self.qkv, x), (self.out.weight, self.out.bias)
-        x = _AttentionBlock.apply(x, *read, *out, (tokens, H), scale, *masks[:2])  # type: ignore[no-untyped-call]
-        read, out = self.norm2.before(self.widen, x), (self.narrow.weight, self.narrow.bias)
-        result: Tensor = _FeedForwardBlock.apply(x, *read, *out, scale, *masks[2:])  # type: ignore[no-untyped-call]
+            masks, factor = drawn.split(parts, -1), noise.scale
+
+        def values(*parts: GroupedNorm | GroupedLinear) -> list[Tensor]:
+            return [value for part in parts for value in (part.weight, part.bias)]
+
+        attention = values(self.norm1, self.qkv, self.out)
+        x = _AttentionBlock.apply(x, *attention, (tokens, H), factor, *masks[:2])  # type: ignore[no-untyped-call]
+        forward = values(self.norm2, self.widen, self.narrow)
+        result: Tensor = _FeedForwardBlock.apply(x, *forward, factor, *masks[2:])  # type: ignore[no-untyped-call]
         return result

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mefar.head import HeadSize, TokenHead
-from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm, sparse_pool
 
 G, L, W, H, F = 3, 5, 8, 2, 12
 CPU = torch.device("cpu")
@@ -151,15 +151,23 @@ def test_what_is_in_memory_before_does_not_matter(B: int, width: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
 
-@pytest.mark.parametrize("rows", [2, 30])
-def test_a_norm_goes_into_the_map_behind_it(rows: int) -> None:
-    norm, following = shaken(GroupedNorm(G, W)), shaken(GroupedLinear(G, W, F))
-    x = torch.randn(G, rows, W, dtype=torch.float64)
-    read, weight, bias = norm.before(following, x)
-    expected = following(norm(x))
-    torch.testing.assert_close(read @ weight.mT + bias.unsqueeze(1), expected)
-    model = functional.layer_norm(x[1], (W,), norm.weight[1], norm.bias[1])
-    torch.testing.assert_close(expected[1], model @ following.weight[1].T + following.bias[1])
+def test_pooling_is_a_softmax_over_tokens() -> None:
+    """Also its gradients, of both results, against the same in ordinary operations."""
+    norm, query = shaken(GroupedNorm(G, W)), torch.randn(G, W, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(G, 4 * L, W, dtype=torch.float64, requires_grad=True)
+    inputs = [x, norm.weight, norm.bias, query]
+    normal = functional.layer_norm(x, (W,)) * norm.weight.unsqueeze(1) + norm.bias.unsqueeze(1)
+    normal = normal.view(G, 4, L, W)
+    weights = (normal * query[:, None, None]).sum(-1).div(W**0.5).softmax(-1)
+    expected = (weights.unsqueeze(-1) * normal).sum(2), weights
+    found = sparse_pool(x, norm, query, L)
+    gradients = []
+    for pooled, attention in (found, expected):
+        assert pooled.shape == (G, 4, W) and attention.shape == (G, 4, L)
+        value = pooled.sin().sum() + (attention**3).sum()
+        gradients.append(torch.autograd.grad(value, inputs))
+    for ours, theirs in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_half_precision_around_a_head_leaves_it_alone() -> None:
