@@ -275,7 +275,7 @@ class GroupTrainer:
     def _train_epoch(self, epoch: int) -> None:
         G, B, steps = len(self.models), self.training.batch_size, int(self.steps.max())
         rows, views, mask = (each.view(G, steps, B).transpose(0, 1) for each in self.order(epoch))
-        places, targets = rows * self.views + views, self._targets(self.data.labels[rows], mask)
+        places, targets = self._places(rows, views), self._targets(self.data.labels[rows], mask)
         for model, stream in zip(self.models, self.streams, strict=True):
             stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
         number = torch.arange(steps)[:, None]  # (steps, 1)
@@ -292,12 +292,17 @@ class GroupTrainer:
                 "lower training.learning_rate"
             )
 
+    def _places(self, rows: Tensor, views: Tensor) -> Tensor:
+        """Where the tokens of clips and views (steps, G, B) lie among all: (steps, G, L, B)."""
+        L = self.data.tokens.shape[2]
+        first = (rows * self.views + views) * L
+        return first.unsqueeze(2) + torch.arange(L, device=self.device)[:, None]
+
     def _gather(self, places: Tensor) -> Tensor:
-        """Tokens of (G, B) clips and views, clip * V + view: (G, B, L, D), in memory (G, L, B, D)."""
-        (G, B), (L, D) = places.shape, self.data.tokens.shape[2:]
-        index = places.unsqueeze(1) * L + torch.arange(L, device=self.device)[:, None]
-        found = self.data.tokens.view(-1, D).index_select(0, index.flatten())
-        return found.view(G, L, B, D).transpose(1, 2)
+        """Tokens at places (G, L, B): (G, B, L, D), in memory (G, L, B, D)."""
+        D = self.data.tokens.shape[3]
+        found = self.data.tokens.view(-1, D).index_select(0, places.flatten())
+        return found.view(*places.shape, D).transpose(1, 2)
 
     def _targets(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, losses.AlignmentTargets | None]:
         """What each sample counts in each loss, for an epoch: labels and mask are (steps, G, B)."""

@@ -20,9 +20,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm, sparse_pool
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm, sparse_pool, unit
 from mefar.tokens import InputError
 
 Embedding = Literal["per_position", "shared"]
@@ -159,7 +158,7 @@ class TokenHead(nn.Module):
         for layer in self.layers:
             x = layer(x, L, noise)
         pooled, attention = sparse_pool(x, self.pool_norm, self.query, L)
-        text = None if self.text is None else functional.normalize(self.text(pooled), dim=-1)
+        text = None if self.text is None else unit(self.text(pooled))
         return HeadOutput(self.classes(pooled), attention, text)
 
 

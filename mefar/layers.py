@@ -124,7 +124,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(G, N, out) -> gradients by x, where asked for, weight and bias."""
         x, weight = ctx.saved_tensors
         by_x = _product(gradient, weight) if ctx.needs_input_grad[0] else None
@@ -148,7 +148,7 @@ def _normalise_gradient(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor
 def _read(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """linear(layer_norm(x)), (G, N, out), and what _unread needs: (G, N, W), norm (G, W), (G, out, W), (G, out).
+    """linear(layer_norm(x)), (G, N, out), and what _unread needs: (G, N, W), 2 (G, W), (G, out, W), (G, out).
 
     Where there are more rows than outputs, scale and shift go into the weights: that is less work.
     """
@@ -216,7 +216,7 @@ class _AttentionBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(G, N, W) -> gradients by the tensors of forward."""
         *read, out_weight, split, weights, dropped, mixed, keep_weights, keep_output = ctx.saved_tensors
         (G, B, L, H, d), factor = ctx.shape, ctx.factor
@@ -262,7 +262,7 @@ class _FeedForwardBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(G, N, W) -> gradients by the tensors of forward."""
         *read, narrow_weight, wide, keep_output = ctx.saved_tensors
         factor = ctx.factor
@@ -297,9 +297,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, gradient: Tensor, by_weights: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, by_weights: Tensor) -> tuple[Tensor | None, ...]:
         """(G, B, W), (G, B, L) -> gradients by the tensors of forward."""
         x, average, deviation, normal, asked, weights, mean, scale, query = ctx.saved_tensors
         (G, N, W), (B, L) = x.shape, weights.shape[1:]
@@ -312,6 +310,33 @@ class _Pool(torch.autograd.Function):
         by_scale = (gradient * mean).sum(1).addcmul_(by_product, query)
         by_x = _normalise_gradient(by_normal, x, average, deviation)
         return by_x, by_scale, gradient.sum(1), by_product * scale, None
+
+
+class _Unit(torch.autograd.Function):
+    """x / |x| over the last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """(..., E) -> the same shape."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12)
+        y: Tensor = x / length
+        ctx.save_for_backward(y, length)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """What is along the vector does not count."""
+        y, length = ctx.saved_tensors
+        along = (y * gradient).sum(-1, keepdim=True)
+        by_x: Tensor = torch.addcmul(gradient, y, along, value=-1).div_(length)
+        return by_x
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., E) scaled to length 1."""
+    y: Tensor = _Unit.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 def sparse_pool(x: Tensor, norm: GroupedNorm, query: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
@@ -355,9 +380,10 @@ class EncoderLayer(nn.Module):
         N, W = x.shape[1:]
         H, F = self.heads, self.widen.weight.shape[1]
         parts = [H * tokens * tokens, tokens * W, tokens * F, tokens * W]
-        masks, factor = [None] * 4, 1.0
+        masks: list[Tensor | None] = [None] * 4
+        factor = 1.0
         if noise is not None and (drawn := noise.keep(N // tokens, sum(parts), x.device)) is not None:
-            masks, factor = drawn.split(parts, -1), noise.scale
+            masks, factor = list(torch.split(drawn, parts, -1)), noise.scale
 
         def values(*parts: GroupedNorm | GroupedLinear) -> list[Tensor]:
             return [value for part in parts for value in (part.weight, part.bias)]

@@ -54,7 +54,7 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-CODE = ("folds.py", "grouped.py", "head.py", "losses.py")
+CODE = ("folds.py", "grouped.py", "grouped_adamw.py", "head.py", "layers.py", "losses.py")
 ADAPTING_CODE = ("adapting.py", "reconstruction.py", *MADE_BY)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mefar.head import HeadSize, TokenHead
-from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm, sparse_pool
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm, sparse_pool, unit
 
 G, L, W, H, F = 3, 5, 8, 2, 12
 CPU = torch.device("cpu")
@@ -168,6 +168,13 @@ def test_pooling_is_a_softmax_over_tokens() -> None:
         gradients.append(torch.autograd.grad(value, inputs))
     for ours, theirs in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_unit_vectors_and_their_gradients() -> None:
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(unit(x), functional.normalize(x, dim=-1))
+    assert torch.autograd.gradcheck(unit, x)
+    assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
 def test_half_precision_around_a_head_leaves_it_alone() -> None:
