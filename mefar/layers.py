@@ -1,8 +1,8 @@
 """Blocks of the token heads: linear maps, norms, dropout and a Transformer layer for G models side by side.
 
-The two halves of the layer know their own gradients. torch's automatic ones would be the same numbers
-(tests/test_layers.py) but take twice the time on a CPU, where such small work is bound by memory: every
-pass over the activations that can be saved, or done in place, counts.
+The blocks know their own gradients. torch's automatic ones would be the same numbers (tests/test_layers.py)
+but take a quarter longer on a CPU, where such small work is bound by memory: every pass over the activations
+that can be saved, or done in place, counts.
 
 Shapes: G models, B batch, L tokens, N = B * L, W width, F width inside the feed-forward block, H attention
 heads, d = W / H.
@@ -221,6 +221,7 @@ class _AttentionBlock(torch.autograd.Function):
         *read, out_weight, split, weights, dropped, mixed, keep_weights, keep_output = ctx.saved_tensors
         (G, B, L, H, d), factor = ctx.shape, ctx.factor
         q, k, v = split
+        gradient = gradient.contiguous()
         after = _masked_copy(gradient, keep_output)
         by_mixed, by_out_weight = _product(after, out_weight, factor), _product(after.mT, mixed, factor)
         by_out_bias = after.sum(1).mul_(factor)
@@ -265,7 +266,7 @@ class _FeedForwardBlock(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(G, N, W) -> gradients by the tensors of forward."""
         *read, narrow_weight, wide, keep_output = ctx.saved_tensors
-        factor = ctx.factor
+        factor, gradient = ctx.factor, gradient.contiguous()
         after = _masked_copy(gradient, keep_output)
         by_wide = _product(after, narrow_weight, factor**2)
         by_narrow_weight = _product(after.mT, wide, factor**2)
@@ -301,6 +302,7 @@ class _Pool(torch.autograd.Function):
         """(G, B, W), (G, B, L) -> gradients by the tensors of forward."""
         x, average, deviation, normal, asked, weights, mean, scale, query = ctx.saved_tensors
         (G, N, W), (B, L) = x.shape, weights.shape[1:]
+        gradient, by_weights = gradient.contiguous(), by_weights.contiguous()
         by_mean = (gradient * scale.unsqueeze(1)).view(G * B, 1, W)
         by_weights = by_weights + _product(by_mean, normal.view(G * B, L, W).mT).view(G, B, L)
         by_asked = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype).mul_(W**-0.5)

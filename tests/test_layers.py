@@ -120,6 +120,22 @@ def test_dropout_is_in_its_four_places(B: int, dropout: float) -> None:
         torch.testing.assert_close(value, found[1][name], msg=name)
 
 
+def test_gradients_may_come_in_any_order_of_memory() -> None:
+    norm, layer, query = (
+        shaken(GroupedNorm(1, W)),
+        shaken(EncoderLayer(1, W, H, F)),
+        torch.randn(1, W).double(),
+    )
+    x = torch.randn(1, 4 * L, W, dtype=torch.float64, requires_grad=True)
+    for make in (lambda x, noise: layer(x, L, noise), lambda x, noise: sparse_pool(x, norm, query, L)[0],
+                 lambda x, noise: sparse_pool(x, norm, query, L)[1]):  # fmt: skip
+        found = []
+        for order in (lambda g: g, lambda g: g.mT.contiguous().mT):
+            y = make(x, DropoutNoise([torch.Generator().manual_seed(3)], 0.2))
+            found.append(torch.autograd.grad(y, x, order(torch.arange(y.numel()).view(y.shape).double()))[0])
+        torch.testing.assert_close(*found)
+
+
 def test_gradients_are_those_of_differences() -> None:
     layer = shaken(EncoderLayer(2, 4, 2, 6))
     for B in (1, 4):
