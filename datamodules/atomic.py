@@ -29,8 +29,10 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path, name: str = "") -> Iterator[None]:
+def alone(folder: Path, name: str = "") -> Iterator[int]:
     """Wait until no other process, on any machine that shares the disk, builds here.
+
+    Gives the number of the open lock file: a process that inherits it keeps the lock as long as it lives.
 
     Args:
         folder: what is built, or holds it.
@@ -47,7 +49,7 @@ def alone(folder: Path, name: str = "") -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except (ImportError, OSError) as error:  # no locks on this system or disk: as good as it goes
             logging.getLogger(__name__).debug("%s: not locked (%s)", folder, error)
-        yield  # closing the file gives the lock back, and so does dying
+        yield file.fileno()  # closing the file gives the lock back, and so does dying
 
 
 def _alive(process: int) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +293,39 @@ def test_a_sweep_runs_here_survives_a_failure_and_goes_on(capsys: pytest.Capture
     ]
     assert values == ["0.4000", "0.3000", "0.2000", "0.1000"]
     assert {Path(row["folder"]) for row in results()} == {Path(call[2]) for call in calls()}
+
+
+SLOW = """
+import json, sys, time
+from pathlib import Path
+options = sys.argv[1:]
+out = Path(options[options.index("--out") + 1])
+assert not Path("works").exists(), "two draws at a time"
+Path("works").touch()
+time.sleep(1.5)
+out.mkdir(parents=True, exist_ok=True)
+scores = {"last": (score := {"full": {"uf1": 0.5, "uar": 0.5}}), "inner": score, "oracle": score}
+summary = {"protocol": "smic", "classes": ["a"], "counts": {}, "scores": scores}
+(out / "summary.json").write_text(json.dumps(summary))
+Path("works").unlink()
+"""
+
+
+def test_a_draw_that_outlives_its_sweep_is_waited_for() -> None:
+    Path("slow.py").write_text(SLOW)
+    command = ["${interpreter}", "slow.py", "mefar", "loso", "--out", "runs/{run}", "${args}"]
+    file = str(write(command=command, parameters={"x": {"values": [1]}}, method="grid"))
+    process = os.fork()
+    if not process:
+        os._exit(main(["sweep", file, "--local", "1"]))
+    deadline = time.monotonic() + 30
+    while not Path("works").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert Path("works").exists(), "the draw goes on"
+    assert main(["sweep", file, "--local", "1"]) == 0
+    assert [row["value"] for row in results()] == [0.5]
 
 
 def test_bayes_is_random_here_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,9 +53,9 @@ def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None)
         print(f"{file} has {len(draws)} different draws, not {local}")
     folder = out or Path("runs/sweeps") / file.stem
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with alone(folder) as lock:
         results = _Results(folder / RESULTS, plan.metric)
-        _run_all(plan, dict(zip(names, draws, strict=True)), results, folder)
+        _run_all(plan, dict(zip(names, draws, strict=True)), results, folder, lock)
     rows = [results.entries[name] for name in names]
     finished = [row for row in rows if row["value"] is not None]
     Console(width=None if sys.stdout.isatty() else 160).print(_table(plan, rows))
@@ -85,7 +85,7 @@ class _Results:
             temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
 
 
-def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder: Path) -> None:
+def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder: Path, lock: int) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("sweep", total=len(draws))
@@ -93,7 +93,7 @@ def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder:
             varied = _varied(plan, settings)
             bar.update(task, description=f"{name}: {varied}")
             if results.entries.get(name, {}).get("value") is None:
-                entry = _run(plan, name, settings, folder / f"{name}.log")
+                entry = _run(plan, name, settings, folder / f"{name}.log", lock)
                 results.add(entry)
                 said = f"{entry['value']:.4f}" if entry["value"] is not None else entry["error"]
                 bar.console.print(f"{name}: {said}   {varied}", highlight=False, markup=False, soft_wrap=True)
@@ -106,8 +106,11 @@ def _varied(plan: Sweep, settings: Settings) -> str:
     return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in varied.items())
 
 
-def _run(plan: Sweep, name: str, settings: Settings, log: Path) -> dict[str, Any]:
+def _run(plan: Sweep, name: str, settings: Settings, log: Path, lock: int) -> dict[str, Any]:
     """Run one draw in a process of its own; returns its line of the results.
+
+    The draw holds the sweep's lock too: where it outlives a killed sweep, the next call waits for its end
+    instead of starting the same draw beside it.
 
     Raises:
         InputError: it went well but left no such metric, so no other draw will.
@@ -128,6 +131,7 @@ def _run(plan: Sweep, name: str, settings: Settings, log: Path) -> dict[str, Any
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                pass_fds=(lock,) if os.name == "posix" else (),
                 check=False,
             ).returncode
         except OSError as error:
