@@ -69,7 +69,7 @@ class GroupedAdamW:
             active: G, which models take part.
         """
         G = self.groups
-        blocks = [g.view(G, -1) for g, inside in zip(gradients, self.inside, strict=True) if not inside]
+        blocks = [g.reshape(G, -1) for g, inside in zip(gradients, self.inside, strict=True) if not inside]
         moved = [g.reshape(G, -1) for g, inside in zip(gradients, self.inside, strict=True) if inside]
         if moved:
             blocks.append(torch.cat(moved, 1))
