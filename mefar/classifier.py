@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from mefar import losses
-from mefar.head import Embedding, HeadOutput, HeadSize, TokenHead
+from mefar.head import HeadOutput, HeadSize, Reading, TokenHead
 from mefar.layers import DropoutNoise
 from mefar.metrics import UAR, UF1
 from mefar.tokens import ActionTokenizer, InputError
@@ -59,7 +59,7 @@ class TokenClassifier(LightningModule):
         heads: int = 4,
         feedforward: int = 128,
         dropout: float = 0.2,
-        embedding: Embedding = "per_position",
+        embedding: Reading = "per_position",
         normalise: bool = True,
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.98),

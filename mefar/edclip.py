@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mefar import losses
 from mefar.classifier import TokenClassifier
-from mefar.head import Embedding, HeadOutput
+from mefar.head import HeadOutput, Reading
 from mefar.tokens import ActionTokenizer, InputError
 
 ASSETS = Path(__file__).parent / "assets"
@@ -275,7 +275,7 @@ class EDCLIP(TokenClassifier):
         heads: int = 4,
         feedforward: int = 128,
         dropout: float = 0.2,
-        embedding: Embedding = "per_position",
+        embedding: Reading = "per_position",
         normalise: bool = True,
         learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.98),

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor
 
 from mefar import losses
+from mefar.blocks import Apply, Tape, through_autograd
 from mefar.grouped_adamw import GroupedAdamW
 from mefar.head import HeadOutput, HeadSize, TokenHead
 from mefar.layers import DropoutNoise
+from mefar.objective import Objective
 from mefar.tokens import InputError
 
 
@@ -204,7 +206,6 @@ class GroupTrainer:
         self.data, self.models, self.training = data, models, training
         self.device, dtype = data.tokens.device, data.tokens.dtype
         self.test_views = training.views_to_test(self.views)
-        self.everyone = data.anchors is not None and bool(data.anchors.described.all())
         align = data.anchors is not None and training.edclip_weight > 0
         text_dim = data.anchors.vectors.shape[1] if align and data.anchors is not None else None
         seeds = [random_seed(model.key, "values") for model in models]
@@ -213,6 +214,16 @@ class GroupTrainer:
         labels = data.labels.cpu()
         weights = [losses.balanced(torch.bincount(labels[model.train], minlength=C)) for model in models]
         self.class_weights = torch.stack(weights).to(self.device, dtype)  # (G, C)
+        anchors = data.anchors if align else None
+        self.objective = Objective(
+            self.class_weights,
+            None if anchors is None else anchors.vectors.to(self.device, dtype),
+            None if anchors is None else anchors.described,
+            training.label_smoothing,
+            training.entropy_weight,
+            training.edclip_weight,
+            training.others_weight,
+        )
         self.mean, self.scale = self._statistics(dtype)
         self.shift = -self.mean * self.scale
         steps = [math.ceil(len(model.train) / training.batch_size) for model in models]
@@ -221,7 +232,7 @@ class GroupTrainer:
             list(self.head.parameters()), steps, training.betas, training.weight_decay, training.clip_norm
         )
         streams = [torch.Generator(self.device) for _ in models]
-        self.streams, self.noise = streams, DropoutNoise(streams, size.dropout)
+        self.streams, self.noise = streams, DropoutNoise(streams, size.dropout, training.batch_size)
 
     def _statistics(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Mean and 1 / deviation of each token dimension over each model's training clips: (G, 1, 1, D)."""
@@ -253,9 +264,11 @@ class GroupTrainer:
         path = torch.stack(paths, 1)  # (G, epochs, M, C)
         return [path[i, :, : len(model.test)] for i, model in enumerate(self.models)]
 
-    def forward(self, tokens: Tensor, noise: DropoutNoise | None) -> HeadOutput:
+    def forward(
+        self, tokens: Tensor, noise: DropoutNoise | None, apply: Apply = through_autograd
+    ) -> HeadOutput:
         """The heads with the current values on (G, B, L, D) tokens."""
-        output: HeadOutput = self.head(torch.addcmul(self.shift, tokens, self.scale), noise)
+        output: HeadOutput = self.head(torch.addcmul(self.shift, tokens, self.scale), noise, apply)
         return output
 
     def order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,18 +285,21 @@ class GroupTrainer:
             mask[i, :n] = 1
         return rows.to(self.device), views.to(self.device), mask.to(self.device, self.data.tokens.dtype)
 
+    @torch.no_grad()
     def _train_epoch(self, epoch: int) -> None:
         G, B, steps = len(self.models), self.training.batch_size, int(self.steps.max())
         rows, views, mask = (each.view(G, steps, B).transpose(0, 1) for each in self.order(epoch))
-        places, targets = self._places(rows, views), self._targets(self.data.labels[rows], mask)
+        places, targets = self._places(rows, views), self.objective.targets(self.data.labels[rows], mask)
         for model, stream in zip(self.models, self.streams, strict=True):
             stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
         number = torch.arange(steps)[:, None]  # (steps, 1)
         rates, active = self.rate(epoch * self.steps + number).tolist(), (number < self.steps).tolist()
-        parameters = self.optimiser.parameters
+        parameters, longest = self.optimiser.parameters, mask.sum(-1).amax(1).int().tolist()
         for step in range(steps):
-            loss = self._loss(self.forward(self._gather(places[step]), self.noise), *targets, step)
-            self.optimiser.step(torch.autograd.grad(loss, parameters), rates[step], active[step])
+            tape, part = Tape(), slice(longest[step])  # the last batch may be short for all
+            output = self.forward(self._gather(places[step, ..., part]), self.noise, tape.apply)
+            ends = self.objective.gradients(output, targets.at((step, slice(None), part)))
+            self.optimiser.step(tape.gradients(ends, parameters), rates[step], active[step])
         values = self.optimiser.values()
         if not torch.isfinite(values).all():
             broken = int((~torch.isfinite(values)).any(1).nonzero()[0])
@@ -303,34 +319,6 @@ class GroupTrainer:
         D = self.data.tokens.shape[3]
         found = self.data.tokens.view(-1, D).index_select(0, places.flatten())
         return found.view(*places.shape, D).transpose(1, 2)
-
-    def _targets(self, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, losses.AlignmentTargets | None]:
-        """What each sample counts in each loss, for an epoch: labels and mask are (steps, G, B)."""
-        classes = losses.class_targets(labels, self.class_weights, mask, self.training.label_smoothing)
-        aligned, anchors = None, self.data.anchors
-        if self.head.text is not None and anchors is not None:
-            aligned = losses.alignment_targets(labels, anchors.described, mask.dtype, mask, self.everyone)
-        return classes, losses.mean_weights(mask), aligned
-
-    def _loss(
-        self,
-        output: HeadOutput,
-        classes: Tensor,
-        counted: Tensor,
-        aligned: losses.AlignmentTargets | None,
-        step: int,
-    ) -> Tensor:
-        """Sum of the models' losses, each on its own batch of a step."""
-        training, anchors = self.training, self.data.anchors
-        total = losses.weighted_log_loss(output.logits, classes[step])
-        total = total + training.entropy_weight * losses.weighted_entropy(output.attention, counted[step])
-        if output.text is not None and aligned is not None and anchors is not None:
-            vectors = anchors.vectors.to(output.text)
-            terms = losses.weighted_alignment(output.text, aligned.at(step), vectors, anchors.described)
-            total = total + training.edclip_weight * terms["described"]
-            if aligned.others is not None:
-                total = total + training.edclip_weight * training.others_weight * terms["others"]
-        return total.sum()
 
     def rate(self, step: Tensor) -> Tensor:
         """Learning rate of each model at its own step: (..., G) -> (..., G)."""

@@ -21,10 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm, sparse_pool, unit
+from mefar.blocks import Apply, Embedding, Pool, Unit, through_autograd
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm
 from mefar.tokens import InputError
 
-Embedding = Literal["per_position", "shared"]
+Reading = Literal["per_position", "shared"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class HeadSize:
     heads: int = 4
     feedforward: int = 128
     dropout: float = 0.2
-    embedding: Embedding = "per_position"
+    embedding: Reading = "per_position"
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
@@ -136,30 +137,25 @@ class TokenHead(nn.Module):
         state = {name: value.unflatten(0, (G, -1))[model] for name, value in self.state_dict().items()}
         return {name: value.clone() for name, value in state.items()}
 
-    def forward(self, tokens: Tensor, noise: DropoutNoise | None = None) -> HeadOutput:
+    def forward(
+        self, tokens: Tensor, noise: DropoutNoise | None = None, apply: Apply = through_autograd
+    ) -> HeadOutput:
         """Classify token embeddings.
 
         Args:
             tokens: (G, B, L, D) float, every model its own batch.
             noise: dropout masks; None for evaluation.
+            apply: runs the blocks.
         """
         with torch.autocast(tokens.device.type, enabled=False):  # so small that half precision gains nothing
-            return self._classify(tokens.to(self.query.dtype), noise)
-
-    def _classify(self, tokens: Tensor, noise: DropoutNoise | None) -> HeadOutput:
-        G, B, L, D = tokens.shape
-        if self.size.embedding == "per_position":
-            x = self.embed(tokens.transpose(1, 2).reshape(G * L, B, D)).view(G, L, B, -1).transpose(1, 2)
-        else:
-            x = self.embed(tokens.reshape(G, B * L, D)).view(G, B, L, -1)
-        if self.position is not None:
-            x = x + self.position.unsqueeze(1)
-        x = x.reshape(G, B * L, -1)
-        for layer in self.layers:
-            x = layer(x, L, noise)
-        pooled, attention = sparse_pool(x, self.pool_norm, self.query, L)
-        text = None if self.text is None else unit(self.text(pooled))
-        return HeadOutput(self.classes(pooled), attention, text)
+            tokens = tokens.to(self.query.dtype)
+            x = apply(Embedding, tokens, self.embed.weight, self.embed.bias, self.position)
+            for layer in self.layers:
+                x = layer(x, tokens.shape[2], noise, apply)
+            norm = self.pool_norm
+            pooled, attention = apply(Pool, x, norm.weight, norm.bias, self.query, tokens.shape[2])
+            text = None if self.text is None else apply(Unit, self.text(pooled, apply))
+            return HeadOutput(self.classes(pooled, apply), attention, text)
 
 
 PUBLISHED_NAMES = {

@@ -54,7 +54,8 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-CODE = ("folds.py", "grouped.py", "grouped_adamw.py", "head.py", "layers.py", "losses.py")
+ENGINE = ("blocks", "folds", "grouped", "grouped_adamw", "head", "layers", "losses", "objective")
+CODE = tuple(f"{name}.py" for name in ENGINE)
 ADAPTING_CODE = ("adapting.py", "reconstruction.py", *MADE_BY)
 
 

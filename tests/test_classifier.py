@@ -121,6 +121,18 @@ def test_dropout_keeps_the_mean_and_the_share() -> None:
     assert DropoutNoise([None], 0.0).keep(1, 5, torch.device("cpu")) is None
 
 
+def test_a_short_batch_leaves_the_stream_where_a_full_one_would() -> None:
+    def noise(batch: int | None) -> DropoutNoise:
+        return DropoutNoise([torch.Generator().manual_seed(each) for each in (0, 1)], 0.5, batch)
+
+    cpu, full, short = torch.device("cpu"), noise(8), noise(8)
+    first, cut = full.keep(8, 5, cpu), short.keep(3, 5, cpu)
+    assert first is not None and cut is not None and torch.equal(first[:, :3], cut)
+    again, other = full.keep(8, 5, cpu), short.keep(8, 5, cpu)
+    assert again is not None and other is not None and torch.equal(again, other)
+    assert not torch.equal(again, first)
+
+
 def test_attention_is_a_distribution_and_position_matters() -> None:
     for embedding in ("shared", "per_position"):
         head = TokenHead(4, 6, 3, HeadSize(8, 1, 2, 12, embedding=embedding))  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ def one_by_one(data: TokenSet, model: Model, size: HeadSize, training: Training)
         for step in range(steps):
             part = slice(step * training.batch_size, (step + 1) * training.batch_size)
             x = (data.tokens[rows[part], views[part]] - mean) / deviation
-            output = head(x[None], Padded(stream, size.dropout, training.batch_size))
+            output = head(x[None], DropoutNoise((stream,), size.dropout, training.batch_size))
             loss = functional.cross_entropy(
                 output.logits[0], data.labels[rows[part]], weights, label_smoothing=training.label_smoothing
             )
@@ -125,18 +125,6 @@ def one_by_one(data: TokenSet, model: Model, size: HeadSize, training: Training)
             held_out = (data.tokens[model.test, 0] - mean) / deviation
             path.append(head(held_out[None]).logits[0].softmax(-1))
     return torch.stack(path), head
-
-
-class Padded(DropoutNoise):
-    """Dropout of a full batch, cut to the samples there are: the last batch of an epoch is short."""
-
-    def __init__(self, stream: torch.Generator, probability: float, batch: int) -> None:
-        super().__init__((stream,), probability)
-        self.batch = batch
-
-    def keep(self, samples: int, entries: int, device: torch.device) -> Tensor | None:
-        whole = super().keep(self.batch, entries, device)
-        return None if whole is None else whole[:, :samples]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])

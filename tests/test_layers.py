@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mefar.blocks import Pool, Unit, through_autograd
 from mefar.head import HeadSize, TokenHead
-from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm, sparse_pool, unit
+from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm
 
 G, L, W, H, F = 3, 5, 8, 2, 12
 CPU = torch.device("cpu")
@@ -127,8 +128,11 @@ def test_gradients_may_come_in_any_order_of_memory() -> None:
         torch.randn(1, W).double(),
     )
     x = torch.randn(1, 4 * L, W, dtype=torch.float64, requires_grad=True)
-    for make in (lambda x, noise: layer(x, L, noise), lambda x, noise: sparse_pool(x, norm, query, L)[0],
-                 lambda x, noise: sparse_pool(x, norm, query, L)[1]):  # fmt: skip
+
+    def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+        return through_autograd(Pool, x, norm.weight, norm.bias, query, L)
+
+    for make in (lambda x, noise: layer(x, L, noise), lambda x, _: pool(x)[0], lambda x, _: pool(x)[1]):
         found = []
         for order in (lambda g: g, lambda g: g.mT.contiguous().mT):
             y = make(x, DropoutNoise([torch.Generator().manual_seed(3)], 0.2))
@@ -176,7 +180,7 @@ def test_pooling_is_a_softmax_over_tokens() -> None:
     normal = normal.view(G, 4, L, W)
     weights = (normal * query[:, None, None]).sum(-1).div(W**0.5).softmax(-1)
     expected = (weights.unsqueeze(-1) * normal).sum(2), weights
-    found = sparse_pool(x, norm, query, L)
+    found = through_autograd(Pool, x, norm.weight, norm.bias, query, L)
     gradients = []
     for pooled, attention in (found, expected):
         assert pooled.shape == (G, 4, W) and attention.shape == (G, 4, L)
@@ -187,6 +191,9 @@ def test_pooling_is_a_softmax_over_tokens() -> None:
 
 
 def test_unit_vectors_and_their_gradients() -> None:
+    def unit(x: Tensor) -> Tensor:
+        return through_autograd(Unit, x)
+
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(unit(x), functional.normalize(x, dim=-1))
     assert torch.autograd.gradcheck(unit, x)
