@@ -1,6 +1,6 @@
 """The blocks of a token head for G models side by side, each with its gradients, and a tape to chain them.
 
-torch's automatic gradients would be the same numbers (tests/test_blocks.py) but take a third longer on a
+torch's automatic gradients would be the same numbers (tests/test_objective.py) but take a third longer on a
 CPU, where such small work is bound by memory and by the number of operations: every pass over the activations
 that can be saved, or done in place, counts.
 
