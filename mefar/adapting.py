@@ -196,7 +196,7 @@ class AdaptingFold(LightningModule):
         self.tokenizer = tokenizer.requires_grad_(True).eval()
         self.register_buffer("mean", self.plan.mean[0])
         self.register_buffer("scale", self.plan.scale[0])
-        self.register_buffer("class_weights", self.plan.class_weights[0])
+        self.register_buffer("class_weights", self.plan.objective.class_weights[0])
         self.register_buffer("labels", data.labels)
         if data.anchors is not None:
             self.register_buffer("vectors", data.anchors.vectors.to(data.tokens))

@@ -206,17 +206,15 @@ class GroupTrainer:
         self.data, self.models, self.training = data, models, training
         self.device, dtype = data.tokens.device, data.tokens.dtype
         self.test_views = training.views_to_test(self.views)
-        align = data.anchors is not None and training.edclip_weight > 0
-        text_dim = data.anchors.vectors.shape[1] if align and data.anchors is not None else None
+        anchors = data.anchors if training.edclip_weight > 0 else None
+        text_dim = None if anchors is None else anchors.vectors.shape[1]
         seeds = [random_seed(model.key, "values") for model in models]
         C = len(data.class_names)
         self.head = TokenHead(L, D, C, size, text_dim, seeds).to(self.device, dtype)
         labels = data.labels.cpu()
         weights = [losses.balanced(torch.bincount(labels[model.train], minlength=C)) for model in models]
-        self.class_weights = torch.stack(weights).to(self.device, dtype)  # (G, C)
-        anchors = data.anchors if align else None
         self.objective = Objective(
-            self.class_weights,
+            torch.stack(weights).to(self.device, dtype),
             None if anchors is None else anchors.vectors.to(self.device, dtype),
             None if anchors is None else anchors.described,
             training.label_smoothing,

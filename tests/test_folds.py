@@ -318,7 +318,7 @@ def test_a_class_that_only_the_held_out_subject_has_is_simply_never_learned() ->
     own = torch.tensor([subject == data.subjects[0] for subject in data.subjects])
     data = replace(data, labels=torch.where(own, 2, data.labels % 2))
     fold = Fold(data.subjects[0], 0)
-    assert GroupTrainer(data, [fold_model(data, fold)], SIZE, TRAINING).class_weights[0, 2] == 0
+    assert GroupTrainer(data, [fold_model(data, fold)], SIZE, TRAINING).objective.class_weights[0, 2] == 0
     (result,) = train_group(data, [fold], SIZE, replace(TRAINING, epochs=20, learning_rate=0.02))
     probabilities = torch.tensor(result.probabilities)
     assert probabilities.isfinite().all()

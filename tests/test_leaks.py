@@ -35,7 +35,7 @@ def outcome(data: TokenSet, training: Training = TRAINING) -> tuple[Tensor, Tens
     models = [folds.fold_model(data, fold)] + ([folds.inner_model(data, fold)] if training.inner else [])
     trainer = folds.GroupTrainer(data, models, SIZE, training)
     trainer.run()
-    inputs = torch.cat([trainer.mean.flatten(), trainer.scale.flatten(), trainer.class_weights.flatten()])
+    inputs = torch.cat([x.flatten() for x in (trainer.mean, trainer.scale, trainer.objective.class_weights)])
     (result,) = train_group(data, [fold], SIZE, training)
     return trainer.optimiser.values(), inputs, result
 
@@ -112,8 +112,9 @@ def class_weights_of_all_clips(patch: pytest.MonkeyPatch) -> None:
     class Leaky(GroupTrainer):
         def __init__(self, data: TokenSet, *rest: Any) -> None:
             super().__init__(data, *rest)
-            weights = losses.balanced(torch.bincount(data.labels, minlength=3)).to(self.class_weights)
-            self.class_weights = weights.expand_as(self.class_weights)
+            honest = self.objective.class_weights
+            weights = losses.balanced(torch.bincount(data.labels, minlength=3)).to(honest).expand_as(honest)
+            self.objective = replace(self.objective, class_weights=weights)
 
     patch.setattr(folds, "GroupTrainer", Leaky)
 
@@ -136,24 +137,24 @@ def selection_by_its_own_clips(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("plant", "change", "where"),
     [
-        (a_clip_in_training, corrupted, "parameters"),
-        (a_clip_in_training, relabelled, "parameters"),
-        (scaling_by_all_clips, corrupted, "scaling and class weights"),
-        (class_weights_of_all_clips, relabelled, "scaling and class weights"),
-        (a_clip_in_the_inner_training, corrupted, "parameters"),
-        (selection_by_its_own_clips, relabelled, "inner selection"),
+        (a_clip_in_training, corrupted, {"parameters"}),
+        (a_clip_in_training, relabelled, {"parameters"}),
+        (scaling_by_all_clips, corrupted, {"scaling and class weights", "parameters"}),
+        (class_weights_of_all_clips, relabelled, {"scaling and class weights", "parameters"}),
+        (a_clip_in_the_inner_training, corrupted, {"parameters"}),
+        (selection_by_its_own_clips, relabelled, {"inner selection"}),
     ],
 )
 def test_a_planted_leak_is_caught(
     plant: Callable[[pytest.MonkeyPatch], None],
     change: Callable[[TokenSet], TokenSet],
-    where: str,
+    where: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The test above fails on an engine that lets the held-out subject in anywhere."""
     plant(monkeypatch)
     data = token_set(noise=2.5, clips=(8, 8, 7, 6))
-    assert where in reached(data, change, replace(TRAINING, epochs=8, inner=True))
+    assert where <= reached(data, change, replace(TRAINING, epochs=8, inner=True))
 
 
 def test_broken_tokens_of_the_held_out_subject_stay_its_own() -> None:
