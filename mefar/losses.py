@@ -6,11 +6,11 @@ and give one value per model; a sample mask lets models of unequal size share pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+TEMPERATURE, MARGIN = 0.07, 0.2  # of the alignment, as published
 
 
 def mean_weights(mask: Tensor) -> Tensor:
@@ -80,12 +80,7 @@ def class_targets(
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """(...) int64 in [0, C) -> (..., C) of 0 and 1."""
-    return torch.nn.functional.one_hot(labels, classes).to(dtype)
-
-
-def weighted_log_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus the sum of targets times log probabilities: (..., B, C), (..., B, C) -> (...)."""
-    return -(targets * logits.log_softmax(-1)).sum((-2, -1))
+    return functional.one_hot(labels, classes).to(dtype)
 
 
 def classification_loss(
@@ -107,7 +102,12 @@ def classification_loss(
     Returns:
         (...) one loss per model; 0 for a model without a sample.
     """
-    return weighted_log_loss(logits, class_targets(labels, weights, mask, label_smoothing))
+    return _log_loss(logits, class_targets(labels, weights, mask, label_smoothing))
+
+
+def _log_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus the sum of targets times log probabilities: (..., B, C), (..., B, C) -> (...)."""
+    return -(targets * logits.log_softmax(-1)).sum((-2, -1))
 
 
 def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -121,54 +121,36 @@ def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
         (...) in [0, log L].
     """
     mask = torch.ones_like(attention[..., 0]) if mask is None else mask
-    return weighted_entropy(attention, mean_weights(mask))
-
-
-def weighted_entropy(attention: Tensor, weights: Tensor) -> Tensor:
-    """Sum of each sample's entropy of pooling times its weight: (..., B, L), (..., B) -> (...)."""
     entropy = -(attention * attention.clamp(min=1e-9).log()).sum(-1)
-    return (entropy * weights).sum(-1)
-
-
-@dataclass(frozen=True)
-class AlignmentTargets:
-    """What the samples of a batch count in the two alignment losses.
-
-    Attributes:
-        described: (..., B, C) of the log probability of each class.
-        others: (..., B) of being too near to any anchor; None where every class has text.
-    """
-
-    described: Tensor
-    others: Tensor | None
-
-    def at(self, index: Any) -> AlignmentTargets:
-        """The part of some batches, by an index into the leading dimensions."""
-        return AlignmentTargets(self.described[index], None if self.others is None else self.others[index])
+    return (entropy * mean_weights(mask)).sum(-1)
 
 
 def alignment_targets(
-    labels: Tensor,
-    described: Tensor,
-    dtype: torch.dtype,
-    mask: Tensor | None = None,
-    everyone: bool = False,
-) -> AlignmentTargets:
-    """The samples' weights in alignment_losses.
+    labels: Tensor, described: Tensor, dtype: torch.dtype, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What each sample counts in the two alignment losses.
 
     Args:
         labels: (..., B) int64 in [0, C).
         described: (C,) bool, which classes have text.
         dtype: of the weights.
         mask: (..., B) of 0 and 1.
-        everyone: say that every class has text; saves the second loss.
+
+    Returns:
+        (..., B, C) of the log probability of each class, and (..., B) of being too near to any anchor.
     """
     has_text = described[labels].to(dtype)
     no_text = 1 - has_text
     if mask is not None:
         has_text, no_text = has_text * mask, no_text * mask
     near = mean_weights(has_text).unsqueeze(-1) * one_hot(labels, len(described), dtype)
-    return AlignmentTargets(near, None if everyone else mean_weights(no_text))
+    return near, mean_weights(no_text)
+
+
+def cosines(embedding: Tensor, anchors: Tensor, described: Tensor) -> Tensor:
+    """(..., B, E), (C, E), (C,) -> (..., B, C) cosines with the anchors, -1e4 where a class has no text."""
+    # Not -inf: times a target of 0 it would be nan. Its probability is 0 all the same.
+    return (embedding @ anchors.T).masked_fill(~described, -1e4)
 
 
 def alignment_losses(
@@ -177,8 +159,8 @@ def alignment_losses(
     anchors: Tensor,
     described: Tensor,
     mask: Tensor | None = None,
-    temperature: float = 0.07,
-    margin: float = 0.2,
+    temperature: float = TEMPERATURE,
+    margin: float = MARGIN,
 ) -> dict[str, Tensor]:
     """EDCLIP: near the text anchor of the own class, or, without one, far from all anchors.
 
@@ -196,27 +178,7 @@ def alignment_losses(
         mean over samples of such classes. `others`: (...) mean(relu(max cosine - margin)) over
         the rest. Either is 0 where the batch has no such sample.
     """
-    targets = alignment_targets(labels, described, embedding.dtype, mask)
-    return weighted_alignment(embedding, targets, anchors, described, temperature, margin)
-
-
-def weighted_alignment(
-    embedding: Tensor,
-    targets: AlignmentTargets,
-    anchors: Tensor,
-    described: Tensor,
-    temperature: float = 0.07,
-    margin: float = 0.2,
-) -> dict[str, Tensor]:
-    """alignment_losses with the samples' weights made beforehand."""
-    cosine = embedding @ anchors.T
-    if targets.others is None:
-        loss = weighted_log_loss(cosine / temperature, targets.described)
-        return {"described": loss, "others": torch.zeros_like(loss)}
-    # Not -inf: times a target of 0 it would be nan. Its probability is 0 all the same.
-    cosine = cosine.masked_fill(~described, -1e4)
+    near, others = alignment_targets(labels, described, embedding.dtype, mask)
+    cosine = cosines(embedding, anchors, described)
     too_near = (cosine.amax(-1) - margin).relu()
-    return {
-        "described": weighted_log_loss(cosine / temperature, targets.described),
-        "others": (too_near * targets.others).sum(-1),
-    }
+    return {"described": _log_loss(cosine / temperature, near), "others": (too_near * others).sum(-1)}

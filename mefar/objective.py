@@ -31,17 +31,17 @@ class Targets:
 
     classes: Tensor
     counted: Tensor
-    aligned: losses.AlignmentTargets | None
+    aligned: tuple[Tensor, Tensor] | None
 
     def at(self, index: Any) -> Targets:
         """A part, by an index into the leading dimensions."""
-        aligned = None if self.aligned is None else self.aligned.at(index)
+        aligned = None if self.aligned is None else (self.aligned[0][index], self.aligned[1][index])
         return Targets(self.classes[index], self.counted[index], aligned)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The sum of the models' losses.
+    """The sum of the models' losses, by its gradient: nothing else of it is asked for.
 
     Attributes:
         class_weights: (G, C).
@@ -51,8 +51,6 @@ class Objective:
         entropy_weight: of the pooling entropy.
         edclip_weight: of the alignment.
         others_weight: of classes without text, inside it.
-        temperature: see losses.alignment_losses.
-        margin: the same.
     """
 
     class_weights: Tensor
@@ -62,29 +60,14 @@ class Objective:
     entropy_weight: float
     edclip_weight: float
     others_weight: float
-    temperature: float = 0.07
-    margin: float = 0.2
 
     def targets(self, labels: Tensor, mask: Tensor) -> Targets:
         """Of samples with labels and mask (..., G, B)."""
         aligned = None
         if self.described is not None:
-            everyone = bool(self.described.all())
-            aligned = losses.alignment_targets(labels, self.described, mask.dtype, mask, everyone)
+            aligned = losses.alignment_targets(labels, self.described, mask.dtype, mask)
         classes = losses.class_targets(labels, self.class_weights, mask, self.label_smoothing)
         return Targets(classes, losses.mean_weights(mask), aligned)
-
-    def value(self, output: HeadOutput, targets: Targets) -> Tensor:
-        """The objective, a number; what is trained uses only its gradients."""
-        total = losses.weighted_log_loss(output.logits, targets.classes)
-        total = total + self.entropy_weight * losses.weighted_entropy(output.attention, targets.counted)
-        if targets.aligned is not None:
-            assert output.text is not None and self.anchors is not None and self.described is not None
-            terms = losses.weighted_alignment(
-                output.text, targets.aligned, self.anchors, self.described, self.temperature, self.margin
-            )
-            total = total + self.edclip_weight * (terms["described"] + self.others_weight * terms["others"])
-        return total.sum()
 
     def gradients(self, output: HeadOutput, targets: Targets) -> Sequence[tuple[Tensor, Tensor]]:
         """Each output of the heads with the gradient of the objective by it."""
@@ -95,19 +78,16 @@ class Objective:
         found = [(output.logits, by_logits), (output.attention, by_attention)]
         if targets.aligned is not None:
             assert output.text is not None
-            found.append((output.text, self._by_text(output.text, targets.aligned)))
+            found.append((output.text, self._by_text(output.text, *targets.aligned)))
         return found
 
-    def _by_text(self, text: Tensor, targets: losses.AlignmentTargets) -> Tensor:
+    def _by_text(self, text: Tensor, described: Tensor, others: Tensor) -> Tensor:
         assert self.anchors is not None and self.described is not None
-        cosine = text @ self.anchors.T
-        if targets.others is not None:
-            cosine = cosine.masked_fill_(~self.described, -1e4)
-        near = (cosine / self.temperature).softmax(-1)
-        by_cosine = near.mul_(targets.described.sum(-1, keepdim=True)).sub_(targets.described)
-        by_cosine.mul_(self.edclip_weight / self.temperature)
-        if targets.others is not None:
-            nearest, which = cosine.max(-1, keepdim=True)
-            too_near = (nearest > self.margin).to(cosine.dtype) * targets.others.unsqueeze(-1)
-            by_cosine.scatter_add_(-1, which, self.edclip_weight * self.others_weight * too_near)
+        cosine = losses.cosines(text, self.anchors, self.described)
+        near = (cosine / losses.TEMPERATURE).softmax(-1)
+        by_cosine = near.mul_(described.sum(-1, keepdim=True)).sub_(described)
+        by_cosine.mul_(self.edclip_weight / losses.TEMPERATURE)
+        nearest, which = cosine.max(-1, keepdim=True)
+        too_near = (nearest > losses.MARGIN).to(cosine.dtype) * others.unsqueeze(-1)
+        by_cosine.scatter_add_(-1, which, self.edclip_weight * self.others_weight * too_near)
         return by_cosine @ self.anchors

@@ -8,6 +8,7 @@ import pytest
 import torch
 from token_sets import anchors, token_set
 
+from mefar import losses
 from mefar.blocks import Tape
 from mefar.folds import Fold, fold_model
 from mefar.grouped import GroupTrainer, TextAnchors, Training
@@ -29,6 +30,20 @@ def trainer(size: HeadSize, text: TextAnchors | None, **changes: float) -> Group
         for parameter in made.head.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return made
+
+
+def value(made: GroupTrainer, output: HeadOutput, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The objective in the losses that classifier.py and edclip.py are trained by."""
+    training, weights = made.training, made.objective.class_weights
+    total = losses.classification_loss(output.logits, labels, weights, mask, training.label_smoothing)
+    total = total + training.entropy_weight * losses.attention_entropy(output.attention, mask)
+    if made.data.anchors is not None:
+        anchors = made.data.anchors
+        assert output.text is not None
+        terms = losses.alignment_losses(output.text, labels, anchors.vectors, anchors.described, mask)
+        aligned = terms["described"] + training.others_weight * terms["others"]
+        total = total + training.edclip_weight * aligned
+    return total.sum()
 
 
 def everybody() -> TextAnchors:
@@ -59,7 +74,7 @@ def test_a_step_has_the_gradients_of_autograd(depth: int, embedding: str, text: 
                 output = made.forward(tokens, noise, tape.apply)
                 found.append(tape.gradients(made.objective.gradients(output, targets), parameters))
         else:
-            loss = made.objective.value(made.forward(tokens, noise), targets)
+            loss = value(made, made.forward(tokens, noise), labels, mask)
             found.append(list(torch.autograd.grad(loss, parameters)))
     for (name, _), ours, theirs in zip(made.head.named_parameters(), found[1], found[0], strict=True):
         assert theirs.abs().max() > 0, name
@@ -73,9 +88,9 @@ def test_what_has_no_text_is_pushed_away_only_where_it_is_too_near() -> None:
     text = torch.stack([near, far / far.norm()])[None].expand(2, 2, -1).clone().requires_grad_()
     logits, attention = torch.zeros(2, 2, 3).double(), torch.full((2, 2, 4), 0.25).double()
     output = HeadOutput(logits, attention, text)
-    targets = made.objective.targets(torch.full((2, 2), 2), torch.ones(2, 2).double())  # class 2 has no text
-    ours = made.objective.gradients(output, targets)[2][1]
-    (theirs,) = torch.autograd.grad(made.objective.value(output, targets), text)
+    labels, mask = torch.full((2, 2), 2), torch.ones(2, 2).double()  # class 2 has no text
+    ours = made.objective.gradients(output, made.objective.targets(labels, mask))[2][1]
+    (theirs,) = torch.autograd.grad(value(made, output, labels, mask), text)
     torch.testing.assert_close(ours, theirs)
     assert ours[:, 0].abs().max() > 0 and (ours[:, 1] == 0).all()
 
