@@ -75,10 +75,8 @@ class GroupedAdamW:
             blocks.append(torch.cat(moved, 1))
         norm = torch.stack([block.norm(dim=1) for block in blocks]).norm(dim=0)
         shrink = (self.clip_norm / (norm + 1e-6)).clamp_(max=1).unsqueeze(1)
-        # On a GPU asking would wait for it; multiplying with 1 changes nothing.
-        if shrink.is_cuda or bool((shrink < 1).any()):
-            for block in blocks:
-                block.mul_(shrink)
+        for block in blocks:
+            block.mul_(shrink)
         for span, pieces, group in zip(self.spans, self.pieces, self.adamw.param_groups, strict=True):
             group["lr"] = rate[span.start]
             for piece, block in zip(pieces, blocks, strict=True):

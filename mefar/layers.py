@@ -124,10 +124,8 @@ class EncoderLayer(nn.Module):
         def values(*parts: GroupedNorm | GroupedLinear) -> list[Tensor]:
             return [value for part in parts for value in (part.weight, part.bias)]
 
-        attention, forward = (
-            values(self.norm1, self.qkv, self.out),
-            values(self.norm2, self.widen, self.narrow),
-        )
-        x = apply(AttentionBlock, x, *attention, (tokens, H), factor, *masks[:2])
-        result: Tensor = apply(FeedForwardBlock, x, *forward, factor, *masks[2:])
-        return result
+        own = values(self.norm1, self.qkv, self.out)
+        x = apply(AttentionBlock, x, *own, (tokens, H), factor, *masks[:2])
+        own = values(self.norm2, self.widen, self.narrow)
+        x = apply(FeedForwardBlock, x, *own, factor, *masks[2:])
+        return x

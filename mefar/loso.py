@@ -54,8 +54,10 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-ENGINE = ("blocks", "folds", "grouped", "grouped_adamw", "head", "layers", "losses", "objective")
-CODE = tuple(f"{name}.py" for name in ENGINE)
+CODE = (
+    "blocks.py", "folds.py", "grouped.py", "grouped_adamw.py",
+    "head.py", "layers.py", "losses.py", "objective.py",
+)  # fmt: skip
 ADAPTING_CODE = ("adapting.py", "reconstruction.py", *MADE_BY)
 
 

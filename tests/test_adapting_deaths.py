@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import end, free_port, slurm, start
 from pair_sets import SUBJECTS, adaptation, material
+from test_loso import trained
 
 from mefar.adapting import AdaptingFold
 from mefar.grouped import Training
@@ -23,18 +24,13 @@ SIZE = HeadSize(dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
 TRAINING = Training(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=1e-5)
 GO_ON = "finished folds are kept, the same command goes on from there"
 TWO = Machine(accelerator="cpu", devices=2)
+ALL = Counter((subject, 0) for subject in set(SUBJECTS))  # every fold once
 
 
 def run(out: Path) -> dict[str, Any]:
     return Run(
         out=out, study=material(), size=SIZE, training=TRAINING, adaptation=adaptation(), machine=TWO
     ).execute()
-
-
-def folds(out: Path) -> list[str]:
-    """Held-out subjects of the ledger, one per entry."""
-    path = out / "folds.jsonl"
-    return [json.loads(line)["subject"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def die(monkeypatch: pytest.MonkeyPatch, dead: int) -> None:
@@ -54,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """predictions.csv of an undisturbed run by two ranks."""
     out = tmp_path_factory.mktemp("whole")
     run(out)
-    assert sorted(folds(out)) == sorted(set(SUBJECTS))
+    assert trained(out) == ALL
     return (out / "predictions.csv").read_bytes()
 
 
@@ -65,9 +61,9 @@ def test_forked_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: by
         with pytest.raises(InputError, match=rf"^rank 1 died \(SIGKILL; memory may have run out\); {GO_ON}"):
             run(tmp_path)
         assert time.monotonic() - began < 60
-    assert len(folds(tmp_path)) == 1 and not (tmp_path / "summary.json").exists()
+    assert len(trained(tmp_path)) == 1 and not (tmp_path / "summary.json").exists()
     run(tmp_path)
-    assert sorted(folds(tmp_path)) == sorted(set(SUBJECTS))
+    assert trained(tmp_path) == ALL
     assert (tmp_path / "predictions.csv").read_bytes() == whole
 
 
@@ -85,7 +81,7 @@ def test_ranks_that_nobody_watches(
     lines = (tmp_path / str(1 - dead)).read_text().splitlines()
     assert lines[-1].startswith("mefar loso: error: another rank was lost (")
     assert lines[-1].endswith(f"; {GO_ON}")
-    assert len(folds(out)) == 1 and not (out / "summary.json").exists()
+    assert len(trained(out)) == 1 and not (out / "summary.json").exists()
     run(out)
-    assert sorted(folds(out)) == sorted(set(SUBJECTS))
+    assert trained(out) == ALL
     assert (out / "predictions.csv").read_bytes() == whole

@@ -42,6 +42,7 @@ ORDERS = (
     ("tokens", "transformer", "codec", "tokenizer"),
     ("tokens", "transformer", "classifier", "edclip"),
     ("tokens", "metrics", "loso", "report"),
+    ("blocks", "layers", "head", "objective", "grouped", "folds", "loso"),
 )
 # Those who read tokens must not know who made them.
 BLIND = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mefar.blocks import Pool, Unit, through_autograd
+from mefar.blocks import Embedding, Pool, Unit, through_autograd
 from mefar.head import HeadSize, TokenHead
 from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm
 
@@ -26,20 +26,22 @@ def shaken(module: Any) -> Any:
     return module.double()
 
 
+PARTS = {"qkv": "self_attn.in_proj_", "out": "self_attn.out_proj.", "widen": "linear1.", "narrow": "linear2."}
+
+
+def by_torchs_names(layer: EncoderLayer) -> dict[str, nn.Parameter]:
+    """Our parameters under the names of nn.TransformerEncoderLayer."""
+    found = {}
+    for name, value in layer.named_parameters():
+        part, kind = name.split(".")
+        found[f"{PARTS.get(part, part + '.')}{kind}"] = value
+    return found
+
+
 def theirs(layer: EncoderLayer, model: int) -> nn.TransformerEncoderLayer:
     """torch's layer with the values of one model."""
     made = nn.TransformerEncoderLayer(W, H, F, 0.0, "relu", batch_first=True, norm_first=True).double()
-    names = {
-        "qkv": "self_attn.in_proj_",
-        "out": "self_attn.out_proj.",
-        "widen": "linear1.",
-        "narrow": "linear2.",
-    }
-    state = {}
-    for name, value in layer.named_parameters():
-        part, kind = name.split(".")
-        state[f"{names.get(part, part + '.')}{kind}"] = value.detach()[model]
-    made.load_state_dict(state)
+    made.load_state_dict({name: value.detach()[model] for name, value in by_torchs_names(layer).items()})
     return made
 
 
@@ -84,24 +86,9 @@ def test_the_layer_and_its_gradients_are_torchs(B: int) -> None:
         assert x.grad is not None and own.grad is not None
         torch.testing.assert_close(x.grad[model].view(B, L, W), own.grad)
         gradients = dict(other.named_parameters())
-        for name, value in theirs_names(layer).items():
-            torch.testing.assert_close(value[model], gradients[name].grad, msg=name)
-
-
-def theirs_names(layer: EncoderLayer) -> dict[str, Tensor]:
-    """Gradients of our layer by torch's names."""
-    names = {
-        "qkv": "self_attn.in_proj_",
-        "out": "self_attn.out_proj.",
-        "widen": "linear1.",
-        "narrow": "linear2.",
-    }
-    found = {}
-    for name, value in layer.named_parameters():
-        part, kind = name.split(".")
-        assert value.grad is not None
-        found[f"{names.get(part, part + '.')}{kind}"] = value.grad
-    return found
+        for name, value in by_torchs_names(layer).items():
+            assert value.grad is not None
+            torch.testing.assert_close(value.grad[model], gradients[name].grad, msg=name)
 
 
 @pytest.mark.parametrize("B", [1, 6])
@@ -132,7 +119,16 @@ def test_gradients_may_come_in_any_order_of_memory() -> None:
     def pool(x: Tensor) -> tuple[Tensor, Tensor]:
         return through_autograd(Pool, x, norm.weight, norm.bias, query, L)
 
-    for make in (lambda x, noise: layer(x, L, noise), lambda x, _: pool(x)[0], lambda x, _: pool(x)[1]):
+    def embed(x: Tensor) -> Tensor:
+        own = torch.randn(L, W, W, generator=torch.Generator().manual_seed(2)).double()
+        return through_autograd(Embedding, x.view(1, 4, L, W), own, torch.zeros(L, W).double(), None)
+
+    for make in (
+        lambda x, noise: layer(x, L, noise),
+        lambda x, _: pool(x)[0],
+        lambda x, _: pool(x)[1],
+        lambda x, _: embed(x),
+    ):
         found = []
         for order in (lambda g: g, lambda g: g.mT.contiguous().mT):
             y = make(x, DropoutNoise([torch.Generator().manual_seed(3)], 0.2))
@@ -154,7 +150,9 @@ def test_gradients_are_those_of_differences() -> None:
 
 
 @pytest.mark.parametrize(("B", "width"), [(1, 4), (6, 64)])  # of torch's own products and of MKL's
-def test_what_is_in_memory_before_does_not_matter(B: int, width: int) -> None:
+def test_what_is_in_memory_before_does_not_matter(
+    B: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Products are written into memory that was never set."""
     layer = shaken(EncoderLayer(1, width, 2, width)).float()
     x = torch.randn(1, 2 * B, width, requires_grad=True)
@@ -163,12 +161,18 @@ def test_what_is_in_memory_before_does_not_matter(B: int, width: int) -> None:
         y = layer(x, 2, None)
         return [y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])]
 
-    first = run()
-    assert all(torch.isfinite(each).all() for each in first)
-    for _ in range(20):
-        junk = [torch.full((size,), float("nan")) for size in range(1, 400)]
-        del junk
-        assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+    expected, asked = run(), []
+
+    def full_of_nan(x: Tensor, *shape: int) -> Tensor:
+        asked.append(shape)
+        return x.new_full(shape, torch.nan)
+
+    monkeypatch.setattr(Tensor, "new_empty", full_of_nan)
+    monkeypatch.setattr(torch, "empty_like", lambda x: x.new_full(x.shape, torch.nan))
+    for ours, theirs in zip(run(), expected, strict=True):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs)
+    assert asked
 
 
 def test_pooling_is_a_softmax_over_tokens() -> None:
