@@ -142,7 +142,6 @@ class Embedding(torch.autograd.Function):
         """(G, N, W) -> gradients by tokens, where asked for, weight, bias and position."""
         read, weight = ctx.saved_tensors
         G, B, L, D = ctx.shape
-        gradient = gradient.contiguous()
         by_position = gradient.view(G, B, L, -1).sum(1) if ctx.needs_input_grad[3] else None
         if ctx.own:
             gradient = gradient.view(G, B, L, -1).transpose(1, 2).reshape(G * L, B, -1)

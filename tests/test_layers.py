@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mefar.blocks import Embedding, Pool, Unit, through_autograd
+from mefar.blocks import Pool, Unit, through_autograd
 from mefar.head import HeadSize, TokenHead
 from mefar.layers import DropoutNoise, EncoderLayer, GroupedNorm
 
@@ -119,16 +119,7 @@ def test_gradients_may_come_in_any_order_of_memory() -> None:
     def pool(x: Tensor) -> tuple[Tensor, Tensor]:
         return through_autograd(Pool, x, norm.weight, norm.bias, query, L)
 
-    def embed(x: Tensor) -> Tensor:
-        own = torch.randn(L, W, W, generator=torch.Generator().manual_seed(2)).double()
-        return through_autograd(Embedding, x.view(1, 4, L, W), own, torch.zeros(L, W).double(), None)
-
-    for make in (
-        lambda x, noise: layer(x, L, noise),
-        lambda x, _: pool(x)[0],
-        lambda x, _: pool(x)[1],
-        lambda x, _: embed(x),
-    ):
+    for make in (lambda x, noise: layer(x, L, noise), lambda x, _: pool(x)[0], lambda x, _: pool(x)[1]):
         found = []
         for order in (lambda g: g, lambda g: g.mT.contiguous().mT):
             y = make(x, DropoutNoise([torch.Generator().manual_seed(3)], 0.2))
