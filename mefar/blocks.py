@@ -14,6 +14,7 @@ heads, d = W / H.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -127,7 +128,9 @@ class Embedding(torch.autograd.Function):
         ctx.shape, ctx.own = tokens.shape, len(weight) == G * L
         if ctx.own:
             read = tokens.transpose(1, 2).reshape(G * L, B, D)
-            x = _linear(read, weight, bias).view(G, L, B, -1).transpose(1, 2).reshape(G, B * L, -1)
+            by_position = _product(read, weight.mT).view(G, L, B, -1)
+            x = by_position.new_empty(G, B * L, weight.shape[1])
+            torch.add(by_position.transpose(1, 2), bias.view(G, 1, L, -1), out=x.view(G, B, L, -1))
         else:
             read = tokens.reshape(G, B * L, D)
             x = _linear(read, weight, bias)
@@ -152,34 +155,43 @@ class Embedding(torch.autograd.Function):
         return by_tokens, _product(gradient.mT, read), gradient.sum(1), by_position
 
 
+@lru_cache
+def _ones(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(width, dtype=dtype, device=device)
+
+
 def _normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean 0 and variance 1 over the last dimension; also the mean and 1 / deviation taken out, (..., 1)."""
     # With a scale, even of 1, torch takes a kernel twice as fast.
-    return torch.native_layer_norm(x, x.shape[-1:], x.new_ones(x.shape[-1]), None, 1e-5)
+    W = x.shape[-1]
+    return torch.native_layer_norm(x, (W,), _ones(W, x.dtype, x.device), None, 1e-5)
 
 
 def _normalise_gradient(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """Gradient of _normalise by x, from that by its first result."""
-    W = x.shape[-1:]
-    back = torch.ops.aten.native_layer_norm_backward
-    by_x: Tensor = back(gradient, x, W, mean, scale, x.new_ones(W), None, [True, False, False])[0]
+    W, back = x.shape[-1], torch.ops.aten.native_layer_norm_backward
+    ones = _ones(W, x.dtype, x.device)
+    by_x: Tensor = back(gradient, x, (W,), mean, scale, ones, None, [True, False, False])[0]
     return by_x
 
 
 def _read(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """linear(layer_norm(x)), (G, N, out), and what _unread needs: (G, N, W), 2 (G, W), (G, out, W), (G, out).
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """linear(layer_norm(x)) as (G, N, out) without its bias, the bias (G, 1, out), and what _unread needs.
 
-    Where there are more rows than outputs, scale and shift go into the weights: that is less work.
+    Arguments: (G, N, W), 2 (G, W), (G, out, W), (G, out). Where there are more rows than outputs, scale and
+    shift go into the weights and the bias: that is less work.
     """
     normal, *moments = _normalise(x)
+    bias = bias.unsqueeze(1)
     if x.shape[1] < weight.shape[1]:
         affine = torch.addcmul(shift.unsqueeze(1), normal, scale.unsqueeze(1))
-        return _linear(affine, weight, bias), (x, *moments, normal, affine, scale, shift, weight)
+        return _product(affine, weight.mT), bias, (x, *moments, normal, affine, scale, shift, weight)
     folded = weight * scale.unsqueeze(1)
-    moved = torch.baddbmm(bias.unsqueeze(-1), weight, shift.unsqueeze(-1)).squeeze(-1)
-    return _linear(normal, folded, moved), (x, *moments, normal, folded, scale, shift, weight)
+    moved = torch.baddbmm(bias, shift.unsqueeze(1), weight.mT)
+    return _product(normal, folded.mT), moved, (x, *moments, normal, folded, scale, shift, weight)
 
 
 def _unread(gradient: Tensor, saved: tuple[Tensor, ...], direct: Tensor) -> tuple[Tensor, ...]:
@@ -204,6 +216,11 @@ def _unread(gradient: Tensor, saved: tuple[Tensor, ...], direct: Tensor) -> tupl
     return by_x, by_scale, by_shift, by_weight, by_bias
 
 
+def _by_head(x: Tensor, tokens: int, heads: int) -> Tensor:
+    """View (G, B * L, 3 * H * d) as (3, G, B, H, L, d)."""
+    return x.view(len(x), -1, tokens, 3, heads, x.shape[2] // (3 * heads)).permute(3, 0, 1, 4, 2, 5)
+
+
 class AttentionBlock(torch.autograd.Function):
     """x + drop(out(drop(softmax(q k / sqrt(d))) v)), with q, k, v from linear(layer_norm(x))."""
 
@@ -224,30 +241,31 @@ class AttentionBlock(torch.autograd.Function):
     ) -> Tensor:
         """Norm 2 x (G, W); (G, 3W, W), (G, 3W); (G, W, W), (G, W); (L, H); masks: (G, N, W) -> (G, N, W)."""
         (G, N, W), (L, H) = x.shape, size
-        ctx.shape, ctx.factor = (G, N // L, L, H, W // H), factor
-        qkv, read = _read(x, scale, shift, weight, bias)
-        split = qkv.view(G, N // L, L, 3, H, W // H).permute(3, 0, 1, 4, 2, 5).reshape(3, -1, L, W // H)
-        q, k, v = split
-        weights = _product(q, k.mT, (W // H) ** -0.5).softmax(-1)  # (G*B*H, L, L)
+        B, d = N // L, W // H
+        ctx.shape, ctx.factor = (G, B, L, H, d), factor
+        qkv, bias, read = _read(x, scale, shift, weight, bias)
+        split = x.new_empty(3, G, B, H, L, d)
+        torch.add(_by_head(qkv, L, H), _by_head(bias, 1, H), out=split)
+        q, k, v = split.view(3, G * B * H, L, d)
+        weights = _product(q, k.mT, d**-0.5).softmax(-1)
         dropped = _masked_copy(weights, keep_weights)
-        mixed = _product(dropped, v, factor).view(G, N // L, H, L, W // H).transpose(2, 3).reshape(G, N, W)
+        mixed = _product(dropped, v, factor).view(G, B, H, L, d).transpose(2, 3).reshape(G, N, W)
         y = _masked(_linear(mixed, out_weight, out_bias), keep_output)
-        ctx.save_for_backward(*read, out_weight, split, weights, dropped, mixed, keep_weights, keep_output)
+        ctx.save_for_backward(*read, out_weight, q, k, v, weights, dropped, mixed, keep_weights, keep_output)
         return torch.add(x, y, alpha=factor, out=y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(G, N, W) -> gradients by the tensors of forward."""
-        *read, out_weight, split, weights, dropped, mixed, keep_weights, keep_output = ctx.saved_tensors
+        *read, out_weight, q, k, v, weights, dropped, mixed, keep_weights, keep_output = ctx.saved_tensors
         (G, B, L, H, d), factor = ctx.shape, ctx.factor
-        q, k, v = split
         gradient = gradient.contiguous()
         after = _masked_copy(gradient, keep_output)
         by_mixed, by_out_weight = _product(after, out_weight, factor), _product(after.mT, mixed, factor)
         by_out_bias = after.sum(1).mul_(factor)
         by_mixed = by_mixed.view(G, B, L, H, d).transpose(2, 3).reshape(-1, L, d)
-        by_split = torch.empty_like(split)
+        by_split = q.new_empty(3, *q.shape)
         _product(dropped.mT, by_mixed, factor, by_split[2])
         by_weights = _masked(_product(by_mixed, v.mT, factor), keep_weights)
         by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
@@ -275,8 +293,8 @@ class FeedForwardBlock(torch.autograd.Function):
         keep_output: Tensor | None,
     ) -> Tensor:
         """Norm 2 x (G, W); (G, F, W), (G, F); (G, W, F), (G, W); masks: (G, N, W) -> (G, N, W)."""
-        wide, read = _read(x, scale, shift, weight, bias)
-        wide = _masked(wide.relu_(), keep_wide)
+        wide, bias, read = _read(x, scale, shift, weight, bias)
+        wide = _masked(wide.add_(bias).relu_(), keep_wide)
         y = _masked(_linear(wide, narrow_weight, narrow_bias, factor), keep_output)
         ctx.factor = factor
         ctx.save_for_backward(*read, narrow_weight, wide, keep_output)

@@ -64,6 +64,7 @@ def plan(subjects: Sequence[str], seeds: Sequence[int], group: int) -> list[tupl
     """Split all folds x seeds into groups of at most `group` models, always in the same way.
 
     Subjects with equally many clips sit together, because held-out batches are padded to the largest.
+    Of an odd number of groups, 3 or more, the last one is halved, so that two ranks have equal work.
 
     Args:
         subjects: subject key of every clip.
@@ -75,6 +76,9 @@ def plan(subjects: Sequence[str], seeds: Sequence[int], group: int) -> list[tupl
     clips = Counter(subjects)
     ordered = sorted(clips, key=lambda subject: (clips[subject], subject))
     chunks = [ordered[start : start + group] for start in range(0, len(ordered), group)]
+    last, middle = chunks[-1], len(chunks[-1]) // 2
+    if len(chunks) % 2 and len(chunks) > 2 and middle:
+        chunks[-1:] = [last[:middle], last[middle:]]
     # A group never mixes seeds: more seeds later add groups and leave the old ones as they are.
     return [tuple(Fold(subject, seed) for subject in chunk) for seed in seeds for chunk in chunks]
 

@@ -283,7 +283,7 @@ class GroupTrainer:
             mask[i, :n] = 1
         return rows.to(self.device), views.to(self.device), mask.to(self.device, self.data.tokens.dtype)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _train_epoch(self, epoch: int) -> None:
         G, B, steps = len(self.models), self.training.batch_size, int(self.steps.max())
         rows, views, mask = (each.view(G, steps, B).transpose(0, 1) for each in self.order(epoch))
@@ -310,7 +310,7 @@ class GroupTrainer:
         """Where the tokens of clips and views (steps, G, B) lie among all: (steps, G, L, B)."""
         L = self.data.tokens.shape[2]
         first = (rows * self.views + views) * L
-        return first.unsqueeze(2) + torch.arange(L, device=self.device)[:, None]
+        return (first.unsqueeze(2) + torch.arange(L, device=self.device)[:, None]).contiguous()
 
     def _gather(self, places: Tensor) -> Tensor:
         """Tokens at places (G, L, B): (G, B, L, D), in memory (G, L, B, D)."""
@@ -337,7 +337,7 @@ class GroupTrainer:
         """Probabilities of every model's test clips, padded: (G, M, C) float32 on the CPU."""
         return self._test(lambda output: output.logits.softmax(-1))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _test(self, part: Callable[[HeadOutput], Tensor]) -> Tensor:
         """A part of the output on every model's test clips, mean over the views: (G, M, ...) float32."""
         longest = max(len(model.test) for model in self.models)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+
+class State(NamedTuple):
+    """Values, the two moments and the step counts of some pieces of memory."""
+
+    values: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    steps: list[Tensor]
 
 
 class GroupedAdamW:
@@ -47,12 +59,25 @@ class GroupedAdamW:
         for _, run in groupby(range(G), key=lambda model: together[model]):
             models = list(run)
             self.spans.append(slice(models[0], models[-1] + 1))
-        self.pieces = [[nn.Parameter(block[span]) for block in blocks] for span in self.spans]
-        self.adamw = torch.optim.AdamW(
-            [{"params": pieces} for pieces in self.pieces],
-            betas=betas,
-            weight_decay=weight_decay,
+        # Of each span what torch's function wants: values, two moments and step counts of its blocks.
+        self.states = [
+            State(
+                pieces := [block[span] for block in blocks],
+                [torch.zeros_like(piece) for piece in pieces],
+                [torch.zeros_like(piece) for piece in pieces],
+                [torch.zeros((), device=piece.device) for piece in pieces],
+            )
+            for span in self.spans
+        ]
+        self.update = partial(
+            adamw,
             fused=blocks[0].device.type in ("cpu", "cuda"),
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
         )
 
     def values(self) -> Tensor:
@@ -77,8 +102,9 @@ class GroupedAdamW:
         shrink = (self.clip_norm / (norm + 1e-6)).clamp_(max=1).unsqueeze(1)
         for block in blocks:
             block.mul_(shrink)
-        for span, pieces, group in zip(self.spans, self.pieces, self.adamw.param_groups, strict=True):
-            group["lr"] = rate[span.start]
-            for piece, block in zip(pieces, blocks, strict=True):
-                piece.grad = block[span] if active[span.start] else None
-        self.adamw.step()
+        for span, state in zip(self.spans, self.states, strict=True):
+            if active[span.start]:
+                pieces = [block[span] for block in blocks]
+                self.update(
+                    state.values, pieces, state.first, state.second, [], state.steps, lr=rate[span.start]
+                )

@@ -44,6 +44,12 @@ def test_every_fold_is_planned_once(subjects: tuple[str, ...], group: int, seeds
     assert plan(subjects, seeds[:1], group) == groups[: len(groups) // len(seeds)]
 
 
+@pytest.mark.parametrize("folds", [12, 26, 28, 32, 68])
+def test_two_ranks_have_equally_many_folds(folds: int) -> None:
+    groups = plan([f"{number:02d}" for number in range(folds)], [0], 4)
+    assert [sum(map(len, groups[rank::2])) for rank in (0, 1)] == [folds // 2] * 2
+
+
 @given(st.integers(1, 12), st.integers(1, 8), st.sets(st.integers(0, 11)))
 @settings(deadline=None)
 def test_ranks_share_all_unfinished_groups(count: int, world: int, finished: set[int]) -> None:
@@ -188,14 +194,14 @@ def test_a_resting_model_keeps_every_number() -> None:
 
     def everything() -> list[list[Tensor]]:
         """Of the models that go together, then of the third: values, step counts and moments."""
-        state = [[x.clone() for x in optimiser.adamw.state[each].values()] for each in optimiser.pieces[1]]
-        return [[optimiser.values()[:2]], [optimiser.values()[2:], *(x for each in state for x in each)]]
+        state = [x.clone() for part in optimiser.states[1] for x in part]
+        return [[optimiser.values()[:2]], [optimiser.values()[2:], *state]]
 
     step(True, True, True)
     before = everything()
     step(True, True, False)
     after = everything()
-    assert len(before[1]) == 1 + 2 * 3  # step count and two moments of each of two blocks
+    assert len(before[1]) == 1 + 2 * 4  # values, two moments and step count of each of two blocks
     assert all(torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
     assert not torch.equal(before[0][0], after[0][0])
 
