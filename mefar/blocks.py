@@ -50,7 +50,8 @@ class Tape:
 
     def apply(self, block: Any, *inputs: Any) -> Any:
         """Run a block."""
-        context = _Context(tuple(id(x) in self.made or isinstance(x, nn.Parameter) for x in inputs))
+        needed = tuple(id(x) in self.made or getattr(x, "requires_grad", False) for x in inputs)
+        context = _Context(needed)
         outputs = block.forward(context, *inputs)
         several = outputs if isinstance(outputs, tuple) else (outputs,)
         self.steps.append((block, context, inputs, several))
@@ -68,7 +69,9 @@ class Tape:
         """
         found = {id(output): gradient for output, gradient in ends}
         for block, context, inputs, outputs in reversed(self.steps):
-            back = block.backward(context, *(found.pop(id(output)) for output in outputs))
+            # Without once_differentiable, which only torch's engine needs.
+            backward = getattr(block.backward, "__wrapped__", block.backward)
+            back = backward(context, *(found.pop(id(output)) for output in outputs))
             for x, gradient in zip(inputs, back if isinstance(back, tuple) else (back,), strict=True):
                 if gradient is not None:
                     key = id(x)
@@ -91,7 +94,9 @@ def _masked_copy(x: Tensor, keep: Tensor | None) -> Tensor:
 def _product(a: Tensor, b: Tensor, factor: float = 1.0, out: Tensor | None = None) -> Tensor:
     """(factor * a) @ b: (n, i, j), (n, j, k) -> (n, i, k), into `out` where given."""
     if out is None:
-        out = a.new_empty(len(a), a.shape[1], b.shape[2])
+        if factor == 1:
+            return torch.bmm(a, b)
+        out = a.new_empty(*a.shape[:2], b.shape[2])
     return out.baddbmm_(a, b, beta=0, alpha=factor)
 
 

@@ -98,7 +98,8 @@ class GroupedAdamW:
         moved = [g.reshape(G, -1) for g, inside in zip(gradients, self.inside, strict=True) if inside]
         if moved:
             blocks.append(torch.cat(moved, 1))
-        norm = torch.stack([block.norm(dim=1) for block in blocks]).norm(dim=0)
+        vector_norm = torch.linalg.vector_norm
+        norm = vector_norm(torch.stack([vector_norm(block, dim=1) for block in blocks]), dim=0)
         shrink = (self.clip_norm / (norm + 1e-6)).clamp_(max=1).unsqueeze(1)
         for block in blocks:
             block.mul_(shrink)

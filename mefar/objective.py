@@ -24,19 +24,27 @@ class Targets:
     """What each sample counts in each loss, for an epoch or, by `at`, for a step of it.
 
     Attributes:
-        classes: (..., G, B, C), see losses.class_targets.
-        counted: (..., G, B), see losses.mean_weights.
-        aligned: see losses.alignment_targets; None where nothing is aligned.
+        classes: (..., G, B, C), see losses.class_targets, and their sum over the classes.
+        entropy: (..., G, B, 1), what its pooling entropy counts.
+        aligned: (..., G, B, C) of the texts, as `classes`, and (..., G, B, 1) of being too near to one; see
+            losses.alignment_targets. None where nothing is aligned.
     """
 
-    classes: Tensor
-    counted: Tensor
-    aligned: tuple[Tensor, Tensor] | None
+    classes: tuple[Tensor, Tensor]
+    entropy: Tensor
+    aligned: tuple[Tensor, Tensor, Tensor] | None
 
     def at(self, index: Any) -> Targets:
         """A part, by an index into the leading dimensions."""
-        aligned = None if self.aligned is None else (self.aligned[0][index], self.aligned[1][index])
-        return Targets(self.classes[index], self.counted[index], aligned)
+        aligned = self.aligned
+        if aligned is not None:
+            aligned = aligned[0][index], aligned[1][index], aligned[2][index]
+        return Targets((self.classes[0][index], self.classes[1][index]), self.entropy[index], aligned)
+
+
+def _by_log_probability(scores: Tensor, counted: Tensor, sum_: Tensor) -> Tensor:
+    """Gradient of -sum(counted * log_softmax(scores)) by the scores, (..., C) all; sum_ (..., 1)."""
+    return scores.softmax(-1).mul_(sum_).sub_(counted)
 
 
 @dataclass(frozen=True)
@@ -65,29 +73,28 @@ class Objective:
         """Of samples with labels and mask (..., G, B)."""
         aligned = None
         if self.described is not None:
-            aligned = losses.alignment_targets(labels, self.described, mask.dtype, mask)
+            near, others = losses.alignment_targets(labels, self.described, mask.dtype, mask)
+            near, others = self.edclip_weight * near, self.edclip_weight * self.others_weight * others
+            aligned = near, near.sum(-1, keepdim=True), others.unsqueeze(-1)
         classes = losses.class_targets(labels, self.class_weights, mask, self.label_smoothing)
-        return Targets(classes, losses.mean_weights(mask), aligned)
+        entropy = self.entropy_weight * losses.mean_weights(mask).unsqueeze(-1)
+        return Targets((classes, classes.sum(-1, keepdim=True)), entropy, aligned)
 
     def gradients(self, output: HeadOutput, targets: Targets) -> Sequence[tuple[Tensor, Tensor]]:
         """Each output of the heads with the gradient of the objective by it."""
-        classes = targets.classes
-        by_logits = output.logits.softmax(-1).mul_(classes.sum(-1, keepdim=True)).sub_(classes)
-        by_attention = output.attention.clamp(min=1e-9).log_().add_(1)
-        by_attention.mul_((-self.entropy_weight * targets.counted).unsqueeze(-1))
+        by_logits = _by_log_probability(output.logits, *targets.classes)
+        surprise = output.attention.clamp(min=1e-9).log_()
+        by_attention = surprise.add_(1).mul_(targets.entropy).neg_()
         found = [(output.logits, by_logits), (output.attention, by_attention)]
         if targets.aligned is not None:
             assert output.text is not None
             found.append((output.text, self._by_text(output.text, *targets.aligned)))
         return found
 
-    def _by_text(self, text: Tensor, described: Tensor, others: Tensor) -> Tensor:
+    def _by_text(self, text: Tensor, near: Tensor, sum_: Tensor, others: Tensor) -> Tensor:
         assert self.anchors is not None and self.described is not None
         cosine = losses.cosines(text, self.anchors, self.described)
-        near = (cosine / losses.TEMPERATURE).softmax(-1)
-        by_cosine = near.mul_(described.sum(-1, keepdim=True)).sub_(described)
-        by_cosine.mul_(self.edclip_weight / losses.TEMPERATURE)
+        by_cosine = _by_log_probability(cosine / losses.TEMPERATURE, near, sum_).div_(losses.TEMPERATURE)
         nearest, which = cosine.max(-1, keepdim=True)
-        too_near = (nearest > losses.MARGIN).to(cosine.dtype) * others.unsqueeze(-1)
-        by_cosine.scatter_add_(-1, which, self.edclip_weight * self.others_weight * too_near)
+        by_cosine.scatter_add_(-1, which, (nearest > losses.MARGIN) * others)
         return by_cosine @ self.anchors
