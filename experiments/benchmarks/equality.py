@@ -1,8 +1,8 @@
 """Folds trained in groups against the same folds trained alone, over a composite-sized study.
 
-    python experiments/benchmarks/equality.py                the middle one of 17 groups: minutes
+    python experiments/benchmarks/equality.py                the middle one of 18 groups: minutes
     python experiments/benchmarks/equality.py --groups 4     every fourth: a quarter of an hour
-    python experiments/benchmarks/equality.py --groups 17    all of them: an hour
+    python experiments/benchmarks/equality.py --groups 18    all of them: an hour
 
 The study is loso.py's, with the default head, 2 views and 100 epochs, with and without dropout. In float64
 every prediction must be equal and parameters at most 1e-6 apart; in float32, where rounding grows over
