@@ -21,7 +21,7 @@ from mefar.head import HeadOutput
 
 @dataclass(frozen=True)
 class Targets:
-    """What each sample counts in each loss, for an epoch or, by `at`, for a step of it.
+    """What each sample counts in each weighted loss, for an epoch or, by `at`, for a step of it.
 
     Attributes:
         classes: (..., G, B, C), see losses.class_targets, and their sum over the classes.
@@ -42,9 +42,9 @@ class Targets:
         return Targets((self.classes[0][index], self.classes[1][index]), self.entropy[index], aligned)
 
 
-def _by_log_probability(scores: Tensor, counted: Tensor, sum_: Tensor) -> Tensor:
-    """Gradient of -sum(counted * log_softmax(scores)) by the scores, (..., C) all; sum_ (..., 1)."""
-    return scores.softmax(-1).mul_(sum_).sub_(counted)
+def _by_scores(scores: Tensor, counted: Tensor, total: Tensor) -> Tensor:
+    """Gradient of -sum(counted * log_softmax(scores)): (..., C), (..., C), its sum (..., 1) -> (..., C)."""
+    return scores.softmax(-1).mul_(total).sub_(counted)
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,18 @@ class Objective:
 
     def gradients(self, output: HeadOutput, targets: Targets) -> Sequence[tuple[Tensor, Tensor]]:
         """Each output of the heads with the gradient of the objective by it."""
-        by_logits = _by_log_probability(output.logits, *targets.classes)
-        surprise = output.attention.clamp(min=1e-9).log_()
-        by_attention = surprise.add_(1).mul_(targets.entropy).neg_()
+        by_logits = _by_scores(output.logits, *targets.classes)
+        by_attention = output.attention.clamp(min=1e-9).log_().add_(1).mul_(targets.entropy).neg_()
         found = [(output.logits, by_logits), (output.attention, by_attention)]
         if targets.aligned is not None:
             assert output.text is not None
             found.append((output.text, self._by_text(output.text, *targets.aligned)))
         return found
 
-    def _by_text(self, text: Tensor, near: Tensor, sum_: Tensor, others: Tensor) -> Tensor:
+    def _by_text(self, text: Tensor, near: Tensor, total: Tensor, others: Tensor) -> Tensor:
         assert self.anchors is not None and self.described is not None
         cosine = losses.cosines(text, self.anchors, self.described)
-        by_cosine = _by_log_probability(cosine / losses.TEMPERATURE, near, sum_).div_(losses.TEMPERATURE)
+        by_cosine = _by_scores(cosine / losses.TEMPERATURE, near, total).div_(losses.TEMPERATURE)
         nearest, which = cosine.max(-1, keepdim=True)
         by_cosine.scatter_add_(-1, which, (nearest > losses.MARGIN) * others)
         return by_cosine @ self.anchors
