@@ -22,11 +22,10 @@ from typing import IO, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mefar import __version__, adapting, bootstrap, meeting
+from mefar import __version__, adapting, bootstrap, launch, meeting
 from mefar.folds import FoldTrainer, plan
 from mefar.grouped import Training
 from mefar.head import HeadSize
@@ -163,12 +162,11 @@ class Run:
         many = self.machine.devices * self.machine.num_nodes > 1
         # Gloo on GPUs too where nothing travels: a process group of NCCL cannot be left alone.
         backend = "gloo" if self.adaptation is None else None
-        strategy = DDPStrategy(process_group_backend=backend, start_method=self.machine.start)
         return Trainer(
             accelerator=self.machine.accelerator,
             devices=self.machine.devices,
             num_nodes=self.machine.num_nodes,
-            strategy=strategy if many else "auto",
+            strategy=launch.strategy(backend, self.machine.start) if many else "auto",
             callbacks=[callback],
             max_epochs=epochs,
             logger=False,

@@ -19,6 +19,7 @@ ALLOWED = {
         "mefar.commands",
         "mefar.edclip",
         "mefar.folds",
+        "mefar.launch",
         "mefar.loso",
         "mefar.samples",
         "mefar.tokenizer",
