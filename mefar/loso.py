@@ -25,10 +25,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mefar import __version__, adapting, bootstrap, launch, meeting
+from mefar import __version__, adapting, bootstrap, meeting
 from mefar.folds import FoldTrainer, plan
 from mefar.grouped import Training
 from mefar.head import HeadSize
+from mefar.launch import FoldStrategy
 from mefar.ledger import Ledger
 from mefar.machine import Machine
 from mefar.meeting import Meeting, occupy
@@ -166,7 +167,7 @@ class Run:
             accelerator=self.machine.accelerator,
             devices=self.machine.devices,
             num_nodes=self.machine.num_nodes,
-            strategy=launch.strategy(backend, self.machine.start) if many else "auto",
+            strategy=FoldStrategy(backend, self.machine.start) if many else "auto",
             callbacks=[callback],
             max_epochs=epochs,
             logger=False,
