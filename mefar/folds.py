@@ -229,9 +229,7 @@ class FoldTrainer(LightningModule):
 
         def train(number: int) -> tuple[list[FoldResult], float]:
             began = time.monotonic()
-            with torch.enable_grad():
-                group = self.groups[number]
-                results = train_group(data, group, self.size, self.training_plan, epoch_is_over)
+            results = train_group(data, self.groups[number], self.size, self.training_plan, epoch_is_over)
             return results, time.monotonic() - began
 
         with single_threaded(), ThreadPoolExecutor(len(batch)) as pool:
