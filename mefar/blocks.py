@@ -42,7 +42,7 @@ class _Context:
 
 
 class Tape:
-    """Blocks in the order in which they ran; goes back through them once. For use under torch.no_grad."""
+    """Blocks in the order in which they ran; goes back through them once, where torch keeps no graph."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[Any, _Context, tuple[Any, ...], tuple[Tensor, ...]]] = []
@@ -94,8 +94,6 @@ def _masked_copy(x: Tensor, keep: Tensor | None) -> Tensor:
 def _product(a: Tensor, b: Tensor, factor: float = 1.0, out: Tensor | None = None) -> Tensor:
     """(factor * a) @ b: (n, i, j), (n, j, k) -> (n, i, k), into `out` where given."""
     if out is None:
-        if factor == 1:
-            return torch.bmm(a, b)
         out = a.new_empty(*a.shape[:2], b.shape[2])
     return out.baddbmm_(a, b, beta=0, alpha=factor)
 
@@ -133,9 +131,9 @@ class Embedding(torch.autograd.Function):
         ctx.shape, ctx.own = tokens.shape, len(weight) == G * L
         if ctx.own:
             read = tokens.transpose(1, 2).reshape(G * L, B, D)
-            by_position = _product(read, weight.mT).view(G, L, B, -1)
-            x = by_position.new_empty(G, B * L, weight.shape[1])
-            torch.add(by_position.transpose(1, 2), bias.view(G, 1, L, -1), out=x.view(G, B, L, -1))
+            moved = _product(read, weight.mT).view(G, L, B, -1)
+            x = moved.new_empty(G, B * L, weight.shape[1])
+            torch.add(moved.transpose(1, 2), bias.view(G, 1, L, -1), out=x.view(G, B, L, -1))
         else:
             read = tokens.reshape(G, B * L, D)
             x = _linear(read, weight, bias)
@@ -162,7 +160,7 @@ class Embedding(torch.autograd.Function):
 
 @lru_cache
 def _ones(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # it is kept, and must do for torch's graph too
         return torch.ones(width, dtype=dtype, device=device)
 
 

@@ -310,7 +310,8 @@ class GroupTrainer:
         """Where the tokens of clips and views (steps, G, B) lie among all: (steps, G, L, B)."""
         L = self.data.tokens.shape[2]
         first = (rows * self.views + views) * L
-        return (first.unsqueeze(2) + torch.arange(L, device=self.device)[:, None]).contiguous()
+        places = first.unsqueeze(2) + torch.arange(L, device=self.device)[:, None]
+        return places.contiguous()  # or every step would put its own in order
 
     def _gather(self, places: Tensor) -> Tensor:
         """Tokens at places (G, L, B): (G, B, L, D), in memory (G, L, B, D)."""
