@@ -13,10 +13,10 @@ the held-out subject after every epoch.
 - *ours*: what `mefar loso` does on this machine: the same group size, a forked process per core.
 
 Two heads: the published one (512 wide, 3.8 M parameters, batches of 16, 120 epochs, one view, text of 768)
-and our default (as `mefar loso` without options: 8 views, text of 384). Sides take turns on some folds
-and epochs; what a full run would take is computed from their medians and marked "extrapolated". Our run with
-the default head is then made whole, as `mefar loso` would, from tokens to predictions.csv; on a GPU the
-published one too.
+and our default (as `mefar loso` without options: 8 views, text of 384). Sides take turns on some folds,
+with our head for all epochs, with the published one for a few; what a full run would take is computed from
+their medians and marked "extrapolated". Our run with the default head is then made whole, as `mefar loso`
+would, from tokens to predictions.csv; on a GPU the published one too.
 
 That both sides' folds are what they would be alone is equality.py's to show.
 
@@ -296,8 +296,8 @@ def compare(case: Case, options: argparse.Namespace, device: torch.device) -> fl
     )
     some = spread(data, options.folds)
     # All epochs where they take seconds: setting up a fold is a part of what it takes.
-    all_of_them = case.training.epochs if case is DEFAULT else 5 if machine.on_gpu else 1
-    epochs = min(options.epochs or all_of_them, case.training.epochs)
+    usual = case.training.epochs if case is DEFAULT else 5 if machine.on_gpu else 1
+    epochs = min(options.epochs or usual, case.training.epochs)
     workers = machine.devices
     middle = len(groups) // 2
     chosen = list(range(middle - workers // 2, middle - workers // 2 + workers))
