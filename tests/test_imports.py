@@ -180,3 +180,10 @@ def test_the_rules_see_the_source() -> None:
     assert "torch" in imports(ROOT / "mefar/tokens.py")
     assert reaches({"a.b"}, "a")
     assert not reaches({"ab"}, "a")
+
+
+def test_no_module_is_named_like_a_folder_that_work_leaves() -> None:
+    """Where there is such a folder, linters and Python take the one for the other."""
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split() if line.endswith("/")}
+    assert "runs" in ignored
+    assert not ignored & {path.stem for path in [*SOURCES, *OTHERS]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import CLASSES, SUBJECTS, write_run
+from sample_runs import CLASSES, SUBJECTS, write_run
 
 from mefar import figures
 from mefar.__main__ import main

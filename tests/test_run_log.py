@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import write_run
+from sample_runs import write_run
 
 from mefar import run_log
 from mefar.folds import Fold, FoldResult

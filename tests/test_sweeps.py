@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from runs import write_run
+from sample_runs import write_run
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from mefar import sweeps

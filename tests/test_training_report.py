@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import face, write_run
+from sample_runs import face, write_run
 from test_report import Balance, part, words
 from test_tokenizer import SMALL, Pairs, trainer
 from torch.utils.data import DataLoader
