@@ -19,12 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.annotations import PUBLISHED, Annotations
-from datamodules.apex import Apex, ApexRule, choose_apex, middle
-from datamodules.layouts import Faults, FrameKind
-from datamodules.pairs import Progress, read_image
+from datamodules.clips import Clip
+from datamodules.crops import Progress, read_image
+from datamodules.databases.annotations import PUBLISHED, Annotations
+from datamodules.databases.folders import Faults, FrameKind
+from datamodules.faces.apex import Apex, ApexRule, choose_apex, middle
 from datamodules.protocols import DATABASES, Rule, find_members
-from datamodules.sample import Clip, DataError
+from mefar.errors import UserError
 
 Level = Literal["lost", "warning", "note"]
 
@@ -175,20 +176,20 @@ def examine(
         progress: told (done, total, images per second).
 
     Raises:
-        DataError: wrong dataset, classes or folder, or no database of the protocol can be read at all.
+        UserError: wrong dataset, classes or folder, or no database of the protocol can be read at all.
     """
     parts: dict[str, Part] = {}
     findings: list[Finding] = []
     corrections: list[Correction] = []
     clips: list[Clip] = []
     chosen: dict[str, Apex] = {}
-    refused: list[DataError] = []
+    refused: list[UserError] = []
     members = find_members(dataset, data, classes)
     for name, (root, rule) in members.items():
         faults: Faults = []
         try:
             read = DATABASES[name](root, errata, prefer, faults)
-        except DataError as error:
+        except UserError as error:
             refused.append(error)
             parts[name] = _part(name, root, rule, Annotations((), (), ()), [], {})
             findings.append(Finding("lost", "unusable database", name, "", str(error)))
@@ -374,6 +375,6 @@ def _unreadable(
 def _decode(file: Path) -> str:
     try:
         read_image(file)
-    except DataError as error:
+    except UserError as error:
         return str(error)
     return ""

@@ -13,13 +13,14 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from datamodules.apex import Apex, ApexRule
-from datamodules.faces import FaceMode
-from datamodules.pairs import PairSettings, PairStore, Progress, fingerprint
-from datamodules.progress import shown
+from datamodules.clips import Clip, Study, mirrored
+from datamodules.crops import PairSettings, PairStore, Progress, fingerprint
+from datamodules.faces.align import FaceMode
+from datamodules.faces.apex import Apex, ApexRule
 from datamodules.protocols import DatasetName, load
-from datamodules.sample import Clip, DataError, Study, mirrored
 from datamodules.views import draw_view
+from mefar.errors import UserError
+from mefar.progress import shown
 
 __all__ = ["MicroExpressionDataModule", "MicroExpressionDataset", "fingerprint"]
 
@@ -53,7 +54,7 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         apexes: key -> chosen apex.
 
     Raises:
-        DataError: a frame cannot be read, or no clip is left.
+        UserError: a frame cannot be read, or no clip is left.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         progress: Progress | None = None,
     ) -> None:
         if image_size < 16 or views < 1:
-            raise DataError(f"image_size {image_size}, views {views}: must be at least 16 and 1")
+            raise UserError(f"image_size {image_size}, views {views}: must be at least 16 and 1")
         self.settings = PairSettings(image_size, faces, apex, stabilise, views, seed)
         self._store = PairStore(Path(cache_dir) / "pairs", self.settings)
         made = self._store.prepare(study.clips, workers, progress)
         kept = [clip for clip in study.clips if made[clip.key][1] is not None]
         lost = [clip for clip in study.clips if made[clip.key][1] is None]
         if study.clips and not kept:
-            raise DataError(
+            raise UserError(
                 f"{lost[0].frames[lost[0].onset]}: no face found, nor in any of the {len(lost)} clips; "
                 "use faces=precropped if the frames are face crops already"
             )
@@ -208,7 +209,7 @@ class MicroExpressionDataModule(LightningDataModule):
         """Open the crops and part the held-out subject from the others.
 
         Raises:
-            DataError: what protocols.load and MicroExpressionDataset raise; an unknown held_out subject.
+            UserError: what protocols.load and MicroExpressionDataset raise; an unknown held_out subject.
         """
         if self._dataset is not None:
             return
@@ -216,13 +217,13 @@ class MicroExpressionDataModule(LightningDataModule):
         subjects = [clip.subject_key for clip in dataset.study.clips]
         if self.held_out is not None and self.held_out not in subjects:
             known = sorted(set(subjects))
-            raise DataError(
+            raise UserError(
                 f"held_out {self.held_out!r}: no such subject; there are {len(known)}, such as {known[0]}"
             )
         self._held = [i for i, subject in enumerate(subjects) if subject == self.held_out]
         self._train = [i for i, subject in enumerate(subjects) if subject != self.held_out]
         if not self._train:
-            raise DataError(f"held_out {self.held_out!r}: is the only subject, none is left to train on")
+            raise UserError(f"held_out {self.held_out!r}: is the only subject, none is left to train on")
         self._dataset = dataset
 
     def _build(self, progress: Progress | None) -> MicroExpressionDataset:
@@ -262,7 +263,7 @@ class MicroExpressionDataModule(LightningDataModule):
         """The held-out subject's clips, each once over all ranks; nothing where no subject is held out.
 
         Raises:
-            DataError: fewer clips than ranks: a rank without any would leave the others waiting.
+            UserError: fewer clips than ranks: a rank without any would leave the others waiting.
         """
         return self._loader(self._held, share=True) if self._held else []
 
@@ -284,7 +285,7 @@ class MicroExpressionDataModule(LightningDataModule):
         chosen = Subset(self.dataset, list(indices))
         ranks = dist.get_world_size() if share and dist.is_available() and dist.is_initialized() else 1
         if ranks > len(indices):
-            raise DataError(f"{len(indices)} clips to evaluate on {ranks} ranks; use fewer devices")
+            raise UserError(f"{len(indices)} clips to evaluate on {ranks} ranks; use fewer devices")
         return DataLoader(
             chosen,
             batch_size=self.batch_size,

@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from datamodules.annotations import PUBLISHED, Annotations, casme2, casme3, dfme, mmew, samm, smic
-from datamodules.layouts import Faults, FrameKind, existing_folder, find_database
-from datamodules.sample import Clip, DataError, Study
+from datamodules.clips import Clip, Study
+from datamodules.databases.annotations import PUBLISHED, Annotations, casme2, casme3, dfme, mmew, samm, smic
+from datamodules.databases.folders import Faults, FrameKind, existing_folder, find_database
+from mefar.errors import UserError
 
 DatasetName = Literal["composite", "casme2", "samm", "smic", "casme3", "dfme", "mmew"]
 THREE = ("negative", "positive", "surprise")
@@ -168,7 +169,7 @@ def load(
         Clips sorted by key with labels; every other annotated clip is in dropped or excluded.
 
     Raises:
-        DataError: unknown dataset, unsupported classes, or data that is not as it must be.
+        UserError: unknown dataset, unsupported classes, or data that is not as it must be.
     """
     databases = find_members(dataset, data, classes)
     clips: list[Clip] = []
@@ -180,7 +181,7 @@ def load(
         chosen = [rule.label(clip) for clip in read.clips]
         kept = [clip for clip in chosen if isinstance(clip, Clip)]
         if not kept:
-            raise DataError(
+            raise UserError(
                 f"{root}: none of {len(chosen)} clips has an emotion of protocol {dataset!r}; "
                 "check the emotion column of the coding file"
             )
@@ -203,13 +204,13 @@ def load(
 def find_members(dataset: str, data: Path, classes: int | None = None) -> dict[str, tuple[Path, Rule]]:
     """The databases of a protocol: name -> (folder, rule). Arguments and errors as for `load`."""
     if dataset not in _DEFAULT_CLASSES:
-        raise DataError(f"dataset {dataset!r}: unknown; use one of {', '.join(sorted(_DEFAULT_CLASSES))}")
+        raise UserError(f"dataset {dataset!r}: unknown; use one of {', '.join(sorted(_DEFAULT_CLASSES))}")
     members = COMPOSITE if dataset == "composite" else (dataset,)
     number = _DEFAULT_CLASSES[dataset] if classes is None else classes
     possible = sorted({c for name, c in _RULES if name in members} if dataset != "composite" else {3})
     if number not in possible:
         listed = " or ".join(map(str, possible))
-        raise DataError(f"dataset {dataset!r}: {number} classes are not supported; use {listed}")
+        raise UserError(f"dataset {dataset!r}: {number} classes are not supported; use {listed}")
     existing_folder(data)
     return {
         name: (find_database(data, name, required=len(members) > 1), _RULES[name, number]) for name in members

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mefar import record, run_log
-from mefar.tokens import InputError
+from mefar.errors import UserError
+from mefar.loso import results as record
+from mefar.loso import tracker as run_log
 
 RUN_ID = "WANDB_RUN_ID"
 FOLDER = {"loso": "--out", "fit": "--trainer.default_root_dir"}
@@ -49,13 +50,13 @@ def fill(path: Path, **values: int | None) -> Path:
     """Put values where their names stand in braces: `K{num_codes}/last.ckpt` -> `K32/last.ckpt`.
 
     Raises:
-        InputError: a name without a value.
+        UserError: a name without a value.
     """
     text = str(path)
     for name in re.findall(r"\{(\w+)\}", text):
         if values.get(name) is None:
             hint = f"it is {RUN_ID}, which a sweep sets" if name == "run" else f"give --{name}"
-            raise InputError(f"{path}: nothing to put for {{{name}}}; {hint}")
+            raise UserError(f"{path}: nothing to put for {{{name}}}; {hint}")
         text = text.replace(f"{{{name}}}", str(values[name]))
     return Path(text)
 
@@ -140,7 +141,7 @@ class Sweep:
         where = [i for i, word in enumerate(self.command[:-1]) if Path(word).name == "mefar"]
         verb = self.command[where[0] + 1] if where else ""
         if verb not in FOLDER:
-            raise InputError(f"{self.path}: command must run `mefar loso` or `mefar fit`")
+            raise UserError(f"{self.path}: command must run `mefar loso` or `mefar fit`")
         return verb
 
     @property
@@ -148,14 +149,14 @@ class Sweep:
         """Where a run goes, with `{run}` in it.
 
         Raises:
-            InputError: all runs would go to one folder.
+            UserError: all runs would go to one folder.
         """
         option, found = FOLDER[self.verb], ""
         for word, following in zip(self.command, [*self.command[1:], ""], strict=True):
             if word == option or word.startswith(f"{option}="):
                 found = following if word == option else word.partition("=")[2]
         if "{run}" not in found:
-            raise InputError(
+            raise UserError(
                 f"{self.path}: command needs {option} with {{run}} in it, or its runs overwrite each other"
             )
         return found
@@ -167,12 +168,12 @@ class Sweep:
         any count.
 
         Raises:
-            InputError: a grid over a continuum.
+            UserError: a grid over a continuum.
         """
         if self.method == "grid":
             levels = {name: parameter.levels() for name, parameter in self.parameters.items()}
             if endless := [name for name, values in levels.items() if values is None]:
-                raise InputError(f"{self.path}: parameters.{endless[0]}: a grid needs values; list them")
+                raise UserError(f"{self.path}: parameters.{endless[0]}: a grid needs values; list them")
             rows = itertools.product(*(values or () for values in levels.values()))
             return [dict(zip(levels, row, strict=True)) for row in itertools.islice(rows, count)]
         generator = np.random.default_rng(seed)
@@ -188,7 +189,7 @@ class Sweep:
         """The command of one draw, macros expanded, `{run}` not yet.
 
         Raises:
-            InputError: a macro that is not known, or without a value.
+            UserError: a macro that is not known, or without a value.
         """
         words: list[str] = []
         for word in self.command:
@@ -207,7 +208,7 @@ class Sweep:
             elif macro[1] == "program" and self.program:
                 words.append(self.program)
             else:
-                raise InputError(
+                raise UserError(
                     f"{self.path}: command: nothing to put for {filled}; known are ${{env}}, "
                     "${interpreter}, ${program} (key program), ${args}, ${args_no_hyphens}, ${envvar:NAME}"
                 )
@@ -216,7 +217,7 @@ class Sweep:
     def _variable(self, found: re.Match[str]) -> str:
         value = os.environ.get(found[1], "")
         if not value:
-            raise InputError(f"{found[1]} is missing; {self.path} opens with the whole command")
+            raise UserError(f"{found[1]} is missing; {self.path} opens with the whole command")
         return value
 
     def name(self, settings: Settings) -> str:
@@ -228,7 +229,7 @@ class Sweep:
         """The metric of a finished run, from the files that it left.
 
         Raises:
-            InputError: no such metric there.
+            UserError: no such metric there.
         """
         if self.verb == "loso":
             there: Mapping[str, float] = run_log.metrics(record.read_run(folder).summary)
@@ -238,7 +239,7 @@ class Sweep:
             there = _last_values(source)
         if self.metric not in there:
             more = "; set training.inner" if "/inner/" in self.metric else f"; there are {', '.join(there)}"
-            raise InputError(f"{source}: no {self.metric}, which {self.path} optimises{more}")
+            raise UserError(f"{source}: no {self.metric}, which {self.path} optimises{more}")
         return there[self.metric]
 
 
@@ -248,7 +249,7 @@ def _last_values(path: Path) -> dict[str, float]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError:
-        raise InputError(f"{path}: no such file; leave trainer.logger on") from None
+        raise UserError(f"{path}: no such file; leave trainer.logger on") from None
     return {name: float(value) for row in rows for name, value in row.items() if value}
 
 
@@ -256,26 +257,26 @@ def read(path: Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        InputError: no such file, not YAML, or not a sweep that we would run.
+        UserError: no such file, not YAML, or not a sweep that we would run.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"{path}: no such file; those of ours are in experiments/sweeps") from None
+        raise UserError(f"{path}: no such file; those of ours are in experiments/sweeps") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     content = content if isinstance(content, dict) else {}
     entries, metric = content.get("parameters"), content.get("metric")
     if not isinstance(entries, dict) or not entries:
-        raise InputError(f"{path}: no parameters to vary")
+        raise UserError(f"{path}: no parameters to vary")
     if content.get("method") not in METHODS:
-        raise InputError(f"{path}: method is {content.get('method')!r}; give one of {', '.join(METHODS)}")
+        raise UserError(f"{path}: method is {content.get('method')!r}; give one of {', '.join(METHODS)}")
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-        raise InputError(f"{path}: metric.name is missing, such as loso/inner/uf1")
+        raise UserError(f"{path}: metric.name is missing, such as loso/inner/uf1")
     if metric.get("goal") not in ("maximize", "minimize"):
-        raise InputError(f"{path}: metric.goal is {metric.get('goal')!r}; give maximize or minimize")
+        raise UserError(f"{path}: metric.goal is {metric.get('goal')!r}; give maximize or minimize")
     if not isinstance(content.get("command"), list):
-        raise InputError(f"{path}: command is missing, a list of words that runs mefar with ${{args}}")
+        raise UserError(f"{path}: command is missing, a list of words that runs mefar with ${{args}}")
     sweep = Sweep(
         path,
         content["method"],
@@ -292,19 +293,19 @@ def read(path: Path) -> Sweep:
 
 def _check_metric(sweep: Sweep) -> None:
     if "oracle" in sweep.metric:
-        raise InputError(
+        raise UserError(
             f"{sweep.path}: metric {sweep.metric} is chosen on the tested subjects; take loso/inner/uf1"
         )
     if sweep.verb != "loso":
         return
     if sweep.metric in ("loso/uf1", "loso/uar"):
         explicit = sweep.metric.replace("loso/", "loso/last/")
-        raise InputError(
+        raise UserError(
             f"{sweep.path}: metric {sweep.metric} is that of the last epoch, which is our score; "
             f"take {sweep.metric.replace('loso/', 'loso/inner/')}, or say {explicit} if you mean it"
         )
     if not re.fullmatch(r"loso/(inner|last)/(\w+/)?(uf1|uar)", sweep.metric):
-        raise InputError(
+        raise UserError(
             f"{sweep.path}: metric {sweep.metric} is unknown; give loso/inner/uf1, loso/inner/uar, or of one "
             "database, such as loso/inner/samm/uf1"
         )
@@ -312,29 +313,29 @@ def _check_metric(sweep: Sweep) -> None:
 
 def _parameter(where: str, entry: Any) -> Parameter:
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: give value, values, or min and max")
+        raise UserError(f"{where}: give value, values, or min and max")
     if "parameters" in entry:
-        raise InputError(f"{where}: is nested; write each option with its dots, such as head.depth")
+        raise UserError(f"{where}: is nested; write each option with its dots, such as head.depth")
     values = [entry["value"]] if "value" in entry else entry.get("values")
     if values is not None:
         if not isinstance(values, list) or not values or any(isinstance(value, dict) for value in values):
-            raise InputError(f"{where}: values is not a list of numbers and words")
+            raise UserError(f"{where}: values is not a list of numbers and words")
         shares = tuple(entry.get("probabilities", ()))
         if shares and (len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6):
-            raise InputError(f"{where}: probabilities do not fit the values or do not sum to 1")
+            raise UserError(f"{where}: probabilities do not fit the values or do not sum to 1")
         return Parameter("constant" if "value" in entry else "categorical", tuple(values), shares)
     ends = ("mu", "sigma") if "normal" in str(entry.get("distribution")) else ("min", "max")
     given = {**{end: entry.get(end) for end in ends}, "q": entry.get("q", 1)}
     for name, number in given.items():
         if not isinstance(number, int | float) or isinstance(number, bool):
             # 1e-4 without a point is a word in YAML 1.1.
-            raise InputError(f"{where}: {name} is {number!r}; give a number, such as 0.001 or 1.0e-3")
+            raise UserError(f"{where}: {name} is {number!r}; give a number, such as 0.001 or 1.0e-3")
     low, high, step = given.values()
     whole = isinstance(low, int) and isinstance(high, int)
     kind = entry.get("distribution", "int_uniform" if whole else "uniform")
     if kind not in DISTRIBUTIONS:
-        raise InputError(f"{where}: distribution {kind} is unknown; give one of {', '.join(DISTRIBUTIONS)}")
+        raise UserError(f"{where}: distribution {kind} is unknown; give one of {', '.join(DISTRIBUTIONS)}")
     positive = (step, *((low, high) if kind.endswith("log_uniform_values") else ()))
     if min(positive) <= 0 or (ends[0] == "min" and low > high):
-        raise InputError(f"{where}: {ends[0]} {low}, {ends[1]} {high}, q {step} are no range of {kind}")
+        raise UserError(f"{where}: {ends[0]} {low}, {ends[1]} {high}, q {step} are no range of {kind}")
     return Parameter(kind, (), (), low, high, step)

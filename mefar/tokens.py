@@ -16,10 +16,6 @@ import torch
 from torch import Tensor
 
 
-class InputError(Exception):
-    """A mistake the user can mend: one line saying what, where and what to do; exit code 2."""
-
-
 @dataclass(frozen=True)
 class ActionTokens:
     """Discrete description of what a face did between onset and apex.

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from datamodules.voxceleb import PairDataset
+from datamodules.voxceleb.module import PairDataset
 
 
 def number_pairs(monkeypatch: Any) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from mefar import meeting
 from mefar.commands import guard
+from mefar.loso import meeting
 
 
 def free_port() -> int:

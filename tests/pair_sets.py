@@ -10,11 +10,11 @@ from test_tokenizer import SMALL
 from token_sets import CLASSES, study
 from torch.utils.data import Dataset
 
-from mefar.adapting import Adaptation
-from mefar.grouped import TokenSet
-from mefar.pooling import StudyTokens
-from mefar.token_table import tokenize
-from mefar.tokenizer import FacialActionTokenizer
+from mefar.loso.adapting import Adaptation
+from mefar.loso.engine import TokenSet
+from mefar.loso.scores import StudyTokens
+from mefar.loso.token_table import tokenize
+from mefar.tokenizer.module import FacialActionTokenizer
 
 CLIPS = (3, 4, 6)  # training sets of 10, 9 and 7 clips: a last batch of 2, of 1, and of 3
 SUBJECTS = tuple(f"casme2/{number}" for number, count in enumerate(CLIPS) for _ in range(count))

@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 
-from datamodules.demo_identity import Identity
-from datamodules.demo_render import Camera, Light, Pose, Renderer
+from datamodules.demo.identity import Identity
+from datamodules.demo.render import Camera, Light, Pose, Renderer
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mefar.record import worst_mistakes
+from mefar.loso.results import worst_mistakes
 
 CLASSES = ("negative", "positive", "surprise")
 SUBJECTS = {"casme2": ("sub01", "sub02", "sub03"), "samm": ("006", "007"), "smic": ("s1", "s2", "s3", "s11")}

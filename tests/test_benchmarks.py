@@ -8,8 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from places import ROOT
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "benchmarks"
+FOLDER = ROOT / "experiments" / "benchmarks"
 MISSING_THERE = ("albumentations", "decord", "jsonargparse", "openpyxl", "wandb")
 
 

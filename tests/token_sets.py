@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mefar.grouped import TextAnchors, TokenSet
-from mefar.pooling import StudyTokens
+from mefar.loso.engine import TextAnchors, TokenSet
+from mefar.loso.scores import StudyTokens
 
 CLASSES = ("negative", "positive", "surprise")
 DATABASES = ("casme2", "samm", "smic")

@@ -7,8 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.sample import DataError
-from mefar.tokens import InputError
+from mefar.errors import UserError
 
 
 class ToyModel(LightningModule):
@@ -23,7 +22,7 @@ class ToyModel(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if fails == "init":
-            raise InputError("anchors.safetensors: no such anchors file; make one with `mefar anchors`")
+            raise UserError("anchors.safetensors: no such anchors file; make one with `mefar anchors`")
         self.width, self.fails = width, fails
         self.net = torch.nn.Linear(width, 1)
 
@@ -56,7 +55,7 @@ class ToyDataset(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         if self.broken:
-            raise DataError(f"clip {index}.mp4: does not decode; fetch it again")
+            raise UserError(f"clip {index}.mp4: does not decode; fetch it again")
         return torch.randn(4, generator=torch.Generator().manual_seed(index))
 
 

@@ -19,10 +19,10 @@ import torch
 from loso import DEFAULT, composite
 from torch import Tensor
 
-from mefar.folds import Fold, fold_model, plan
-from mefar.grouped import GroupTrainer, TokenSet, Training, single_threaded
-from mefar.head import HeadSize
-from mefar.loso import CPU_GROUP, GPU_GROUP
+from mefar.classifier.head import HeadSize
+from mefar.loso.engine import GroupTrainer, TokenSet, Training, single_threaded
+from mefar.loso.folds import Fold, fold_model, plan
+from mefar.loso.run import CPU_GROUP, GPU_GROUP
 
 
 def trained(

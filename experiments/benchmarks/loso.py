@@ -41,13 +41,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from mefar import losses
-from mefar.folds import Fold, FoldTrainer, fold_model, plan
-from mefar.grouped import TextAnchors, TokenSet, Training, random_seed, single_threaded
-from mefar.head import HeadSize, TokenHead
-from mefar.loso import CPU_GROUP, GPU_GROUP, Run
-from mefar.machine import Machine
-from mefar.pooling import StudyTokens
+from mefar.classifier import losses
+from mefar.classifier.head import HeadSize, TokenHead
+from mefar.loso.engine import TextAnchors, TokenSet, Training, random_seed, single_threaded
+from mefar.loso.folds import Fold, FoldTrainer, fold_model, plan
+from mefar.loso.machine import Machine
+from mefar.loso.run import CPU_GROUP, GPU_GROUP, Run
+from mefar.loso.scores import StudyTokens
 
 DATABASES = {"casme2": (145, 24), "smic": (164, 16), "samm": (133, 28)}  # clips, subjects
 CLASSES = {"negative": 250, "positive": 109, "surprise": 83}

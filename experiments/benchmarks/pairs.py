@@ -30,10 +30,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 
-from datamodules import cache, video
-from datamodules.demo_video import write_h264
-from datamodules.transforms import PairTransform
-from datamodules.voxceleb import PairDataset
+from datamodules.demo.encoding import write_h264
+from datamodules.voxceleb import shards as cache
+from datamodules.voxceleb import video
+from datamodules.voxceleb.augmentation import PairTransform
+from datamodules.voxceleb.module import PairDataset
 
 SIDE, FPS, FRAMES, GAP = 224, 25, 200, (0.32, 0.60)
 Reader = Callable[[int], object]

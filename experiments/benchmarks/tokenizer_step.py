@@ -40,10 +40,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mefar.published import PublishedCodec
-from mefar.quantizer import VectorQuantizer
-from mefar.tokenizer import FacialActionTokenizer
-from mefar.transformer import (
+from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.published_network import PublishedCodec
+from mefar.tokenizer.quantizer import VectorQuantizer
+from mefar.tokenizer.transformer import (
     ATTENTION_SCALE,
     Attention,
     FeedForward,

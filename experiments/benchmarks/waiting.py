@@ -21,8 +21,8 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.profilers import SimpleProfiler
 from pairs import film
 
-from datamodules.voxceleb import VoxCelebDataModule
-from mefar.tokenizer import FacialActionTokenizer
+from datamodules.voxceleb.module import VoxCelebDataModule
+from mefar.tokenizer.module import FacialActionTokenizer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 

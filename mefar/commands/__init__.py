@@ -171,10 +171,9 @@ def _complain(prog: str, line: str) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     # Imported only after something went wrong: mefar.tokens brings torch with it.
-    from datamodules.sample import DataError
-    from mefar.tokens import InputError
+    from mefar.errors import UserError
 
-    return (DataError, InputError)
+    return (UserError, UserError)
 
 
 def _configs(argv: Sequence[str]) -> list[str]:
@@ -190,7 +189,7 @@ def _configs(argv: Sequence[str]) -> list[str]:
 def plain(message: str) -> str:
     """An error message as one line of ordinary words.
 
-    Undoes the wrapping of loader workers ("Caught DataError in DataLoader worker process 0...") and
+    Undoes the wrapping of loader workers ("Caught UserError in DataLoader worker process 0...") and
     the type jargon of the option parser, of which the innermost complaint is kept.
     """
     if "Original Traceback" in message:

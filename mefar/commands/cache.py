@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.cache import build, left_out
-from datamodules.faces import FaceMode
-from datamodules.progress import shown
+from datamodules.faces.align import FaceMode
+from datamodules.voxceleb.shards import build, left_out
 from mefar.commands import run_function
+from mefar.progress import shown
 
 
 def cache(

@@ -9,8 +9,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from mefar import bootstrap
 from mefar.commands import run_function
+from mefar.loso import bootstrap
 
 
 def compare(first: Path, second: Path, *, selection: Literal["last", "inner", "oracle"] = "last") -> None:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.atomic import replacing
 from mefar.commands import run_function
-from mefar.tokens import InputError
+from mefar.errors import UserError
+from mefar.files import replacing
 
 TRAINING = Path("experiments/configs/demo.yaml")
 
@@ -33,7 +33,7 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
         seed: of the faces and of the training.
     """
     if not TRAINING.is_file():
-        raise InputError(f"{TRAINING}: not found; run `mefar demo` in the root of a clone of mefar")
+        raise UserError(f"{TRAINING}: not found; run `mefar demo` in the root of a clone of mefar")
     began = time.monotonic()
     corpora, tokenizer = out / "corpora", out / "tokenizer"
     _stage(f"render faces into {corpora}", "make-demo", str(corpora), "--seed", str(seed))
@@ -53,7 +53,7 @@ def _pretrain(corpora: Path, folder: Path, cache: Path, seed: int) -> Path:
     told = {"config": hashlib.sha256(TRAINING.read_bytes()).hexdigest(), "seed": seed}
     if done.is_file() and last.is_file():
         if json.loads(done.read_text()) != told:
-            raise InputError(
+            raise UserError(
                 f"{folder}: trained with other settings than {TRAINING} has now; "
                 "remove the folder or give another --out"
             )

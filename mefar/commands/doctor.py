@@ -11,12 +11,12 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from datamodules.apex import ApexRule
+from datamodules.crops import Progress
 from datamodules.doctor import Count, Report, examine
-from datamodules.faces import FaceMode
-from datamodules.pairs import Progress
-from datamodules.progress import shown
+from datamodules.faces.align import FaceMode
+from datamodules.faces.apex import ApexRule
 from mefar.commands import run_function
+from mefar.progress import shown
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,7 +20,7 @@ def import_dface(
         num_tokens: action tokens per pair, where the file does not tell; by default every convolution of
             its bottleneck halves the grid, as in the published model of 16 tokens.
     """
-    from mefar.dface import import_checkpoint
+    from mefar.tokenizer.import_dface import import_checkpoint
 
     found = import_checkpoint(checkpoint, out, image_size, num_tokens)
     print(

@@ -18,31 +18,32 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from datamodules.apex import ApexRule
-from datamodules.atomic import alone, replacing
-from datamodules.faces import FaceMode
+from datamodules.clips import Study
+from datamodules.faces.align import FaceMode
+from datamodules.faces.apex import ApexRule
 from datamodules.micro import MicroExpressionDataset
-from datamodules.progress import shown
 from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
-from datamodules.sample import DataError, Study
-from mefar import adapting, run_log, sweeps, token_table
+from mefar import sweeps
+from mefar.baselines.pixels import linear_control
+from mefar.classifier.edclip import SHIPPED_ANCHORS, Anchors
+from mefar.classifier.head import HeadSize
 from mefar.commands import run_function
-from mefar.controls import linear_control
-from mefar.edclip import SHIPPED_ANCHORS, Anchors
-from mefar.folds import plan
-from mefar.grouped import TextAnchors, TokenSet, Training
-from mefar.head import HeadSize
-from mefar.loso import CPU_GROUP, Run, code_version, write_text
-from mefar.machine import Machine
-from mefar.pooling import StudyTokens, place_scores, table
-from mefar.provenance import commit
-from mefar.record import read_predictions, worst_mistakes
-from mefar.report import write_report
-from mefar.token_table import TokenTable, pictures
-from mefar.tokenizer import FacialActionTokenizer
-from mefar.tokenizer import load as load_tokenizer
-from mefar.tokens import InputError
+from mefar.errors import UserError
+from mefar.files import code_fingerprint, commit, lock, replacing, write_text
+from mefar.loso import adapting, token_table
+from mefar.loso import tracker as run_log
+from mefar.loso.engine import TextAnchors, TokenSet, Training
+from mefar.loso.folds import plan
+from mefar.loso.machine import Machine
+from mefar.loso.results import read_predictions, worst_mistakes
+from mefar.loso.run import CPU_GROUP, Run
+from mefar.loso.scores import StudyTokens, place_scores, table
+from mefar.loso.token_table import TokenTable, pictures
+from mefar.progress import shown
+from mefar.report.loso_page import write_report
+from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.module import load as load_tokenizer
 
 SHORT = {"--epochs": "--training.epochs"}
 HEAD, TRAINING = HeadSize(), Training()
@@ -123,7 +124,7 @@ def loso(
         wandb_group: group of the W&B run; default: the protocol and the tokenizer.
     """
     if seeds < 1:
-        raise InputError(f"seeds is {seeds}; give at least 1")
+        raise UserError(f"seeds is {seeds}; give at least 1")
     adapting.check(adapt_tokenizer, training, group, workers)
     machine = Machine(accelerator, 1 if devices is None else devices, num_nodes, group, workers)
     every_seed = range(seed, seed + seeds)
@@ -133,7 +134,7 @@ def loso(
     model = load_tokenizer(tokenizer, device)
     for name, asked in (("num_codes", num_codes), ("num_tokens", num_tokens)):
         if asked not in (None, getattr(model, name)):
-            raise InputError(f"{tokenizer}: {name} is {getattr(model, name)}, not {asked}; give another")
+            raise UserError(f"{tokenizer}: {name} is {getattr(model, name)}, not {asked}; give another")
     described = Anchors.load(anchors) if edclip else None
     prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
     study = load_study(dataset, data, classes, errata, prefer)
@@ -141,7 +142,7 @@ def loso(
         clips = MicroExpressionDataset(
             study, model.image_size, faces, apex, views, 0, cache_dir, stabilise, progress=progress
         )
-    key = json.dumps([_sha256(tokenizer), clips.fingerprint(), code_version(*token_table.MADE_BY)])
+    key = json.dumps([_sha256(tokenizer), clips.fingerprint(), code_fingerprint(*token_table.MADE_BY)])
     tokens = _tokens(cache_dir / "tokens", key, lambda: _tokenize(model, clips, device))
     material = _material(clips.study, tokens, tokenizer, described)
     notes: dict[str, Any] = {
@@ -235,7 +236,7 @@ def _device(machine: Machine) -> torch.device:
     if not machine.on_gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError(f"accelerator {machine.accelerator!r}: torch finds no GPU; use auto or cpu")
+        raise UserError(f"accelerator {machine.accelerator!r}: torch finds no GPU; use auto or cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
 
 
@@ -246,7 +247,7 @@ def _tokens(folder: Path, key: str, make: Callable[[], TokenTable]) -> TokenTabl
     whether the disk is the machine's own; where a rank that makes it dies, the next one takes over.
 
     Raises:
-        DataError: the folder cannot be written.
+        UserError: the folder cannot be written.
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     found = TokenTable.load(path, key)
@@ -255,7 +256,7 @@ def _tokens(folder: Path, key: str, make: Callable[[], TokenTable]) -> TokenTabl
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone(folder, path.stem))
+            stack.enter_context(lock(folder / f"{path.stem}.lock"))
         except OSError as error:
             raise _unwritable(folder, error) from error
         found = TokenTable.load(path, key)
@@ -268,8 +269,8 @@ def _tokens(folder: Path, key: str, make: Callable[[], TokenTable]) -> TokenTabl
     return found
 
 
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder}: cannot be written ({error.strerror}); free space or set another cache_dir")
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot be written ({error.strerror}); free space or set another cache_dir")
 
 
 def _tokenize(

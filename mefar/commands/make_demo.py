@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from datamodules.demo import make_databases, make_voxceleb
-from datamodules.progress import shown
+from datamodules.demo.corpora import make_databases, make_voxceleb
 from mefar.commands import run_function
+from mefar.progress import shown
 
 
 def make_demo(out: Path, seed: int = 0, size: Literal["demo", "tiny"] = "demo", workers: int = 0) -> None:

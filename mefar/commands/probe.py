@@ -11,16 +11,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules import demo_truth
-from datamodules.atomic import replacing
-from datamodules.faces import FaceMode
+from datamodules.demo import truth as demo_truth
+from datamodules.faces.align import FaceMode
 from datamodules.micro import MicroExpressionDataset
-from datamodules.progress import shown
 from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
-from mefar import probe as probes
 from mefar.commands import run_function
-from mefar.tokenizer import load as load_tokenizer
+from mefar.files import replacing
+from mefar.probes import tokens as probes
+from mefar.progress import shown
+from mefar.tokenizer.module import load as load_tokenizer
 
 READERS = ("tokens", "embeddings", "pixels")
 Change = Callable[[torch.Tensor], torch.Tensor]

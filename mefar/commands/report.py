@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mefar.commands import run_function
-from mefar.report import write_figure, write_report
-from mefar.tokens import InputError
-from mefar.training_record import is_training
-from mefar.training_report import write_training_figure, write_training_report
+from mefar.errors import UserError
+from mefar.report.loso_page import write_figure, write_report
+from mefar.report.training_page import write_training_figure, write_training_report
+from mefar.report.training_results import is_training
 
 
 def report(run: Path, *, figure: Path | None = None) -> None:
@@ -24,7 +24,7 @@ def report(run: Path, *, figure: Path | None = None) -> None:
     elif is_training(run):
         page, draw = write_training_report, write_training_figure
     else:
-        raise InputError(
+        raise UserError(
             f"{run}: holds neither a LOSO run (summary.json) nor the training of a tokenizer (metrics.csv); "
             "give the folder of a finished `mefar loso`, or of a `mefar fit` of a tokenizer"
         )

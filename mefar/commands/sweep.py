@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from datamodules.atomic import alone, replacing
 from mefar import sweeps
 from mefar.commands import run_function
+from mefar.errors import UserError
+from mefar.files import lock, replacing
 from mefar.sweeps import Settings, Sweep
-from mefar.tokens import InputError
 
 RESULTS = "results.jsonl"
 
@@ -41,7 +41,7 @@ def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None)
     """
     plan = sweeps.read(file)
     if local < 0:
-        raise InputError(f"local is {local}; give a number of runs, or 0 to check the file")
+        raise UserError(f"local is {local}; give a number of runs, or 0 to check the file")
     if not local:
         print(f"{file}: {plan.method} over {len(plan.parameters)} parameters for {plan.metric}")
         return 0
@@ -53,9 +53,9 @@ def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None)
         print(f"{file} has {len(draws)} different draws, not {local}")
     folder = out or Path("runs/sweeps") / file.stem
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder) as lock:
+    with lock(folder / ".lock"):
         results = _Results(folder / RESULTS, plan.metric)
-        _run_all(plan, dict(zip(names, draws, strict=True)), results, folder, lock)
+        _run_all(plan, dict(zip(names, draws, strict=True)), results, folder)
     rows = [results.entries[name] for name in names]
     finished = [row for row in rows if row["value"] is not None]
     Console(width=None if sys.stdout.isatty() else 160).print(_table(plan, rows))
@@ -75,7 +75,7 @@ class _Results:
         try:
             entries = [json.loads(line) for line in self.lines]
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}: not JSON lines; delete it or give another --out") from error
+            raise UserError(f"{path}: not JSON lines; delete it or give another --out") from error
         self.entries = {entry["run"]: entry for entry in entries if entry["metric"] == metric}
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class _Results:
             temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
 
 
-def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder: Path, lock: int) -> None:
+def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder: Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("sweep", total=len(draws))
@@ -93,7 +93,7 @@ def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder:
             varied = _varied(plan, settings)
             bar.update(task, description=f"{name}: {varied}")
             if results.entries.get(name, {}).get("value") is None:
-                entry = _run(plan, name, settings, folder / f"{name}.log", lock)
+                entry = _run(plan, name, settings, folder / f"{name}.log")
                 results.add(entry)
                 said = f"{entry['value']:.4f}" if entry["value"] is not None else entry["error"]
                 bar.console.print(f"{name}: {said}   {varied}", highlight=False, markup=False, soft_wrap=True)
@@ -106,14 +106,14 @@ def _varied(plan: Sweep, settings: Settings) -> str:
     return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in varied.items())
 
 
-def _run(plan: Sweep, name: str, settings: Settings, log: Path, lock: int) -> dict[str, Any]:
+def _run(plan: Sweep, name: str, settings: Settings, log: Path) -> dict[str, Any]:
     """Run one draw in a process of its own; returns its line of the results.
 
     The draw holds the sweep's lock too: where it outlives a killed sweep, the next call waits for its end
     instead of starting the same draw beside it.
 
     Raises:
-        InputError: it went well but left no such metric, so no other draw will.
+        UserError: it went well but left no such metric, so no other draw will.
     """
     words = plan.words(settings)
     if words[0] == "mefar":  # this one, whatever PATH says
@@ -131,11 +131,10 @@ def _run(plan: Sweep, name: str, settings: Settings, log: Path, lock: int) -> di
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=(lock,) if os.name == "posix" else (),
                 check=False,
             ).returncode
         except OSError as error:
-            raise InputError(f"{plan.path}: command cannot be started: {error}") from error
+            raise UserError(f"{plan.path}: command cannot be started: {error}") from error
     seconds = round(time.monotonic() - began, 1)
     entry = {"run": name, "settings": settings, "metric": plan.metric, "value": None, "seconds": seconds}
     place = Path(plan.folder.replace("{run}", name))

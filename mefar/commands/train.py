@@ -27,17 +27,17 @@ from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
 
 # Imported for their class names: YAML may then say `class_path: VoxCelebDataModule`.
 import datamodules.micro
-import datamodules.voxceleb
-import mefar.averaging
-import mefar.classifier
-import mefar.edclip
-import mefar.tokenizer
-from datamodules.atomic import replacing, sweep
+import datamodules.voxceleb.module
+import mefar.classifier.edclip
+import mefar.classifier.module
+import mefar.tokenizer.module
+import mefar.tokenizer.weight_ema
 from mefar.commands import guard
-from mefar.samples import SampleKeeper
+from mefar.errors import UserError
+from mefar.files import replacing, sweep
+from mefar.report.training_page import write_training_report
 from mefar.sweeps import fill, name_run
-from mefar.tokens import InputError
-from mefar.training_report import write_training_report
+from mefar.tokenizer.validation_pictures import SampleKeeper
 
 _FOUND_BY_TRAINER = ("last", "best", "hpc", "registry")
 
@@ -116,7 +116,7 @@ class MefarCLI(LightningCLI):
 
     def _reports(self, config: Any) -> bool:
         """Whether this is a training that ends with a report page."""
-        tokenizer = isinstance(self.model, mefar.tokenizer.FacialActionTokenizer)
+        tokenizer = isinstance(self.model, mefar.tokenizer.module.FacialActionTokenizer)
         return tokenizer and str(self.subcommand) == "fit" and not config["fast_dev_run"]
 
     def after_fit(self) -> None:
@@ -126,7 +126,7 @@ class MefarCLI(LightningCLI):
             return
         try:
             print(write_training_report(root))
-        except (InputError, OSError) as error:
+        except (UserError, OSError) as error:
             # The weights are safe by now: a page that cannot be written does not undo the training.
             print(f"mefar fit: no report page: {error}", file=sys.stderr)
 
@@ -148,16 +148,16 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
         Its content, tensors still on disk.
 
     Raises:
-        InputError: no such file, unreadable, or without model weights.
+        UserError: no such file, unreadable, or without model weights.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; give a .ckpt file, or `last` to resume the newest")
+        raise UserError(f"{path}: no such checkpoint; give a .ckpt file, or `last` to resume the newest")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a checkpoint that can be read; it may be cut short") from error
+        raise UserError(f"{path}: not a checkpoint that can be read; it may be cut short") from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise InputError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
+        raise UserError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
     return content
 
 
@@ -165,7 +165,7 @@ def check_shapes(path: Path, model: LightningModule) -> None:
     """Refuse a checkpoint of another model, by the tensors that both have.
 
     Raises:
-        InputError: the first tensor that differs.
+        UserError: the first tensor that differs.
     """
     there, here = check_checkpoint(path)["state_dict"], model.state_dict()
     shared = [name for name in there if name in here]
@@ -173,12 +173,12 @@ def check_shapes(path: Path, model: LightningModule) -> None:
     if other:
         name = other[0]
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
-        raise InputError(
+        raise UserError(
             f"{path}: {name} is {list(there[name].shape)} in the file and {list(here[name].shape)} in the "
             f"model{more}; give the settings it was trained with"
         )
     if there and here and not shared:
-        raise InputError(f"{path}: a checkpoint of another class than {type(model).__name__}")
+        raise UserError(f"{path}: a checkpoint of another class than {type(model).__name__}")
 
 
 def check_settings(model: LightningModule, data: LightningDataModule | None) -> None:
@@ -187,7 +187,7 @@ def check_settings(model: LightningModule, data: LightningDataModule | None) -> 
     The Trainer would do so too, but only once it logs, and with a traceback.
 
     Raises:
-        InputError: the first setting of one name with two values.
+        UserError: the first setting of one name with two values.
     """
     if data is None:
         return
@@ -195,7 +195,7 @@ def check_settings(model: LightningModule, data: LightningDataModule | None) -> 
     for name in ours:
         same = name.startswith("_") or name not in theirs
         if not same and (type(ours[name]) is not type(theirs[name]) or ours[name] != theirs[name]):
-            raise InputError(
+            raise UserError(
                 f"{name}: {ours[name]!r} in the model, {theirs[name]!r} in the data; "
                 f"give model.init_args.{name} and data.init_args.{name} the same value"
             )
@@ -248,9 +248,9 @@ def _train(verb: str, argv: Sequence[str]) -> int:
             args=words,
         )
     except MisconfigurationException as error:
-        raise InputError(str(error)) from error
+        raise UserError(str(error)) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
-        raise InputError(f"the checkpoint does not fit this model: {missing_tensor(str(error))}") from error
+        raise UserError(f"the checkpoint does not fit this model: {missing_tensor(str(error))}") from error
     return 0

@@ -1,0 +1,316 @@
+"""Onset and apex of a clip as aligned crops, made once and kept on disk.
+
+Per clip: one face transform from the onset frame for all of its frames; the apex by the chosen rule; the
+head's own motion between onset and apex measured and taken out; then every view rendered from the source
+frames by one interpolation. A file per clip, written to a temporary name and renamed: a run that is killed
+goes on where it stopped. The file's name holds a fingerprint of everything that the content depends on, so
+other settings, changed frames or changed code never meet an old file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.clips import Clip, Study
+from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser, compose
+from datamodules.faces.apex import Apex, ApexRule, choose_apex, spot
+from datamodules.faces.head_motion import Region
+from datamodules.faces.resample import resample
+from datamodules.views import draw_view
+from mefar.errors import UserError
+from mefar.files import code_fingerprint, lock
+
+UInt8 = NDArray[np.uint8]
+Float = NDArray[np.float64]
+Progress = Callable[[int, int, float], None]  # done, total, clips per second
+
+# Whose code decides what pictures show.
+MADE_BY = (
+    "datamodules.faces",
+    "datamodules.crops",
+    "datamodules.views",
+)
+_SPOTTING_SIDE = 128
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """What the pictures of a pair depend on besides the frames.
+
+    Attributes:
+        image_size: side of the crops in pixels.
+        faces: `align`, or `precropped` for frames that are face crops already.
+        apex: annotated, middle or spotted.
+        stabilise: take out the head's own motion between onset and apex: a similarity transform measured
+            from all stable pixels of the face. Micro-expressions move skin by a pixel, and so does a head
+            that is held still; aligning each frame by its own landmarks would add more than it removes.
+        views: V, pairs per clip; the first is untouched.
+        seed: of the other views.
+    """
+
+    image_size: int = 256
+    faces: FaceMode = "align"
+    apex: ApexRule = "annotated"
+    stabilise: bool = True
+    views: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The pictures of one clip.
+
+    Attributes:
+        onset: (V, S, S, 3) uint8 RGB.
+        apex: (V, S, S, 3) uint8 RGB.
+        chosen: the apex of view 0 and the rule that gave it.
+    """
+
+    onset: UInt8
+    apex: UInt8
+    chosen: Apex
+
+
+def read_image(file: Path) -> UInt8:
+    """Read an image -> (H, W, 3) uint8 RGB; gray becomes three equal channels.
+
+    Raises:
+        UserError: the file cannot be read, is no image, or is cut off.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); copy it again") from error
+    if not data or _cut_off(data):
+        raise UserError(f"{file}: the image is {'cut off' if data else 'empty'}; copy it again")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"{file}: not a readable image; copy it again")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _cut_off(data: bytes) -> bool:
+    """Whether the end of the file is missing; the decoder would fill the rest with gray and say nothing."""
+    if data.startswith(b"\xff\xd8"):  # JPEG: inside the scan every 0xFF is escaped, so markers are markers
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-64:]
+    if data.startswith(b"BM") and len(data) >= 30:
+        start, width, height = (int.from_bytes(data[i : i + 4], "little", signed=True) for i in (10, 18, 22))
+        row = (width * int.from_bytes(data[28:30], "little") + 31) // 32 * 4
+        compressed = int.from_bytes(data[30:34], "little") not in (0, 3)
+        return not compressed and len(data) < start + row * abs(height)
+    return False
+
+
+def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | None:
+    """Make the pictures of a clip from its frames; None where the onset frame shows no face.
+
+    Raises:
+        UserError: a frame that is needed cannot be read.
+    """
+    first = read_image(clip.frames[clip.onset])
+    matrix = aligner.estimate(first)
+    if matrix is None:
+        return None
+    chosen = choose_apex(clip, settings.apex, lambda c: _spotted(c, matrix, settings))
+    later = [number for number in clip.between() if number > clip.onset]
+    size = settings.image_size
+    reference = resample(first, matrix, size)
+    steady = Stabiliser(reference, _region(settings)) if settings.stabilise else None
+    frames: dict[int, tuple[UInt8, Float]] = {}
+    onsets, apexes = [], []
+    for v in range(settings.views):
+        view = draw_view(settings.seed, clip.key, v)
+        number = view.jittered(chosen.number, later)
+        if number not in frames:
+            image = read_image(clip.frames[number])
+            moved = matrix
+            if steady is not None:
+                moved = compose(steady.motion(resample(image, matrix, size)), matrix)
+            frames[number] = (image, moved)
+        image, moved = frames[number]
+        change = view.matrix(size)
+        onset = resample(first, compose(change, matrix), size)
+        apex = view.amplified(onset, resample(image, compose(change, moved), size))
+        onsets.append(view.relit(onset))
+        apexes.append(view.relit(apex))
+    return Pair(np.stack(onsets), np.stack(apexes), chosen)
+
+
+def _spotted(clip: Clip, matrix: Float, settings: PairSettings) -> int:
+    side = min(settings.image_size, _SPOTTING_SIDE)
+    ratio = side / settings.image_size
+    shrink = np.array([[ratio, 0.0, (ratio - 1) / 2], [0.0, ratio, (ratio - 1) / 2]])
+    onto = compose(shrink, matrix)
+    numbers, crops = clip.between(), []
+    steady, guess = None, None
+    for number in numbers:
+        image = read_image(clip.frames[number])
+        crop = resample(image, onto, side)
+        if steady is None:
+            steady = Stabiliser(crop, _region(settings))
+        else:
+            guess = steady.motion(crop, guess)
+            crop = resample(image, compose(guess, onto), side)
+        crops.append(crop)
+    return numbers[spot(crops, clip.fps, settings.faces == "align")]
+
+
+def _region(settings: PairSettings) -> Region:
+    return "aligned" if settings.faces == "align" else "any"
+
+
+def clip_fingerprint(clip: Clip, settings: PairSettings | None = None) -> str:
+    """sha256 of a clip's frames (path, size, time of change) and numbers.
+
+    With settings, of all that its pictures depend on: of the settings and of the code that makes them too.
+    """
+    files = []
+    for number in clip.between():
+        state = clip.frames[number].stat()
+        files.append((number, str(clip.frames[number].absolute()), state.st_size, state.st_mtime_ns))
+    what = [clip.key, clip.onset, clip.apex, clip.offset, clip.fps, files]
+    return _digest([*what, asdict(settings), code_fingerprint(*MADE_BY)] if settings else what)
+
+
+def fingerprint(study: Study, settings: PairSettings | None = None) -> str:
+    """sha256 of a study's data: protocol, classes, clips, labels, files, and the settings if given.
+
+    The same data read again gives the same value; a changed, added or removed clip or frame another.
+    """
+    clips = [(clip.label, clip.subject_key, clip_fingerprint(clip, settings)) for clip in study.clips]
+    return _digest([study.protocol, study.class_names, clips])
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+class PairStore:
+    """Pairs of clips in a folder.
+
+    Args:
+        folder: where the files are kept; made when needed.
+        settings: of the pictures.
+    """
+
+    def __init__(self, folder: Path, settings: PairSettings) -> None:
+        self.folder, self.settings = folder, settings
+
+    def path(self, clip: Clip) -> Path:
+        """The file of a clip, there or not."""
+        s = self.settings
+        name = f"{clip.key.replace('/', '-')}.{s.image_size}-{s.faces}-{s.apex}"
+        return self.folder / f"{name}.{clip_fingerprint(clip, s)[:16]}.npz"
+
+    def prepare(
+        self, clips: Sequence[Clip], workers: int = 0, progress: Progress | None = None
+    ) -> dict[str, tuple[Path, Apex | None]]:
+        """Make what is missing.
+
+        Args:
+            clips: to make pairs of.
+            workers: threads; 0 = as many as there are cores, up to 8.
+            progress: told (done, total, clips per second) after each new pair.
+
+        Returns:
+            key -> file and chosen apex (None where the onset frame shows no face).
+
+        Raises:
+            UserError: a frame that is needed cannot be read, or the folder cannot be written.
+        """
+        paths = {clip.key: self.path(clip) for clip in clips}
+        found = {key: head for key, path in paths.items() if (head := _read_head(path)) is not None}
+        missing = [clip for clip in clips if clip.key not in found]
+        if not missing:
+            return {key: (path, found[key].apex) for key, path in paths.items()}
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(
+                    lock(self.folder / ".lock")
+                )  # ranks and runs on one disk make a pair once
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: cannot be made ({error.strerror}); set another cache_dir"
+                ) from error
+            found |= {clip.key: head for clip in missing if (head := _read_head(paths[clip.key])) is not None}
+            missing = [clip for clip in missing if clip.key not in found]
+            found |= self._make_all(missing, paths, workers, progress)
+        return {key: (path, found[key].apex) for key, path in paths.items()}
+
+    def _make_all(
+        self, clips: Sequence[Clip], paths: Mapping[str, Path], workers: int, progress: Progress | None
+    ) -> dict[str, _Head]:
+        start, made = time.monotonic(), {}
+        threads = max(1, min(workers or min(8, os.cpu_count() or 1), len(clips)))
+        local = threading.local()  # the detector's networks are not shared between threads
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = {pool.submit(self._make, clip, paths[clip.key], local): clip for clip in clips}
+            try:
+                for done, job in enumerate(as_completed(jobs), 1):
+                    made[jobs[job].key] = job.result()
+                    if progress is not None:
+                        progress(done, len(clips), done / (time.monotonic() - start))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return made
+
+    def load(self, path: Path) -> tuple[UInt8, UInt8]:
+        """Onset and apex of a prepared clip, (V, S, S, 3) uint8 RGB each."""
+        with np.load(path) as data:
+            return data["onset"], data["apex"]
+
+    def _make(self, clip: Clip, path: Path, local: threading.local) -> _Head:
+        if not hasattr(local, "aligner"):
+            local.aligner = FaceAligner(self.settings.image_size, self.settings.faces)
+        pair = render(clip, self.settings, local.aligner)
+        arrays: dict[str, NDArray[np.generic]] = {"number": np.array(-1), "rule": np.array("")}
+        if pair is not None:
+            arrays = {"number": np.array(pair.chosen.number), "rule": np.array(pair.chosen.rule)}
+            arrays |= {"onset": pair.onset, "apex": pair.apex}
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); free space or set cache_dir"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return _Head(None if pair is None else pair.chosen)
+
+
+@dataclass(frozen=True)
+class _Head:
+    apex: Apex | None
+
+
+def _read_head(path: Path) -> _Head | None:
+    """What a file says before its pictures; None where there is no whole file."""
+    try:
+        with np.load(path) as data:
+            number, rule = int(data["number"]), str(data["rule"])
+            if number >= 0 and not {"onset", "apex"} <= set(data.files):
+                return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return _Head(Apex(number, rule) if number >= 0 else None)  # type: ignore[arg-type]

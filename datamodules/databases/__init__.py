@@ -1,0 +1,1 @@
+"""The databases, one file each, and what reads their coding files and folders."""

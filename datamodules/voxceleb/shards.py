@@ -1,0 +1,394 @@
+"""One decoding pass over a folder of face videos -> shards of aligned crops for training.
+
+Each utterance is decoded once, in order, by one worker process. It is cut into windows of at most two
+seconds, short enough that the head stays in its crop; each window has one alignment (faces.FaceAligner) and,
+when `stabilise` is on, each of its frames one residual rigid motion against the window's middle frame
+(motion.Stabiliser), applied in the same interpolation.
+
+On disk:
+- plan.json: what is being built and the list of files; written first. A second call with other settings or
+  another list refuses to mix.
+- shard-00012.npy (N, side, side, 3) uint8 and shard-00012.json (its windows; its quarantined files); a shard
+  is there when its .json is. Killed at any moment, a second call makes only the shards that are not there.
+- index.json, index.npz: all windows; written last: a cache is complete when index.json is there.
+- quarantine.csv (path, reason): files that gave no window. They are listed, never replaced by others.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser, compose
+from datamodules.voxceleb.crew import work
+from datamodules.voxceleb.utterances import Utterance, cut, find_utterances
+from mefar.errors import UserError
+from mefar.files import lock, replacing, sweep
+
+VERSION = 3
+NO_FACE = "no face found that stays in the picture"
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """What a cache holds.
+
+    Attributes:
+        utterances: files that gave at least one window.
+        windows: pieces of at most two seconds, each aligned once.
+        frames: crops stored.
+        quarantined: files that gave none; see quarantine.csv.
+        speakers: speakers with at least one window.
+        bytes: size of the crops on disk.
+    """
+
+    utterances: int
+    windows: int
+    frames: int
+    quarantined: int
+    speakers: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that decides a shard's content; what plan.json holds beside the list of files."""
+
+    version: int
+    source: str
+    files: str  # hash of the list
+    size: int
+    margin: int
+    frames_per_utterance: int
+    faces: FaceMode
+    stabilise: bool
+    seed: int
+    per_shard: int
+
+
+def margin_for(size: int) -> int:
+    """Pixels kept around a crop of `size` on each side, for random crops in training: a sixteenth."""
+    return max(1, round(size / 16))
+
+
+def build(
+    voxceleb: Path,
+    out: Path,
+    size: int,
+    frames_per_utterance: int = 25,
+    faces: FaceMode = "align",
+    workers: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stabilise: bool = True,
+) -> CacheSummary:
+    """Decode, align and store; resumes where a killed call stopped; returns at once when all is there.
+
+    Args:
+        voxceleb: folder of videos, see `find_utterances`.
+        out: folder of the cache, made if missing.
+        size: side in pixels of the crops that training will see; stored with a margin of a sixteenth around.
+        frames_per_utterance: crops kept per file: 25 cover one window of two seconds at 80 ms steps, more
+            give more windows, or finer steps where the file is short.
+        faces: `align`, or `precropped` for files that are face crops already.
+        workers: processes; 0 works in this one, where a file that crashes the decoder ends everything.
+            Workers are started anew after such a file, and it is quarantined.
+        seed: which windows of a long file are kept.
+        progress: called with (files done, files in all, files per second).
+        stabilise: remove the head's rigid motion inside each window.
+
+    Raises:
+        UserError: missing folder, no video, a cache of other settings in `out`, not enough disk.
+    """
+    voxceleb, out = Path(voxceleb), Path(out)
+    utterances = find_utterances(voxceleb)
+    if size < 16 or frames_per_utterance < 2:
+        raise UserError(
+            f"cache: size {size} must be 16 or more, frames per utterance {frames_per_utterance} 2 or more"
+        )
+    # Sizes too: other videos under the same names are another corpus.
+    listing = "\n".join(f"{u.path} {(voxceleb / u.path).stat().st_size}" for u in utterances)
+    plan = _Plan(
+        version=VERSION,
+        source=str(voxceleb.resolve()),
+        files=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        size=size,
+        margin=margin_for(size),
+        frames_per_utterance=frames_per_utterance,
+        faces=faces,
+        stabilise=stabilise,
+        seed=seed,
+        per_shard=int(np.clip(len(utterances) // 200, 4, 256)),
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with lock(out / ".lock"):
+            return _build(voxceleb, out, plan, utterances, workers, progress)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{out}: cannot write the cache ({reason}); make room and call again") from error
+
+
+def _build(
+    voxceleb: Path,
+    out: Path,
+    plan: _Plan,
+    utterances: list[Utterance],
+    workers: int,
+    progress: Progress | None,
+) -> CacheSummary:
+    _check_plan(out, plan)
+    if (out / "index.json").is_file():
+        return summary(out)
+    chunks = [utterances[i : i + plan.per_shard] for i in range(0, len(utterances), plan.per_shard)]
+    todo = [i for i in range(len(chunks)) if not (out / f"shard-{i:05d}.json").is_file()]
+    _check_disk(out, plan, sum(len(chunks[i]) for i in todo))
+    with replacing(out / "plan.json") as temporary:
+        temporary.write_text(json.dumps(asdict(plan), indent=1))
+    sweep(out)
+    try:
+        _work(voxceleb, out, plan, chunks, todo, workers, progress)
+    finally:
+        sweep(out)  # what workers that were stopped had begun to write
+    return _finish(out, plan, chunks)
+
+
+def summary(out: Path) -> CacheSummary:
+    """What a finished cache holds.
+
+    Raises:
+        UserError: `out` is no finished cache.
+    """
+    return CacheSummary(**_read_json(Path(out) / "index.json")["summary"])
+
+
+def left_out(out: Path) -> str | None:
+    """One line on the files that a finished cache quarantined; None where there are none.
+
+    Raises:
+        UserError: `out` is no finished cache.
+    """
+    made = summary(out)
+    if not made.quarantined:
+        return None
+    path = Path(out) / "quarantine.csv"
+    with path.open(newline="") as rows:
+        first = next(csv.DictReader(rows))
+    return (
+        f"{made.quarantined} of {made.utterances + made.quarantined} videos gave nothing and are left out "
+        f"({path}), the first: {first['path']}: {first['reason']}"
+    )
+
+
+def read_index(out: Path) -> tuple[dict[str, Any], tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """A finished cache's table.
+
+    Returns:
+        index.json (keys `plan`, `summary`, `shards`, `speakers`, `paths`: one file name per window), and two
+        arrays: windows (N, 4) int64: shard, first row in it, frames, speaker; times (sum of frames,) float64
+        seconds, the windows' frames one after another.
+
+    Raises:
+        UserError: `out` is no finished cache.
+    """
+    document = _read_json(Path(out) / "index.json")
+    try:
+        with np.load(Path(out) / "index.npz") as arrays:
+            return document, (arrays["windows"], arrays["times"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{out}: index.npz is missing or damaged; delete the cache folder and build it again"
+        ) from error
+
+
+def _check_plan(out: Path, plan: _Plan) -> None:
+    if not (out / "plan.json").is_file():
+        return
+    old, new = _read_json(out / "plan.json"), asdict(plan)
+    different = [key for key in new if old.get(key) != new[key]]
+    if different:
+        key = different[0]
+        what = (
+            "the videos changed" if key == "files" else f"{key} is {old.get(key)!r} there, {new[key]!r} now"
+        )
+        raise UserError(f"{out}: is a cache made otherwise ({what}); choose another folder or delete it")
+
+
+def _check_disk(out: Path, plan: _Plan, count: int) -> None:
+    need = count * plan.frames_per_utterance * (plan.size + 2 * plan.margin) ** 2 * 3
+    free = shutil.disk_usage(out).free
+    if need > 0.95 * free:
+        raise UserError(
+            f"{out}: the cache may need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+            "choose another folder or fewer frames per utterance"
+        )
+
+
+def _work(
+    root: Path,
+    out: Path,
+    plan: _Plan,
+    chunks: list[list[Utterance]],
+    todo: list[int],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    total, started, made = sum(map(len, chunks)), time.monotonic(), 0
+    done = total - sum(len(chunks[i]) for i in todo)
+
+    def report(shard: int) -> None:
+        nonlocal made, done
+        made, done = made + len(chunks[shard]), done + len(chunks[shard])
+        if progress is not None:
+            progress(done, total, made / max(time.monotonic() - started, 1e-6))
+
+    if workers <= 0:
+        for shard in todo:
+            _make_shard(root, out, plan, chunks[shard], shard, {}, str)
+            report(shard)
+        return
+    jobs = {shard: partial(_make_shard, root, out, plan, chunks[shard]) for shard in todo}
+    for shard in work(jobs, workers):
+        report(shard)
+
+
+def _make_shard(
+    root: Path,
+    out: Path,
+    plan: _Plan,
+    chunk: list[Utterance],
+    shard: int,
+    condemned: Mapping[str, str],
+    begin: Callable[[str], object],
+) -> None:
+    """Write one shard; `begin` is told of each file before it is opened, `condemned` ones are not opened."""
+    side = plan.size + 2 * plan.margin
+    aligner = FaceAligner(plan.size, plan.faces, plan.margin)
+    crops: list[NDArray[np.uint8]] = []
+    windows: list[dict[str, Any]] = []
+    bad: list[dict[str, str]] = []
+    for utterance in chunk:
+        if utterance.path in condemned:
+            bad.append({"path": utterance.path, "reason": condemned[utterance.path]})
+            continue
+        begin(utterance.path)
+        try:
+            found = _read_windows(root / utterance.path, utterance.path, aligner, plan)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{root / utterance.path}: ")
+            bad.append({"path": utterance.path, "reason": reason})
+            continue
+        if not found:
+            bad.append({"path": utterance.path, "reason": NO_FACE})
+        for times, images in found:
+            windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
+            crops.append(images)
+    begin("")
+    array = np.concatenate(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
+    name = f"shard-{shard:05d}"
+    with replacing(out / f"{name}.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+    with replacing(out / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({"windows": windows, "bad": bad}))
+
+
+def _read_windows(
+    path: Path, name: str, aligner: FaceAligner, plan: _Plan
+) -> list[tuple[list[float], NDArray[np.uint8]]]:
+    """Seconds and crops of each window of one video that shows one face throughout."""
+    found = []
+    for attempt in range(3):  # a long video may show no face where the first windows fell
+        for times, images in cut(path, plan.frames_per_utterance, f"{plan.seed}/{name}/{attempt}"):
+            matrix = aligner.estimate_many([images[0], images[len(images) // 2], images[-1]])
+            if matrix is not None:
+                found.append((times, _crop(aligner, images, matrix, plan.stabilise)))
+        if found:
+            break
+    return found
+
+
+def _crop(
+    aligner: FaceAligner, images: list[NDArray[np.uint8]], matrix: NDArray[np.float64], steady: bool
+) -> NDArray[np.uint8]:
+    """Frames of one window -> (N, side, side, 3) crops."""
+    crops = [aligner.crop(image, matrix) for image in images]
+    if steady:
+        middle = len(images) // 2
+        stabiliser = Stabiliser(
+            crops[middle], "aligned" if aligner.mode == "align" else "any", aligner.margin
+        )
+        for order in (range(middle + 1, len(images)), range(middle - 1, -1, -1)):
+            guess = None
+            for i in order:  # outward from the middle: each frame starts from its neighbour's answer
+                guess = stabiliser.motion(crops[i], guess)
+                crops[i] = aligner.crop(images[i], compose(guess, matrix))
+    return np.stack(crops)
+
+
+def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSummary:
+    windows: list[tuple[int, int, int, int]] = []  # shard, first row, frames, speaker
+    moments: list[float] = []
+    paths: list[str] = []
+    speakers: dict[str, int] = {}
+    bad: list[dict[str, str]] = []
+    for shard in range(len(chunks)):
+        part, row = _read_json(out / f"shard-{shard:05d}.json"), 0
+        bad += part["bad"]
+        for window in part["windows"]:
+            speaker = speakers.setdefault(window["speaker"], len(speakers))
+            windows.append((shard, row, len(window["times"]), speaker))
+            paths.append(window["path"])
+            moments += window["times"]
+            row += len(window["times"])
+    side = plan.size + 2 * plan.margin
+    result = CacheSummary(
+        utterances=len(set(paths)),
+        windows=len(windows),
+        frames=len(moments),
+        quarantined=len(bad),
+        speakers=len(speakers),
+        bytes=len(moments) * side * side * 3,
+    )
+    with replacing(out / "index.npz") as temporary, temporary.open("wb") as file:
+        table = np.array(windows, np.int64).reshape(-1, 4)
+        np.savez(file, windows=table, times=np.array(moments, np.float64))
+    with replacing(out / "quarantine.csv") as temporary, temporary.open("w", newline="") as rows:
+        writer = csv.DictWriter(rows, ("path", "reason"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(bad)
+    document = {
+        "plan": asdict(plan),
+        "summary": asdict(result),
+        "shards": len(chunks),
+        "speakers": list(speakers),
+        "paths": paths,
+    }
+    with replacing(out / "index.json") as temporary:
+        temporary.write_text(json.dumps(document))
+    return result
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file; the cache is not finished, call `mefar cache` again"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged; delete the cache folder and build it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged; delete the cache folder and build it again")
+    return content

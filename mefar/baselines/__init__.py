@@ -1,0 +1,1 @@
+"""What tokens are compared with, under the same folds."""

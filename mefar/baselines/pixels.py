@@ -1,0 +1,122 @@
+"""A control for every LOSO run: what would a linear classifier on plain pixels have scored?
+
+Ridge regression from pixel differences (apex - onset, aligned crops) to one-hot labels, under the same
+folds. It has no epochs to choose; its penalty is chosen inside the training subjects only. If tokens do
+not beat this, they have not earned their place; on rendered faces, whose pixels are cleaner than any
+camera's, they may well not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mefar.classifier.losses import balanced
+from mefar.loso.engine import single_threaded
+from mefar.metrics import scores
+
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Ridge penalties, in units of the mean squared length of a difference image."""
+
+
+def pixel_differences(onset: Tensor, apex: Tensor, size: int = 64) -> Tensor:
+    """What the control sees of a pair.
+
+    Args:
+        onset: (B, 3, H, W) float in [0, 1].
+        apex: the same.
+        size: differences are averaged down to at most this side, which also averages camera noise.
+
+    Returns:
+        (B, P) float in [-1, 1].
+    """
+    difference = apex - onset
+    if difference.shape[-1] > size:
+        difference = functional.adaptive_avg_pool2d(difference, size)
+    return difference.flatten(1)
+
+
+def _solve(gram: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    """Dual coefficients (n, C) of weighted kernel ridge: (K + penalty / w) a = y."""
+    solution: Tensor = torch.linalg.solve(gram + torch.diag(penalty / weights), targets)
+    return solution
+
+
+def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty: float, C: int) -> Tensor:
+    """Class indices of the test rows of a ridge fitted on the training rows."""
+    weights = balanced(torch.bincount(labels[train], minlength=C))[labels[train]].to(gram)
+    # Centring by the weighted mean of training rows stands for an intercept.
+    share = weights / weights.sum()
+    inner, cross = gram[train][:, train], gram[test][:, train]
+    mean = inner @ share  # (n,) inner products with the mean
+    inner_c = inner - mean[:, None] - mean[None] + share @ mean
+    cross_c = cross - (cross @ share)[:, None] - mean[None] + share @ mean
+    targets = functional.one_hot(labels[train], C).to(gram)
+    offset = share @ targets
+    # A floor, because differences may all be 0: apex frames that are the onset.
+    scale = max(float(inner_c.diagonal().mean()), 1e-12)
+    coefficients = _solve(inner_c, targets - offset, weights, penalty * scale)
+    return (cross_c @ coefficients + offset).argmax(1)
+
+
+@single_threaded()
+def linear_control(features: Tensor, labels: Tensor, subjects: Sequence[str], num_classes: int) -> Tensor:
+    """Leave-one-subject-out predictions of a class-balanced ridge classifier.
+
+    Args:
+        features: (N, P) float, not scaled.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+        num_classes: C.
+
+    Returns:
+        (N,) int64 predictions, each clip by the fold that never saw its subject.
+    """
+    # Folds share all inner products; a fold sees only the rows and columns of its own clips.
+    gram = features.double() @ features.double().T
+    number = subject_numbers(subjects)
+    predictions = torch.empty_like(labels)
+    for held_out in torch.unique(number):
+        test, train = (number == held_out).nonzero()[:, 0], (number != held_out).nonzero()[:, 0]
+        predictions[test] = fit_and_predict(gram, labels, number, train, test, num_classes)
+    return predictions
+
+
+def subject_numbers(subjects: Sequence[str]) -> Tensor:
+    """(N,) int64, the place of each clip's subject among the sorted subject keys."""
+    names = {name: place for place, name in enumerate(sorted(set(subjects)))}
+    return torch.tensor([names[subject] for subject in subjects])
+
+
+def fit_and_predict(
+    gram: Tensor, labels: Tensor, number: Tensor, train: Tensor, test: Tensor, num_classes: int
+) -> Tensor:
+    """Ridge fitted on some rows; its penalty is the one with the best UF1 over four parts of their subjects.
+
+    Args:
+        gram: (N, N) inner products of all rows.
+        labels: (N,) int64 in [0, C).
+        number: (N,) subject numbers.
+        train: rows to fit on, and to choose the penalty on.
+        test: rows to predict.
+        num_classes: C.
+
+    Returns:
+        (len(test),) int64 predictions.
+    """
+    part = torch.unique(number[train], return_inverse=True)[1] % 4
+    best, penalty = -1.0, PENALTIES[-1]
+    for candidate in PENALTIES:
+        guesses = torch.empty_like(train)
+        for inside in torch.unique(part):
+            fit, check = train[part != inside], train[part == inside]
+            if not len(fit):  # a single subject to fit on
+                fit = check
+            guesses[part == inside] = _predict(gram, labels, fit, check, candidate, num_classes)
+        value = scores(labels[train], guesses, num_classes)["uf1"]
+        if value > best:
+            best, penalty = value, candidate
+    return _predict(gram, labels, train, test, penalty, num_classes)

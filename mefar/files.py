@@ -1,0 +1,191 @@
+"""Files appear whole or not at all; locks; fingerprints. The only place where files are replaced.
+
+A lock is held by an open file: it ends with its process, however that ends, and another process that waits
+for it goes on. A fingerprint is a sha256 of everything that decides a result: settings, data and code.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mefar.errors import UserError
+
+_HOST = "".join(c for c in socket.gethostname() if c.isalnum()) or "here"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`: it becomes `path` when the block ends well, or is removed."""
+    # Ranks on several machines may have the same process number.
+    temporary = path.with_name(f"{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left half-written."""
+    for path in folder.glob("*.tmp"):
+        found = re.search(rf"\.{_HOST}-(\d+)-\w+\.tmp$", path.name)
+        if found and not _alive(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Wait until no other process, on any machine that shares the disk, holds the lock file `path`.
+
+    Raises:
+        UserError: the file cannot be made or is a link.
+    """
+    held = _locked(path, blocking=False)
+    if held is None:
+        logging.getLogger(__name__).warning("%s: another process works here; waiting", path.parent)
+        held = _locked(path, blocking=True)
+    assert held is not None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Take the lock file `path` if nobody holds it: whether it was taken; never waits."""
+    held = _locked(path, blocking=False)
+    try:
+        yield held is not None
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _locked(path: Path, blocking: bool) -> FileLock | None:
+    if path.is_symlink():
+        raise UserError(f"{path}: a lock file that is a link; remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = FileLock(path, blocking=blocking, thread_local=False)
+        made.acquire()
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: cannot be locked ({reason}); take another folder") from error
+    return made
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 of settings (anything JSON can say, dataclasses), bytes, tensors, arrays and files (Path)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(_bytes(part))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _bytes(part: Any) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, Path):
+        with part.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    if hasattr(part, "detach"):
+        part = part.detach().cpu().contiguous().numpy()
+    if hasattr(part, "tobytes"):
+        return f"{part.dtype}{part.shape}".encode() + bytes(part.tobytes())
+    if is_dataclass(part) and not isinstance(part, type):
+        part = asdict(part)
+    return json.dumps(part, sort_keys=True, default=str).encode()
+
+
+@functools.cache
+def code_fingerprint(*modules: str) -> str:
+    """sha256 of what the code of modules does; comments, docstrings and layout do not count.
+
+    Args:
+        modules: dotted names, such as "mefar.loso.engine"; a package stands for all modules in it.
+    """
+    parts = []
+    for module in modules:
+        spec = util.find_spec(module)
+        assert spec is not None and spec.origin is not None, module
+        origin = Path(spec.origin)
+        files = sorted(origin.parent.glob("*.py")) if spec.submodule_search_locations else [origin]
+        parts += [[module, path.name, source_fingerprint(path.read_bytes())] for path in files]
+    return fingerprint(parts)
+
+
+def source_fingerprint(source: bytes) -> str:
+    """sha256 of what Python code does; comments, docstrings and layout do not count.
+
+    Raises:
+        SyntaxError: not Python.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                del body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
+    """Name of the first entry of two settings that differs, with both values where they are short."""
+    for key in sorted(set(there) | set(here)):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and old != new:
+            return first_difference(old, new, f"{prefix}{key}.")
+        if old != new:
+            short = len(f"{old}{new}") < 100
+            return f"{prefix}{key} ({old} there, {new} asked for)" if short else f"{prefix}{key}"
+    return "content"
+
+
+def commit() -> str | None:
+    """Commit of the source tree this runs from; None for an installed package."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

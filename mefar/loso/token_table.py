@@ -1,0 +1,179 @@
+"""Tokens of every clip and view of a study, made once and kept: a clip is never decoded twice.
+
+The file remembers what it was made from (tokenizer, data, views, code); asked for with anything else, or
+damaged, it is made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mefar.baselines.pixels import pixel_differences
+from mefar.tokens import ActionTokenizer
+
+MADE_BY = ("mefar.tokenizer", "mefar.loso.token_table")
+"""Whose code decides what the tokens of a checkpoint are."""
+_IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Tokens of N clips.
+
+    Attributes:
+        clips: N clip keys.
+        embeddings: (N, V, L, D) float32.
+        indices: (N, V, L) int64.
+        pixels: (N, P) float32, pixel differences of view 0 for the control.
+    """
+
+    clips: tuple[str, ...]
+    embeddings: Tensor
+    indices: Tensor
+    pixels: Tensor
+
+    def save(self, path: Path, key: str) -> None:
+        """Write the table and what it was made from."""
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    key=np.array(key),
+                    clips=np.array(self.clips),
+                    embeddings=self.embeddings.numpy(),
+                    indices=self.indices.numpy().astype(np.int16),
+                    pixels=self.pixels.numpy().astype(np.float16),
+                )
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> TokenTable | None:
+        """Read a table back; None where there is none, or one made from something else."""
+        try:
+            with np.load(path) as file:
+                if str(file["key"]) != key:
+                    return None
+                return cls(
+                    tuple(str(clip) for clip in file["clips"]),
+                    torch.from_numpy(file["embeddings"]),
+                    torch.from_numpy(file["indices"].astype(np.int64)),
+                    torch.from_numpy(file["pixels"].astype(np.float32)),
+                )
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+            return None  # RuntimeError: a damaged zip entry can claim to be encrypted
+
+
+def tokenize(
+    tokenizer: ActionTokenizer,
+    batches: Iterable[Mapping[str, Any]],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> TokenTable:
+    """Tokenize every clip and view.
+
+    Args:
+        tokenizer: on `device`.
+        batches: onset, apex (B, 3, H, W) or (B, V, 3, H, W) uint8; clip, list of B keys.
+        device: to work on.
+        progress: told the number of clips after every batch.
+    """
+    clips: list[str] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in batches:
+        onset, apex = (batch[name] for name in ("onset", "apex"))
+        if onset.ndim == 4:
+            onset, apex = onset[:, None], apex[:, None]
+        B, V = onset.shape[:2]
+        made = []
+        pairs = zip(*(images.flatten(0, 1).split(_IMAGES_AT_ONCE) for images in (onset, apex)), strict=True)
+        for some in pairs:
+            made.append(tokenizer.tokenize(*(images.to(device).float() / 255 for images in some)))
+        embeddings = torch.cat([tokens.embeddings for tokens in made]).float().cpu()
+        indices = torch.cat([tokens.indices for tokens in made]).cpu()
+        pixels = pixel_differences(onset[:, 0].float() / 255, apex[:, 0].float() / 255)
+        # Through float16 as in the file: a run on stored tokens must see the same numbers.
+        embeddings, indices = embeddings.view(B, V, *embeddings.shape[1:]), indices.view(B, V, -1)
+        parts.append((embeddings, indices, pixels.half().float()))
+        clips += batch["clip"]
+        if progress is not None:
+            progress(B)
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return TokenTable(tuple(clips), columns[0], columns[1], columns[2])
+
+
+@torch.no_grad()
+def pictures(
+    tokenizer: ActionTokenizer,
+    table: TokenTable,
+    pair: Callable[[int], tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+    mistakes: Sequence[str] = (),
+) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """What a report shows: one clip per database, the worst mistakes, and how often each code is used.
+
+    The clip is the one whose pixels move as much as the median of its database: neither the best nor the
+    worst.
+
+    Args:
+        tokenizer: on `device`.
+        table: of the study.
+        pair: row -> onset, apex, (3, H, W) uint8.
+        device: to work on.
+        mistakes: keys of further clips to show.
+
+    Returns:
+        `<database>_onset`, `_apex`, `_reconstruction` (H, W, 3) uint8; `usage` (K,) int64; where there are
+        mistakes, M of them, `mistakes_clips` (M,) str and `mistakes_onset`, ... (M, H, W, 3) uint8.
+    """
+    shown: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+    databases = [clip.split("/", 1)[0] for clip in table.clips]
+    energy = table.pixels.square().sum(1)
+    for database in sorted(set(databases)):
+        rows = torch.tensor([row for row, name in enumerate(databases) if name == database])
+        row = int(rows[energy[rows].argsort()[len(rows) // 2]])
+        made = rebuilt(tokenizer, *pair(row), device)
+        shown |= {f"{database}_{name}": picture for name, picture in made.items()}
+    if mistakes:
+        rows_of_clips = {clip: row for row, clip in enumerate(table.clips)}
+        several = [rebuilt(tokenizer, *pair(rows_of_clips[clip]), device) for clip in mistakes]
+        shown |= {f"mistakes_{name}": np.stack([made[name] for made in several]) for name in several[0]}
+        shown["mistakes_clips"] = np.array(mistakes)
+    usage = torch.bincount(table.indices[:, 0].flatten(), minlength=tokenizer.num_codes)
+    return shown | {"usage": usage.numpy()}
+
+
+@torch.no_grad()
+def rebuilt(
+    tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, device: torch.device | str
+) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """What a pair's tokens make of its onset.
+
+    Args:
+        tokenizer: on `device`.
+        onset: (3, H, W) uint8.
+        apex: (3, H, W) uint8.
+        device: to work on.
+
+    Returns:
+        `onset`, `apex`, `reconstruction`, each (H, W, 3) uint8.
+    """
+    before, after = (image[None].to(device).float() / 255 for image in (onset, apex))
+    images = {
+        "onset": before,
+        "apex": after,
+        "reconstruction": tokenizer.reconstruct(before, tokenizer.tokenize(before, after)),
+    }
+    levels = {name: (image[0] * 255).round().clamp(0, 255) for name, image in images.items()}
+    return {name: image.to(torch.uint8).permute(1, 2, 0).cpu().numpy() for name, image in levels.items()}

@@ -1,0 +1,113 @@
+"""A finished leave-one-subject-out run as an experiment tracker sees it: configuration, tables, summary.
+
+Nothing here knows which tracker: `write` takes any of Lightning's loggers that can log tables. Names are
+those of the command's own table. `loso/uf1` and `loso/uar` are those of the last epoch, our score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mefar.loso import results as record
+from mefar.loso.ledger import Ledger
+from mefar.loso.scores import FULL, ORACLE_WARNING
+
+CONFIGURATION = (
+    "protocol", "classes", "seeds", "folds", "clips", "counts", "head", "training", "tokenizer",
+    "num_codes", "num_tokens", "views", "apex", "edclip", "control", "identity", "command", "commit", "mefar",
+)  # fmt: skip
+"""Entries of summary.json that say what was run; the rest is what came out."""
+
+
+class TableLogger(Protocol):
+    """What `write` needs of a logger; Lightning's WandbLogger is one."""
+
+    @property
+    def experiment(self) -> Any:
+        """The tracker's run: has `summary.update(mapping)`."""
+
+    def log_hyperparams(self, params: dict[str, Any]) -> None:
+        """Keep the configuration."""
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Keep numbers."""
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
+        """Keep a table."""
+
+
+def metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Every score of a run by its name.
+
+    `loso/uf1`, `loso/last/uf1`, `loso/inner/samm/uf1`, `loso/oracle/uf1` (leaks), `control/pixels/uf1`, and
+    the ends of the 95 % interval of the last epoch, `loso/last/uf1_low` and `loso/last/uf1_high`.
+    """
+    found = {f"loso/{name}": float(summary["scores"]["last"][FULL][name]) for name in ("uf1", "uar")}
+    groups = [(f"loso/{name}", places) for name, places in summary["scores"].items()]
+    groups += [(f"control/{name}", places) for name, places in summary.get("controls", {}).items()]
+    for prefix, places in groups:
+        for place, values in places.items():
+            inside = prefix if place == FULL else f"{prefix}/{place}"
+            found.update({f"{inside}/{name}": float(value) for name, value in values.items()})
+    for name, (low, high) in summary.get("intervals", {}).get("last", {}).get(FULL, {}).items():
+        found.update({f"loso/last/{name}_low": float(low), f"loso/last/{name}_high": float(high)})
+    return found
+
+
+def group(summary: Mapping[str, Any]) -> str:
+    """Runs that may be compared: the same protocol on the same tokenizer."""
+    return f"{summary['protocol']}-{summary['tokenizer']['sha256'][:8]}"
+
+
+def tags(summary: Mapping[str, Any]) -> list[str]:
+    """Protocol, tokenizer, how epochs were selected (never by the oracle), and whether it is a control."""
+    selections = [f"selection-{name}" for name in summary["scores"] if name != "oracle"]
+    control = [f"control-{summary['control']}"] if summary.get("control") else []
+    return [summary["protocol"], f"tokenizer-{summary['tokenizer']['sha256'][:8]}", *selections, *control]
+
+
+def fold_table(run: record.Run) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: one row per held-out subject and seed, with the epochs that were taken."""
+    selections: Sequence[str] = list(run.summary["scores"])
+    ledger = Ledger(run.folder, run.summary["identity"]).read()
+    epochs = {(fold.subject, fold.seed): result.epochs for fold, (result, _) in ledger.items()}
+    right: dict[tuple[str, str, int], Counter[str]] = {}
+    for row in run.predictions:
+        counter = right.setdefault((row["database"], row["subject"], int(row["seed"])), Counter())
+        counter["clips"] += 1
+        for name in selections:
+            counter[name] += row[name] == row["label"]
+    columns = ["database", "subject", "seed", "clips"]
+    marks = {"oracle": " (leaks)"}
+    columns += [f"{what} {name}{marks.get(name, '')}" for name in selections for what in ("right", "epoch")]
+    rows: list[list[Any]] = []
+    for (database, subject, seed), counter in right.items():
+        chosen = epochs[f"{database}/{subject}", seed]
+        numbers = [number for name in selections for number in (counter[name], chosen[name])]
+        rows.append([database, subject, seed, counter["clips"], *numbers])
+    return columns, rows
+
+
+def write(logger: TableLogger, folder: Path) -> None:
+    """Log the finished run in a folder: configuration, fold table, confusion matrices, scores.
+
+    Raises:
+        UserError: no finished run there.
+    """
+    run = record.read_run(folder)
+    summary = run.summary
+    logger.log_hyperparams({name: summary[name] for name in CONFIGURATION if name in summary})
+    columns, rows = fold_table(run)
+    logger.log_table("loso/folds", columns, rows)
+    confusion = json.loads((folder / "confusion.json").read_text(encoding="utf-8"))
+    classes = list(summary["classes"])
+    for selection, places in confusion.items():
+        for place, counts in places.items() if selection != "oracle" else ():
+            body = [[name, *line] for name, line in zip(classes, counts, strict=True)]
+            logger.log_table(f"loso/confusion/{selection}/{place}", ["truth", *classes], body)
+    logger.log_metrics(metrics(summary))
+    logger.experiment.summary.update({"loso/oracle/warning": ORACLE_WARNING})

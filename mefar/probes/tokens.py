@@ -1,0 +1,263 @@
+"""What a tokenizer's tokens know, measured with linear probes: pure functions on tensors.
+
+A good action token tells action units and hides who acts. Both are read by the same class-balanced ridge
+classifier, always on people or clips that it was not fitted on, and always next to the same probe on aligned
+pixel differences: what tokens cannot do better than pixels, they have not earned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mefar.baselines.pixels import fit_and_predict, linear_control, pixel_differences, subject_numbers
+from mefar.errors import UserError
+from mefar.loso.engine import single_threaded
+from mefar.metrics import scores
+from mefar.tokenizer.image_losses import match_light, moving_region, psnr
+from mefar.tokenizer.quality import TokenQuality
+from mefar.tokenizer.warp_network import LUMINANCE
+from mefar.tokens import ActionTokenizer, ActionTokens
+
+FEWEST_POSITIVES = 10  # an action unit shown by fewer clips is not probed
+_IMAGES_AT_ONCE = 64
+
+
+@torch.no_grad()
+def features(tokenizer: ActionTokenizer, clips: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """What the probes read of N clips; where a clip comes in several views, every reader gets their mean.
+
+    Args:
+        tokenizer: in eval mode, on the images' device.
+        clips: N times onset and apex of one clip, (V, 3, H, W) float in [0, 1] each.
+
+    Returns:
+        `tokens` (N, L * K) one-hot codes, `embeddings` (N, L * D), `pixels` (N, P) aligned differences.
+    """
+    found: dict[str, list[Tensor]] = {"tokens": [], "embeddings": [], "pixels": []}
+    for onset, apex in clips:
+        made = tokenizer.tokenize(onset, apex)
+        codes = functional.one_hot(made.indices, tokenizer.num_codes).float()
+        found["tokens"].append(codes.mean(0).flatten())
+        found["embeddings"].append(made.embeddings.mean(0).flatten())
+        found["pixels"].append(pixel_differences(onset, apex).mean(0))
+    return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def au_probe(read: Tensor, units: Tensor, subjects: Sequence[str]) -> tuple[float, dict[int, float]]:
+    """Action units from features, leaving one subject out.
+
+    Args:
+        read: (N, P) features.
+        units: (N, U) 0 or 1, unit u shown by clip n.
+        subjects: N subject keys.
+
+    Returns:
+        Mean F1 over the units that at least ten clips show, and F1 by column; nan and {} if there is none.
+    """
+    found: dict[int, float] = {}
+    for column in range(units.shape[1]):
+        truth = units[:, column].long()
+        if FEWEST_POSITIVES <= int(truth.sum()) <= len(truth) - FEWEST_POSITIVES:
+            guess = linear_control(read, truth, subjects, 2)
+            hits = int(((guess == 1) & (truth == 1)).sum())
+            found[column] = 2 * hits / max(1, int(guess.sum()) + int(truth.sum()))
+    return (sum(found.values()) / len(found) if found else float("nan")), found
+
+
+def identity_probe(read: Tensor, subjects: Sequence[str], folds: int = 4) -> tuple[float, float]:
+    """Whose face it is, from features, on clips the probe was not fitted on; lower is better.
+
+    Args:
+        read: (N, P) features.
+        subjects: N subject keys.
+        folds: parts that each subject's clips are dealt to.
+
+    Returns:
+        Accuracy, and the accuracy of chance: always naming the subject with most clips.
+    """
+    names = sorted(set(subjects))
+    labels = torch.tensor([names.index(subject) for subject in subjects])
+    seen: dict[str, int] = {}
+    parts = []
+    for subject in subjects:
+        parts.append(f"part {seen.get(subject, 0) % folds}")
+        seen[subject] = seen.get(subject, 0) + 1
+    guess = linear_control(read, labels, parts, len(names))
+    return float((guess == labels).float().mean()), max(seen.values()) / len(labels)
+
+
+def all_clips(read: Tensor, labels: Tensor, subjects: Sequence[str]) -> float:
+    """UF1 of the pooled predictions when every subject is left out once.
+
+    Args:
+        read: (N, P) features.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+    """
+    classes = int(labels.max()) + 1
+    return scores(labels, linear_control(read, labels, subjects, classes), classes)["uf1"]
+
+
+@single_threaded()
+def few_shot(
+    read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int, draws: int = 10, seed: int = 0
+) -> float:
+    """Mean UF1 when every class is learned from a few clips of other people.
+
+    Clips are drawn anew for each of four parts of the subjects; the rest of the other parts is not used.
+
+    Args:
+        read: (N, P) features.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+        shots: clips per class to learn from.
+        draws: how often to draw; a handful of clips alone is luck.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    number, gram, classes = subject_numbers(subjects), read.double() @ read.double().T, int(labels.max()) + 1
+    found = []
+    for _ in range(draws):
+        guesses = torch.zeros_like(labels)
+        for part in torch.unique(number % 4):
+            order = torch.randperm(len(labels), generator=generator)
+            order = order[number[order] % 4 != part]
+            fit = torch.cat([order[labels[order] == label][:shots] for label in torch.unique(labels)])
+            test = (number % 4 == part).nonzero()[:, 0]
+            guesses[test] = fit_and_predict(gram, labels, number, fit, test, classes)
+        found.append(scores(labels, guesses, classes)["uf1"])
+    return sum(found) / draws
+
+
+@single_threaded()
+def cross_database(
+    read: Tensor, labels: Tensor, subjects: Sequence[str], databases: Sequence[str]
+) -> dict[str, float]:
+    """UF1 on each database when the others were learned from: database -> UF1; {} for a single database.
+
+    Args:
+        read: (N, P) features.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys.
+        databases: N database ids.
+    """
+    names = sorted(set(databases))
+    if len(names) < 2:
+        return {}
+    number, gram, classes = subject_numbers(subjects), read.double() @ read.double().T, int(labels.max()) + 1
+    found = {}
+    for name in names:
+        test = torch.tensor([row for row, database in enumerate(databases) if database == name])
+        fit = torch.tensor([row for row, database in enumerate(databases) if database != name])
+        guess = fit_and_predict(gram, labels, number, fit, test, classes)
+        found[name] = scores(labels[test], guess, classes)["uf1"]
+    return found
+
+
+def other_faces(subjects: Sequence[str]) -> Tensor:
+    """For every clip another one whose face is somebody else's: (N,) row numbers, each row named once.
+
+    Args:
+        subjects: N subject keys of at least two subjects.
+
+    Raises:
+        UserError: one subject has more than half of the clips.
+    """
+    order = sorted(range(len(subjects)), key=lambda row: (subjects[row], row))
+    # Sorted by subject, a step as long as the longest block leaves every block.
+    step = max(Counter(subjects).values())
+    if 2 * step > len(subjects):
+        raise UserError("transfer needs clips of other people: one subject has more than half of all clips")
+    partner = torch.empty(len(subjects), dtype=torch.int64)
+    partner[torch.tensor(order)] = torch.tensor(order[step:] + order[:step])
+    return partner
+
+
+@torch.no_grad()
+def reconstruction(
+    tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, subjects: Sequence[str]
+) -> dict[str, float]:
+    """Usage, perplexity, PSNRs, no-action spread (see TokenQuality) and transfer agreement of N pairs.
+
+    Transfer agreement: every pair's onset is moved by the tokens of somebody else's clip (`other_faces`), and
+    the result read back; the share of tokens that are the same. Delta PSNR: those tokens against the own.
+    """
+    quality = TokenQuality(tokenizer.num_codes, tokenizer.num_tokens).to(onset.device)
+    partner = other_faces(subjects).to(onset.device)
+    every = _tokens(tokenizer, onset, apex)
+    agreed = []
+    for rows in torch.split(torch.arange(len(onset), device=onset.device), _IMAGES_AT_ONCE):
+        a, b, tokens, others = onset[rows], apex[rows], every.select(rows), every.select(partner[rows])
+        moved = tokenizer.reconstruct(a, others)
+        quality.update(
+            tokens.indices, tokenizer.tokenize(a, a).indices, a, match_light(b, a),
+            tokenizer.reconstruct(a, tokens), moved,
+        )  # fmt: skip
+        agreed.append((tokenizer.tokenize(a, moved).indices == others.indices).float().mean(1))
+    return {name: float(value) for name, value in quality.compute().items()} | {
+        "transfer_agreement": float(torch.cat(agreed).mean())
+    }
+
+
+@torch.no_grad()
+def transfer_error(
+    tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, subjects: Sequence[str], truth: Tensor
+) -> dict[str, float]:
+    """How near an expression carried to another face comes to that face's true frame, where it is known.
+
+    Args:
+        tokenizer: in eval mode.
+        onset: (N, 3, H, W) float in [0, 1].
+        apex: the same.
+        subjects: N subject keys.
+        truth: (N, 3, H, W) float in [0, 1]; row n shows the face of clip n with the change of clip
+            other_faces(subjects)[n].
+
+    Returns:
+        `transfer_psnr` in dB inside the region that moves in truth, `transfer_gain_over_copy` the same less
+        that of the onset left alone, `transfer_gain_over_own` less that of the onset moved by its own tokens.
+    """
+    partner = other_faces(subjects).to(onset.device)
+    every = _tokens(tokenizer, onset, apex)
+    found: dict[str, list[Tensor]] = {"carried": [], "copied": [], "own": []}
+    for rows in torch.split(torch.arange(len(onset), device=onset.device), _IMAGES_AT_ONCE):
+        a, target = onset[rows], truth[rows]
+        region = moving_region(a, target)
+        found["carried"].append(psnr(tokenizer.reconstruct(a, every.select(partner[rows])), target, region))
+        found["copied"].append(psnr(a, target, region))
+        found["own"].append(psnr(tokenizer.reconstruct(a, every.select(rows)), target, region))
+    mean = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {
+        "transfer_psnr": mean["carried"],
+        "transfer_gain_over_copy": mean["carried"] - mean["copied"],
+        "transfer_gain_over_own": mean["carried"] - mean["own"],
+    }
+
+
+def _tokens(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> ActionTokens:
+    made = [
+        tokenizer.tokenize(a, b)
+        for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
+    ]
+    return ActionTokens(
+        torch.cat([tokens.indices for tokens in made]), torch.cat([tokens.embeddings for tokens in made])
+    )
+
+
+def gray(images: Tensor) -> Tensor:
+    """(N, 3, H, W) as a gray camera sees it, three equal channels."""
+    weights = torch.tensor(LUMINANCE, device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True).expand_as(images)
+
+
+def low_resolution(images: Tensor, share: float = 0.6) -> Tensor:
+    """(N, 3, H, W) at a share of the resolution, enlarged back."""
+    size = images.shape[-2:]
+    small = [max(1, round(side * share)) for side in size]
+    shrunk = functional.interpolate(images, small, mode="bilinear", antialias=True)
+    return functional.interpolate(shrunk, size, mode="bilinear")

@@ -1,0 +1,337 @@
+"""Importer of published tokenizer checkpoints: their names in, a mefar tokenizer out.
+
+A published state dict has no sizes written in it: all are read off its tensors. What no tensor shows are
+the image size, on which no weight depends, and the number of tokens where a convolution may halve the grid
+or keep it; both are arguments. Every entry of the file is accounted for one by one: mapped to a weight of
+ours, known to take no part in the computation, or named in an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mefar.errors import UserError
+from mefar.tokenizer.module import FacialActionTokenizer
+
+# Published name -> name in PublishedCodec, outside of the transformers.
+PLAIN = {
+    "to_patch_emb_first_frame.1.weight": "patch_embedding.pixel_norm.weight",
+    "to_patch_emb_first_frame.1.bias": "patch_embedding.pixel_norm.bias",
+    "to_patch_emb_first_frame.2.weight": "patch_embedding.project.weight",
+    "to_patch_emb_first_frame.2.bias": "patch_embedding.project.bias",
+    "to_patch_emb_first_frame.3.weight": "patch_embedding.norm.weight",
+    "to_patch_emb_first_frame.3.bias": "patch_embedding.norm.bias",
+    "spatial_rel_pos_bias.net.0.0.weight": "position_bias.network.0.weight",
+    "spatial_rel_pos_bias.net.0.0.bias": "position_bias.network.0.bias",
+    "spatial_rel_pos_bias.net.1.0.weight": "position_bias.network.2.weight",
+    "spatial_rel_pos_bias.net.1.0.bias": "position_bias.network.2.bias",
+    "spatial_rel_pos_bias.net.2.weight": "position_bias.network.4.weight",
+    "spatial_rel_pos_bias.net.2.bias": "position_bias.network.4.bias",
+    "vq.project_in.weight": "bottleneck.project.weight",
+    "vq.project_in.bias": "bottleneck.project.bias",
+    "vq.codebooks": "vq.codebook",
+    "vq.project_out.weight": "token_projection.weight",
+    "vq.project_out.bias": "token_projection.bias",
+    "to_pixels_first_frame.0.weight": "to_pixels.weight",
+    "to_pixels_first_frame.0.bias": "to_pixels.bias",
+}
+TRANSFORMERS = {
+    "enc_spatial_transformer": "spatial_encoder",
+    "enc_temporal_transformer": "temporal_encoder",
+    "dec_spatial_transformer": "decoder",
+}
+BLOCK = {
+    "0.dsconv.weight": "position.weight",
+    "0.dsconv.bias": "position.bias",
+    "3.0.weight": "feed_forward.norm.weight",
+    "3.0.bias": "feed_forward.norm.bias",
+    "3.1.weight": "feed_forward.expand.weight",
+    "3.4.weight": "feed_forward.shrink.weight",
+}
+ATTENTION = {
+    "norm.gamma": "norm.weight",
+    "to_q.weight": "query.weight",
+    "to_kv.weight": "key_value.weight",
+    "q_scale": "query_scale",
+    "k_scale": "key_scale",
+    "to_out.weight": "out.weight",
+}
+CROSS_ATTENTION = ATTENTION | {"context_norm.gamma": "context_norm.weight", "null_kv": "null_key_value"}
+
+PREFIXES = ("module.", "tokenizer.")
+CONTAINERS = ("model", "state_dict", "model_state_dict")
+# Entries of a training checkpoint that say nothing about the function.
+IGNORED = {
+    *(
+        "opt",
+        "optim",
+        "optimizer",
+        "optimizers",
+        "optimizer_state",
+        "optimizer_states",
+        "optimizer_state_dict",
+    ),
+    *("scheduler", "scheduler_state_dict", "lr_scheduler", "lr_schedulers", "scaler", "grad_scaler"),
+    *("step", "steps", "global_step", "epoch", "iteration", "version"),
+}
+# Files that put the tokenizer under "tokenizer." may hold these other parts beside it.
+OTHER_PARTS = {
+    *("classifier", "classifier_input", "classifier_expected", "input", "expected"),
+    *("edclip_input", "edclip_expected"),
+}
+
+
+def load_tokenizer(
+    path: str | Path, image_size: int = 256, num_tokens: int | None = None
+) -> FacialActionTokenizer:
+    """A published checkpoint as a tokenizer in eval mode, on the CPU.
+
+    Args:
+        path: `.safetensors`, or what torch.save wrote: a state dict, or a dict that holds one as `model` or
+            `state_dict`. Names may start with `module.` or `tokenizer.`; optimiser entries are passed over.
+        image_size: H = W in pixels that the tokenizer was trained on; a multiple of its patches' side.
+        num_tokens: L, where the file cannot tell; None takes every convolution of the bottleneck to halve the
+            grid, as in the published model of 16 tokens.
+
+    Raises:
+        UserError: the file cannot be read safely, or is no published tokenizer of consistent sizes.
+    """
+    path = Path(path)
+    state = read_state(path)
+    settings = infer_settings(state, path, image_size, num_tokens)
+    names = published_names(settings)
+    try:
+        with torch.device("meta"):  # sizes are checked before any memory is asked for
+            expected = FacialActionTokenizer(**settings).codec.state_dict()
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}: {error}; give the image size and tokens it was trained with") from None
+    _check_names(state, names, path)
+    weights = {}
+    for published, ours in names.items():
+        tensor = state[published]
+        if ours is None:
+            if published.endswith(".beta") and bool((tensor != 0).any()):
+                raise UserError(f"{path}: {published} is not zero; published norms have no bias")
+            if published.endswith(".null_kv") and tensor.numel():
+                raise UserError(
+                    f"{path}: {published} is not empty; published self-attention has no null entries"
+                )
+            continue
+        if tensor.shape != expected[ours].shape:
+            raise UserError(
+                f"{path}: {published} is {tuple(tensor.shape)}, but the file's other sizes ask for"
+                f" {tuple(expected[ours].shape)}"
+            )
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path}: {published} holds values that are not finite floating-point numbers")
+        weights[ours] = tensor.float()
+    model = FacialActionTokenizer(**settings)
+    counters = {name: value for name, value in model.codec.state_dict().items() if name not in weights}
+    model.codec.load_state_dict(weights | counters)
+    return model.eval()
+
+
+def import_checkpoint(
+    path: Path, out: Path, image_size: int = 256, num_tokens: int | None = None
+) -> dict[str, Any]:
+    """Write a published checkpoint as a mefar checkpoint that `tokenizer.load` and LOSO accept.
+
+    Returns:
+        The settings that were read off the file, and `parameters`, their number.
+
+    Raises:
+        UserError: as load_tokenizer; or `out` is a folder or cannot be written.
+    """
+    model = load_tokenizer(path, image_size, num_tokens)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name the checkpoint file to write")
+    checkpoint = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "pytorch-lightning_version": version("lightning"),
+        "epoch": 0,
+        "global_step": 0,
+        "imported_from": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+    }
+    partial = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(checkpoint, partial)
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{out}: cannot be written ({_first_line(error)})") from None
+    return dict(model.hparams) | {"parameters": sum(weight.numel() for weight in model.parameters())}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The published state dict of a file, without prefixes and without optimiser entries.
+
+    Raises:
+        UserError: no such file; not readable without running code from it; no state dict in it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            with warnings.catch_warnings(action="ignore"):  # of pickle protocols, on the way to a refusal
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused, it is no plain file of tensors and reading it could run code hidden in it;"
+            " ask for a .safetensors file or a plain state dict"
+        ) from None
+    except (safetensors.SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError,
+            AttributeError, IndexError, TypeError, OSError) as error:  # fmt: skip
+        raise UserError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    if "hyper_parameters" in content:
+        raise UserError(f"{path}: is a mefar checkpoint already; use it as it is")
+    holders = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+    if len(holders) > 1:
+        raise UserError(f"{path}: has several state dicts ({', '.join(holders)}); keep one")
+    if holders:
+        for name in content:
+            if name != holders[0] and str(name).split(".")[0] not in IGNORED:
+                raise UserError(f"{path}: entry {name!r} is unknown beside the weights in {holders[0]!r}")
+        content = content[holders[0]]
+    return _plain_names(content, path)
+
+
+def _plain_names(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    bundle = any(str(name).removeprefix("module.").startswith("tokenizer.") for name in content)
+    state: dict[str, Tensor] = {}
+    for name, value in content.items():
+        plain = str(name)
+        while plain.startswith(PREFIXES):
+            plain = plain.split(".", 1)[1]
+        part = plain.split(".")[0]
+        if part in IGNORED or (bundle and plain == str(name).removeprefix("module.") and part in OTHER_PARTS):
+            continue
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: entry {name!r} is unknown (a {type(value).__name__}, not a tensor)")
+        stored = value.layout is torch.strided and value.device.type == "cpu"
+        if not stored or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: entry {name!r} claims {tuple(value.shape)} but is not stored in full")
+        if plain in state:
+            raise UserError(f"{path}: {plain} is there twice, under two prefixes")
+        state[plain] = value
+    return state
+
+
+def infer_settings(
+    state: Mapping[str, Tensor], path: Path, image_size: int = 256, num_tokens: int | None = None
+) -> dict[str, Any]:
+    """Arguments of FacialActionTokenizer for a published state dict.
+
+    Raises:
+        UserError: a tensor that shows a size is missing or has another number of dimensions.
+    """
+
+    def shape(name: str, dimensions: int) -> torch.Size:
+        if name not in state:
+            raise UserError(f"{path}: {name} is missing; is this a published tokenizer?")
+        if state[name].ndim != dimensions or state[name].numel() == 0:
+            raise UserError(f"{path}: {name} is {tuple(state[name].shape)}, not of {dimensions} dimensions")
+        return state[name].shape
+
+    dim, patch_numbers = shape("to_patch_emb_first_frame.2.weight", 2)
+    patch_size = math.isqrt(patch_numbers // 3)
+    if 3 * patch_size**2 != patch_numbers:
+        raise UserError(f"{path}: patches of {patch_numbers} numbers are not square patches of 3 channels")
+    if image_size < patch_size or image_size % patch_size:
+        raise UserError(f"{path}: its patches are {patch_size} px, image size {image_size} is no multiple")
+    depths = {name: _count(state, f"{name}.layers.") for name in TRANSFORMERS}
+    if depths["dec_spatial_transformer"] != depths["enc_spatial_transformer"]:
+        raise UserError(f"{path}: spatial encoder and decoder differ in depth ({depths})")
+    head_dim = shape("enc_spatial_transformer.layers.0.1.q_scale", 1)[0]
+    width = shape("enc_spatial_transformer.layers.0.1.to_q.weight", 2)[0]
+    if width % head_dim:
+        raise UserError(f"{path}: attention width {width} is no multiple of the heads' width {head_dim}")
+    num_codes, code_dim = shape("vq.codebooks", 2)
+    convolutions = _count(state, "vq.cnn_encoder.")
+    if num_tokens is None:
+        side = image_size // patch_size
+        for _ in range(convolutions):
+            side = (side + 1) // 2
+        num_tokens = side**2
+    return {
+        "network": "published",
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "num_codes": num_codes,
+        "num_tokens": num_tokens,
+        "code_dim": code_dim,
+        "dim": dim,
+        "depth": depths["enc_spatial_transformer"],
+        "temporal_depth": depths["enc_temporal_transformer"],
+        "heads": width // head_dim,
+        "head_dim": head_dim,
+        "bottleneck_convolutions": convolutions,
+        "quantizer": "nsvq",
+    }
+
+
+def published_names(settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """Every name of a published state dict of these sizes -> our name, or None if it takes no part.
+
+    Without part in the computation are: `beta`, a constant zero; the context norm and the empty null entries
+    that self-attention carries along.
+    """
+    names: dict[str, str | None] = dict(PLAIN)
+    for number in range(settings["bottleneck_convolutions"]):  # ReLUs lie between them
+        for kind in ("weight", "bias"):
+            names[f"vq.cnn_encoder.{2 * number}.{kind}"] = f"bottleneck.convolutions.{number}.{kind}"
+    for published, ours in TRANSFORMERS.items():
+        depth = settings["temporal_depth" if ours == "temporal_encoder" else "depth"]
+        names |= {f"{published}.norm_out.gamma": f"{ours}.norm.weight", f"{published}.norm_out.beta": None}
+        for number in range(depth):
+            block, own = f"{published}.layers.{number}", f"{ours}.blocks.{number}"
+            names |= {f"{block}.{theirs}": f"{own}.{name}" for theirs, name in BLOCK.items()}
+            names |= {f"{block}.1.{theirs}": f"{own}.attention.{name}" for theirs, name in ATTENTION.items()}
+            names |= {f"{block}.1.{unused}": None for unused in ("context_norm.gamma", "null_kv")}
+            if ours == "decoder":
+                names |= {f"{block}.2.{theirs}": f"{own}.cross_attention.{name}"
+                          for theirs, name in CROSS_ATTENTION.items()}  # fmt: skip
+            for kind in ("1", "2") if ours == "decoder" else ("1",):
+                names |= {f"{block}.{kind}.norm.beta": None, f"{block}.{kind}.context_norm.beta": None}
+    return names
+
+
+def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str | None], path: Path) -> None:
+    unknown = sorted(set(state) - set(names))
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(f"{path}: entry {unknown[0]!r}{more} is unknown to the published tokenizer")
+    missing = sorted(set(names) - set(state))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{path}: entry {missing[0]!r}{more} is missing; is the file complete?")
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered layers follow a prefix."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,187 @@
+"""The published tokenizer network, to the last digit ("From Pixels to Semantics", ICLR 2026).
+
+Same interface as codec.WarpCodec: encode(onset, apex) -> continuous action, quantize -> codes, embed -> token
+embeddings, decode(onset, embeddings) -> apex. Written from the description of the computation and checked
+against its numbers. It keeps two quirks of the published network, so that released weights compute here what
+they compute there; our own codec has neither:
+
+- Q1, interleaved tokens. The (B, L, d) codes are read as if they lay as (B, d, L): at 16 tokens of 32
+  numbers, vector j holds numbers j and j + 16 of *every* code, and code i fills places 2i and 2i + 1 of every
+  vector. The decoder's cross-attention knows no token positions, so this mixing is the only way in which a
+  code's position reaches it. An attention weight on embedding j is therefore no weight on cell j of the grid.
+- Q2, mixed frames. The position convolution of the temporal encoder reads tokens that lie as (B, h, w, t)
+  as if they lay as (B, t, h, w), and so mixes frames with rows.
+
+Imports no Lightning: the training lives in tokenizer.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mefar.tokenizer.quantizer import Quantized, VectorQuantizer
+from mefar.tokenizer.transformer import RelativePositionBias, Transformer
+from mefar.tokenizer.warp_network import Decoded
+
+
+class PatchEmbedding(nn.Module):
+    """Square patches -> LayerNorm, Linear, LayerNorm; the same for both frames.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        dim: D.
+    """
+
+    def __init__(self, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.pixel_norm = nn.LayerNorm(3 * patch_size**2)
+        self.project = nn.Linear(3 * patch_size**2, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, P, D), rows first."""
+        patches = functional.pixel_unshuffle(image, self.patch_size)  # (B, 3 p p, h, w), channel before pixel
+        out: Tensor = self.norm(self.project(self.pixel_norm(patches.flatten(2).transpose(1, 2))))
+        return out
+
+
+class Bottleneck(nn.Module):
+    """Per frame: D -> d per patch, then 3x3 convolutions with ReLU between them, down to sqrt(L) x sqrt(L).
+
+    Args:
+        dim: D.
+        code_dim: d.
+        grid: patches along a side.
+        num_tokens: L; sqrt(L) is the grid's side halved some times.
+        convolutions: their number; the first ones halve, the others keep the size. None: as many as halve, at
+            least one. (Published: 16 patches along a side, 16 tokens, two convolutions.)
+    """
+
+    def __init__(
+        self, dim: int, code_dim: int, grid: int, num_tokens: int, convolutions: int | None = None
+    ) -> None:
+        super().__init__()
+        halvings = _halvings(grid, num_tokens)
+        count = max(1, halvings) if convolutions is None else convolutions
+        if count < max(1, halvings):
+            raise ValueError(f"{count} convolutions cannot make {num_tokens} tokens of {grid}x{grid} patches")
+        self.project = nn.Linear(dim, code_dim)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(code_dim, code_dim, 3, stride=2 if number < halvings else 1, padding=1)
+            for number in range(count)
+        )
+        self.grid = grid
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, P, D) -> (B, L, d)."""
+        cells = self.project(tokens).transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+        for number, convolution in enumerate(self.convolutions):
+            cells = convolution(functional.relu(cells) if number else cells)
+        out: Tensor = cells.flatten(2).transpose(1, 2)
+        return out
+
+
+class PublishedCodec(nn.Module):
+    """The published conditional VQ-VAE; the defaults are its sizes. Attributes as in tokens.ActionTokenizer.
+
+    Args:
+        image_size: H = W in pixels, a multiple of patch_size.
+        patch_size: side of a patch in pixels.
+        dim: width D of the transformers and of the token embeddings.
+        spatial_depth: blocks of the spatial encoder and of the decoder, each.
+        temporal_depth: blocks of the temporal encoder.
+        heads: attention heads.
+        head_dim: channels of a head.
+        num_codes: K.
+        num_tokens: L, a square; sqrt(L) is the number of patches along a side halved some times.
+        code_dim: numbers in a code, d.
+        quantizer: `nsvq` (published) or `ema`, see quantizer.py.
+        warmup_steps: continuous training steps before an `ema` codebook starts.
+        bottleneck_convolutions: how many; None for as many as are needed to come from patches to tokens.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        patch_size: int = 16,
+        dim: int = 512,
+        spatial_depth: int = 6,
+        temporal_depth: int = 6,
+        heads: int = 8,
+        head_dim: int = 64,
+        num_codes: int = 32,
+        num_tokens: int = 16,
+        code_dim: int = 32,
+        quantizer: Literal["ema", "nsvq"] = "nsvq",
+        warmup_steps: int = 0,
+        bottleneck_convolutions: int | None = None,
+    ) -> None:
+        super().__init__()
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
+        self.image_size, self.patch_size = image_size, patch_size
+        self.dim, self.code_dim = dim, code_dim
+        self.num_codes, self.num_tokens = num_codes, num_tokens
+        self.grid = image_size // patch_size
+        self.patch_embedding = PatchEmbedding(patch_size, dim)
+        self.position_bias = RelativePositionBias((self.grid, self.grid), dim, heads)
+        self.spatial_encoder = Transformer(dim, spatial_depth, heads, head_dim)
+        self.temporal_encoder = Transformer(dim, temporal_depth, heads, head_dim)
+        self.bottleneck = Bottleneck(dim, code_dim, self.grid, num_tokens, bottleneck_convolutions)
+        self.vq = VectorQuantizer(num_codes, code_dim, quantizer, warmup_steps)
+        self.token_projection = nn.Linear(code_dim, dim)
+        self.decoder = Transformer(dim, spatial_depth, heads, head_dim, cross=True)
+        self.to_pixels = nn.Linear(dim, 3 * patch_size**2)
+
+    def encode(self, onset: Tensor, apex: Tensor) -> Tensor:
+        """(B, 3, H, W) x 2 in [0, 1] -> (B, L, d) continuous action before quantisation."""
+        size, side = len(onset), self.grid
+        frames = torch.stack([onset, apex], 1).flatten(0, 1)  # (B 2, 3, H, W)
+        grid = (2, side, side)
+        tokens = self.spatial_encoder(self.patch_embedding(frames), grid, self.position_bias())
+        tokens = tokens.unflatten(0, (size, 2)).transpose(1, 2).flatten(0, 1)  # (B P, 2, D)
+        tokens = self.temporal_encoder(tokens, grid)  # the same grid for another order of tokens: quirk Q2
+        tokens = tokens.unflatten(0, (size, side**2)).permute(2, 0, 1, 3).flatten(0, 1)  # (2 B, P, D)
+        before, after = self.bottleneck(tokens).chunk(2)
+        action: Tensor = after - before
+        return action
+
+    def quantize(self, action: Tensor) -> Quantized:
+        """(B, L, d) -> codes; see VectorQuantizer."""
+        quantized: Quantized = self.vq(action)
+        return quantized
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """(B, L, d) codes -> (B, L, D) token embeddings in the published, interleaved layout (quirk Q1)."""
+        interleaved = codes.reshape(len(codes), self.code_dim, self.num_tokens).transpose(1, 2)
+        out: Tensor = self.token_projection(interleaved)
+        return out
+
+    def decode(self, onset: Tensor, embeddings: Tensor) -> Decoded:
+        """(B, 3, H, W) in [0, 1] and (B, L, D) -> Decoded; flow is zero, residual is all that changed."""
+        queries = self.patch_embedding(onset).detach()  # the published decoder does not train the embedding
+        tokens = self.decoder(queries, (1, self.grid, self.grid), self.position_bias(), embeddings)
+        pixels = self.to_pixels(tokens).float().transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+        image = functional.pixel_shuffle(pixels, self.patch_size)
+        return Decoded(image, image.new_zeros(1).expand(len(image), 2, *image.shape[2:]), image - onset)
+
+
+def _halvings(grid: int, num_tokens: int) -> int:
+    """How often a side of `grid` patches is halved to leave sqrt(num_tokens).
+
+    Raises:
+        ValueError: num_tokens is not a square, or halving does not lead there.
+    """
+    side = math.isqrt(max(num_tokens, 0))
+    count, left = 0, grid
+    while left > side and left > 1:
+        left, count = (left + 1) // 2, count + 1
+    if side < 1 or side**2 != num_tokens or left != side:
+        raise ValueError(f"num_tokens {num_tokens} is no square of {grid} (patches a side) halved")
+    return count

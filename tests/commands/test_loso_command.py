@@ -1,0 +1,390 @@
+"""`mefar loso` in process: tiny databases in their real layouts in, table and report out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from places import ROOT
+from replicas import Row, write_casme2, write_samm, write_smic
+from sklearn.metrics import f1_score
+from wandb.errors import UsageError
+from wandb.proto.wandb_internal_pb2 import Record
+
+from mefar.__main__ import main
+from mefar.commands import loso as command
+from mefar.loso.results import worst_mistakes
+from mefar.loso.token_table import TokenTable
+from mefar.tokenizer.module import FacialActionTokenizer
+
+SMALL = ["--faces", "precropped", "--views", "2", "--epochs", "2", "--head.dim", "8", "--head.heads", "2",
+         "--accelerator", "cpu", "--workers", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two subjects per database, three clips each; one SAMM clip has no frames."""
+    root = tmp_path_factory.mktemp("data")
+    emotions = ("happiness", "disgust", "surprise")
+    rows = [Row(s, f"EP02_{i:02d}", emotion=e) for s in (1, 2) for i, e in enumerate(emotions)]
+    write_casme2(root / "CASME II", rows, "cropped", size=(64, 64))
+    rows = [Row(s, f"{s:03d}_1_{i}", emotion=e.title()) for s in (6, 7) for i, e in enumerate(emotions)]
+    write_samm(root / "SAMM", [*rows, Row(7, "007_9_9", emotion="Anger", frames=None)], size=(64, 64))
+    smic = [(s, e, 1) for s in (1, 2) for e in ("negative", "positive", "surprise")]
+    write_smic(root / "SMIC", smic, size=(64, 64))
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tokenizer."""
+    torch.manual_seed(0)
+    model = FacialActionTokenizer(image_size=48, dim=16, depth=1, num_codes=8, code_dim=4)
+    path = tmp_path_factory.mktemp("tokenizer") / "tiny.ckpt"
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    torch.save(content | {"datamodule_hyper_parameters": {"data": "/data/vox"}}, path)
+    return path
+
+
+@pytest.fixture
+def loso(
+    data: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Callable[..., int]:
+    """Run the command on the replicas; later words win."""
+    cache = tmp_path_factory.getbasetemp() / "crops"
+
+    def call(*words: str, dataset: str = "composite") -> int:
+        start = ["loso", "--dataset", dataset, "--data", str(data), "--tokenizer", str(checkpoint)]
+        return main([*start, "--out", str(tmp_path / "run"), "--cache-dir", str(cache), *SMALL, *words])
+
+    return call
+
+
+def test_from_databases_to_report(
+    loso: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert loso("--shuffled-control") == 0
+    out, printed = tmp_path / "run", capsys.readouterr().out
+    for words in (
+        "last",
+        "oracle*",
+        "leaks; only to compare",
+        "pixels",
+        "shuffled",
+        "report.html",
+    ):
+        assert words in printed
+    assert "samm/007/007_9_9" in printed
+    lines = printed.splitlines()
+    assert "casme2: negative: 2 clips, 88 in the complete database" in lines
+    listed = next(line for line in lines if line.startswith("samm: coding file lists"))
+    assert listed.startswith(
+        "samm: coding file lists 7 clips, 159 in the published one: anger 1 (published 57), "
+    )
+    assert listed.endswith("subjects 2 (published 29)")
+    assert "smic: apex: middle 6" in lines
+    left = {path.name for path in out.iterdir()}
+    assert left == {
+        "study.json", "folds.jsonl", "predictions.csv", "confusion.json", "attention.json", "summary.json",
+        "pictures.npz", "report.html", "shuffled",
+    }  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["protocol"] == "composite"
+    assert summary["classes"] == ["negative", "positive", "surprise"]
+    assert (summary["folds"], summary["clips"]) == (6, 18)
+    assert summary["counts"]["samm"] == {
+        "clips": 6, "subjects": 2, "classes": {"negative": 2, "positive": 2, "surprise": 2}
+    }  # fmt: skip
+    assert summary["tokenizer"]["pretrained_on"] == "/data/vox"
+    assert len(summary["tokenizer"]["sha256"]) == 64
+    assert summary["command"].startswith("mefar loso --dataset composite")
+    assert summary["dropped"][0][0] == "samm/007/007_9_9"
+    for name in ("pixels", "shuffled"):
+        assert set(summary["controls"][name]) == {"full", "casme2", "samm", "smic"}
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels, guesses = ([int(row[name]) for row in rows] for name in ("label", "last"))
+    expected = f1_score(labels, guesses, average="macro", labels=[0, 1, 2], zero_division=0)
+    assert summary["scores"]["last"]["full"]["uf1"] == pytest.approx(expected)
+    with np.load(out / "pictures.npz") as pictures:
+        assert pictures["casme2_reconstruction"].shape == (48, 48, 3)
+        assert pictures["usage"].sum() == 18 * 16
+        shown = list(pictures["mistakes_clips"])
+        assert pictures["mistakes_apex"].shape == (len(shown), 48, 48, 3)
+    wrong = [mistake.clip for mistake in worst_mistakes(rows, summary["classes"])]
+    assert wrong and shown == wrong
+    assert json.loads((out / "shuffled" / "summary.json").read_text())["control"] == "shuffled"
+
+    # Again: neither tokens nor folds are made twice.
+    def never(*_: object) -> None:
+        raise AssertionError("made twice")
+
+    monkeypatch.setattr(command, "_tokenize", never)
+    monkeypatch.setattr("mefar.loso.folds.train_group", never)
+    before = (out / "predictions.csv").read_bytes()
+    assert loso("--shuffled-control") == 0
+    assert (out / "predictions.csv").read_bytes() == before
+    assert json.loads((out / "summary.json").read_text())["scores"] == summary["scores"]
+
+
+def test_another_run_finds_the_tokens_and_damaged_ones_are_made_anew(
+    loso: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = command._tokenize
+
+    def counted(*arguments: Any) -> TokenTable:
+        made.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(command, "_tokenize", counted)
+    start = ("--cache-dir", str(tmp_path / "cache"), "--pixels=false")
+    assert loso(*start, dataset="smic") == 0
+    assert len(made) == 1
+    assert loso(*start, "--out", str(tmp_path / "sweep"), "--seed", "1", dataset="smic") == 0
+    assert len(made) == 1, "another run of the same clips"
+    (path,) = (tmp_path / "cache" / "tokens").glob("*.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert loso(*start, dataset="smic") == 0
+    assert len(made) == 2
+    assert path.read_bytes() == whole
+    assert loso(*start, "--views", "3", "--out", str(tmp_path / "views"), dataset="smic") == 0
+    assert len(made) == 3, "other views"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_ranks_that_share_a_disk_tokenize_once(tmp_path: Path, dies: bool) -> None:
+    """The second waits for the first; where the first dies, it takes over."""
+    table = TokenTable(("smic/s1/a",), torch.ones(1, 1, 2, 3), torch.ones(1, 1, 2).long(), torch.ones(1, 4))
+
+    def make(line: str, pause: float = 0.0, dies: bool = False) -> TokenTable:
+        with (tmp_path / "made").open("a") as file:
+            file.write(f"{line}\n")
+        time.sleep(pause)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+    child = os.fork()
+    if child == 0:
+        command._tokens(tmp_path / "cache", "key", lambda: make("first", 0.5, dies))
+        os._exit(0)
+    while not (tmp_path / "made").exists():
+        time.sleep(0.01)
+    found = command._tokens(tmp_path / "cache", "key", lambda: make("second"))
+    os.waitpid(child, 0)
+    assert torch.equal(found.embeddings, table.embeddings)
+    assert (tmp_path / "made").read_text().split() == (["first", "second"] if dies else ["first"])
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tokens").touch()
+    assert loso("--cache-dir", str(tmp_path / "cache"), dataset="smic") == 2
+    assert "cache/tokens: cannot be written (File exists); free space or set" in capsys.readouterr().err
+
+
+def test_one_database_and_shuffled_labels_only(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--shuffle-labels", "--pixels=false", "--edclip=false", "--classes", "3")
+    assert loso(*words, dataset="samm") == 0
+    assert "CONTROL" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["control"] == "shuffled"
+    assert summary["controls"] == {}
+    assert set(summary["scores"]["last"]) == {"full", "samm"}
+
+
+def test_folds_that_adapt_the_tokenizer(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--workers", "null", "--adapt-tokenizer", "0.1")
+    assert loso(*words, dataset="smic") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["adapt_tokenizer"] == 0.1
+    assert (summary["folds"], summary["clips"]) == (2, 6)
+    assert "every fold went on training a copy" in (tmp_path / "run" / "report.html").read_text()
+    assert loso(dataset="smic") == 2
+    assert "adapt_tokenizer (0.1 there, None asked for)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--tokenizer", "/nowhere.ckpt"], "/nowhere.ckpt: no such checkpoint"),
+        (["--dataset", "casme9"], "casme9"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--anchors", "/nowhere.safetensors"], "no such anchors file"),
+        (["--head.dim", "9"], "multiple of heads"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--training.eval_views", "3"], "eval_views is 3 but there are 2"),
+        (["--classes", "4"], "4"),
+        (["--tokenizer", "K{num_codes}.ckpt"], "nothing to put for {num_codes}; give --num_codes"),
+        (["--tokenizer", "K{num_codes}.ckpt", "--num-codes", "7"], "K7.ckpt: no such checkpoint"),
+        (["--num-tokens", "8"], "num_tokens is 16, not 8"),
+        (["--out", "runs/{run}"], "WANDB_RUN_ID, which a sweep sets"),
+        (["--frobnicate", "1"], "frobnicate"),
+        (["--adapt-tokenizer", "-0.1"], "adapt_tokenizer is -0.1"),
+        (["--adapt-tokenizer", "yes"], "adapt_tokenizer"),
+        (["--adapt-tokenizer", "0.1"], "workers is 1"),
+        (["--adapt-tokenizer", "0.1", "--group", "2"], "group is 2"),
+        (["--adapt-tokenizer", "0.1", "--training.inner", "true"], "inner selection is not offered"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    loso: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    assert loso(*words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("mefar loso: error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_and_a_checkpoint_that_is_none(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert loso(dataset="smic") == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert loso("--views", "1", dataset="smic") == 2
+    assert "choose another --out" in capsys.readouterr().err
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"nothing of the kind")
+    assert loso("--tokenizer", str(broken), dataset="smic") == 2
+    assert "broken.ckpt" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_study_is_one_wandb_run_with_the_values_of_its_summary(
+    loso: Callable[..., int], tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B itself, offline, in a sweep: the run's name fills the folder, and its file is read back."""
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path), "RUN_ID": "draw1"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
+    pattern = str(checkpoint.with_stem("K{num_codes}-L{num_tokens}"))
+    shutil.copy(checkpoint, checkpoint.with_stem("K8-L16"))
+    words = ("--tokenizer", pattern, "--num_codes=8", "--num_tokens=16", "--out", str(tmp_path / "{run}"))
+    assert loso(*words, "--training.inner=true", "--pixels=false", "--wandb", "faces") == 0
+    wandb.teardown()  # as at the end of a process: its service closes the file
+
+    summary = json.loads((tmp_path / "draw1" / "summary.json").read_text())
+    assert "{run}" not in summary["command"]
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*-draw1")
+    (log,) = folder.glob("*.wandb")
+    told = wandb_records(log)
+    run = next(record.run for record in told if record.WhichOneof("record_type") == "run")
+    assert (run.project, run.run_id) == ("faces", "draw1")
+    digest = summary["tokenizer"]["sha256"][:8]
+    assert run.run_group == f"composite-{digest}"
+    assert list(run.tags) == ["composite", f"tokenizer-{digest}", "selection-last", "selection-inner"]
+    said = [item for record in told for item in record.summary.update]
+    values = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in said}
+    scores = summary["scores"]
+    for name in ("uf1", "uar"):
+        assert values[f"loso/{name}"] == scores["last"]["full"][name]
+        assert values[f"loso/inner/{name}"] == scores["inner"]["full"][name]
+        assert values[f"loso/oracle/samm/{name}"] == scores["oracle"]["samm"][name]
+    assert "leaks" in values["loso/oracle/warning"]
+    config = {item.key: json.loads(item.value_json) for record in told for item in record.config.update}
+    assert config["training"]["epochs"] == 2 and config["num_codes"] == 8
+    (table,) = folder.rglob("folds_*.table.json")
+    rows = json.loads(table.read_text())["data"]
+    assert len(rows) == 6 and sum(row[3] for row in rows) == 18
+    confused = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("samm_*.table.json")}
+    assert set(confused) == {"last", "inner"}
+    assert sum(sum(row[1:]) for row in confused["last"]["data"]) == 6
+
+
+def wandb_records(path: Path) -> list[Record]:
+    """The records of an offline run: a LevelDB log, in blocks of 32 KiB, after a header of 7 bytes."""
+    data, at, whole, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", data, at + 4)
+        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # whole, or the last piece
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def test_wandb_without_an_account_leaves_the_run_and_one_line(
+    loso: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*_: object) -> None:
+        raise UsageError("No API key configured.")
+
+    monkeypatch.setattr("mefar.loso.tracker.write", refused)
+    assert loso("--wandb", "faces", "--pixels=false", dataset="smic") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    expected = "W&B: no API key configured. (WANDB_MODE=offline needs no account)"
+    assert lines == [f"mefar loso: error: {expected}"]
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_one_subject_alone_is_one_line(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_smic(tmp_path / "alone", [(1, e, 1) for e in ("negative", "positive", "surprise")], size=(64, 64))
+    assert loso("--data", str(tmp_path / "alone"), dataset="smic") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert lines == ["mefar loso: error: leave-one-subject-out needs at least 2 subjects, found 1; add data"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_bytes_of_one_process(
+    loso: Callable[..., int], data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert loso("--group", "2") == 0
+    words = ["loso", "--dataset", "composite", "--data", str(data), "--tokenizer", str(checkpoint), *SMALL]
+    words += ["--group", "2", "--devices", "2", "--out", str(tmp_path / "two")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mefar"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, *words, "--cache-dir", str(tmp_path / "cache")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tokenizing") + done.stdout.count("tokenizing") == 1, "by one rank"
+    for name in ("predictions.csv", "confusion.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()

@@ -1,0 +1,219 @@
+"""The demo corpora as files: layouts, coding files, determinism, resuming."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import openpyxl
+import pytest
+from places import ROOT
+
+from datamodules.demo.coding import CASME2_COLUMNS, CODING_FILES, coding_rows
+from datamodules.demo.corpora import SIZES, clip_folder, frame_name, make_databases, make_voxceleb
+from datamodules.demo.motion import EMOTIONS, units
+from datamodules.demo.replicas import STUDIOS, plan
+from datamodules.protocols import load
+from datamodules.voxceleb.video import info
+from mefar.commands.make_demo import main
+from mefar.errors import UserError
+
+TINY = SIZES["tiny"]
+
+
+def tiny_plan(database):
+    small = database == "casme3"
+    counts = (TINY.casme3_subjects, TINY.casme3_clips) if small else (TINY.subjects, TINY.clips)
+    return plan(database, 0, *counts, TINY.clip_frames)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in (".mp4", ".jpg", ".bmp", ".npz")]
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpora")
+    assert main([str(root), "--size", "tiny"]) == 0
+    return root
+
+
+def test_the_voxceleb_tree_is_named_and_encoded_like_voxceleb2(corpora):
+    videos = sorted((corpora / "voxceleb").rglob("*.mp4"))
+    assert len(videos) == TINY.speakers * TINY.utterances
+    for video in videos:
+        where = video.relative_to(corpora).as_posix()
+        assert re.fullmatch(r"voxceleb/dev/mp4/id\d{5}/[A-Za-z0-9_-]{11}/00001\.mp4", where)
+    known = info(videos[0])
+    assert (known.codec, known.fps, known.frames) == ("h264", 25.0, TINY.frames)
+    assert (known.width, known.height) == (TINY.pixels, TINY.pixels)
+
+
+def test_casme2_files_are_not_padded_and_cover_onset_to_offset(corpora):
+    for clip in tiny_plan("casme2"):
+        folder = corpora / "casme2" / "CASME2_RAW_selected" / clip.subject / clip.clip
+        names = {f"img{n}.jpg" for n in range(clip.onset, clip.offset + 1)}
+        assert {f.name for f in folder.iterdir()} == names
+
+
+def test_samm_frames_are_gray_files_of_five_digits(corpora):
+    clip = tiny_plan("samm")[0]
+    path = corpora / "samm" / clip.subject / clip.clip / f"{clip.subject}_{clip.onset:05d}.jpg"
+    assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ndim == 2
+
+
+def test_smic_folders_say_the_class_and_hold_bmp(corpora):
+    for clip in tiny_plan("smic"):
+        token = clip.clip.split("_")[1]
+        emotion = {"ne": "negative", "po": "positive", "sur": "surprise"}[token]
+        folder = corpora / "smic" / "HS" / clip.subject / "micro" / emotion / clip.clip
+        assert len(list(folder.glob("image??????.bmp"))) == clip.frames
+    assert "smic" not in CODING_FILES
+    assert not list((corpora / "smic").rglob("*.xlsx"))
+
+
+def test_casme3_frames_lie_where_the_coding_file_says(corpora):
+    book = openpyxl.load_workbook(corpora / "casme3" / CODING_FILES["casme3"])
+    rows = list(book["label"].values)
+    assert rows[0] == ("Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion")
+    for subject, letter, onset, apex, offset, *_ in rows[1:]:
+        assert onset < apex < offset
+        for number in (onset, apex, offset):
+            assert (corpora / "casme3" / "part_A" / subject / letter / "color" / f"{number}.jpg").exists()
+
+
+def test_coding_files_have_the_real_columns(corpora):
+    casme2 = list(openpyxl.load_workbook(corpora / "casme2" / CODING_FILES["casme2"])["Sheet1"].values)
+    assert casme2[0] == CASME2_COLUMNS
+    assert casme2[0][2] is None
+    assert casme2[0][6] is None
+    assert isinstance(casme2[1][0], int)
+    samm = list(openpyxl.load_workbook(corpora / "samm" / CODING_FILES["samm"])["MICRO_ONLY"].values)
+    assert samm[13][0] == "Subject"
+    assert len(samm[13]) == 12
+    assert samm[14][0] == "006"
+    assert {row[9] for row in samm[14:]} <= {e.title() for e in EMOTIONS} | {"Other"}
+
+
+def test_the_real_loaders_read_the_replicas(corpora):
+    study = load("composite", corpora)
+    assert not study.dropped or all("others" in reason or "other" in reason for _, reason in study.dropped)
+    for database in ("casme2", "samm", "smic"):
+        counts = study.counts()[database]
+        assert counts["subjects"] == TINY.subjects
+        assert all(counts["classes"][name] >= 3 for name in ("negative", "positive", "surprise"))
+    by_key = {clip.key: clip for clip in study.clips}
+    planned = next(p for p in tiny_plan("casme2") if p.emotion == "happiness")
+    read = by_key[f"casme2/{planned.subject}/{planned.clip}"]
+    assert (read.onset, read.apex, read.offset) == (
+        planned.onset,
+        planned.first + planned.apex,
+        planned.offset,
+    )
+    assert read.aus == tuple(sorted(planned.units))
+
+
+def test_the_known_quirks_of_casme2_are_there():
+    plans = plan("casme2", 0, 8, 13)
+    rows = {(row[0], row[1]): row for row in coding_rows("casme2", plans)[1:]}
+    assert rows[4, "EP12_01f"][4] == "/"
+    assert rows[5, "EP09_05f"][3] == rows[5, "EP09_05f"][4] == 69
+
+
+@pytest.mark.parametrize("database", list(STUDIOS))
+def test_emotions_and_action_units_agree(database):
+    for clip in plan(database, 3, 8, 13):
+        assert clip.units in {units(text) for text in EMOTIONS[clip.emotion]}
+        assert 0 < clip.apex < clip.frames - 1
+
+
+@pytest.mark.parametrize("database", ["casme2", "samm", "smic"])
+def test_classes_are_as_unequal_as_in_the_real_databases(database):
+    plans = plan(database, 0, 8, 13)
+    shown = [p.emotion for p in plans if p.emotion != "others"]
+    negative = sum(e not in ("happiness", "surprise") for e in shown) / len(shown)
+    assert 0.48 < negative < 0.64
+    assert 0.17 < shown.count("happiness") / len(shown) < 0.32
+    assert 0.15 < shown.count("surprise") / len(shown) < 0.30
+    assert len({(p.subject, p.clip) for p in plans}) == len(plans)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(corpora, tmp_path):
+    make_voxceleb(tmp_path / "again", 0, "tiny", workers=2)  # other processes, same bytes
+    assert digests(tmp_path / "again" / "voxceleb") == digests(corpora / "voxceleb")
+    make_databases(tmp_path / "again", 0, "tiny", workers=1)
+    for database in ("casme2", "ground_truth"):
+        assert digests(tmp_path / "again" / database) == digests(corpora / database)
+    assert plan("samm", 1, 3, 4) != plan("samm", 0, 3, 4)
+
+
+def test_an_interrupted_run_is_finished_and_finished_files_are_left_alone(corpora, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(corpora, root)
+    videos = sorted((root / "voxceleb").rglob("*.mp4"))
+    videos[3].unlink()
+    (videos[3].parent / ".00001.partial.mp4").write_bytes(b"half a file")
+    clip = tiny_plan("samm")[5]
+    folder = clip_folder(root, "samm", clip)
+    (folder / frame_name("samm", clip, clip.offset)).unlink()
+    half = folder.with_name(f".{folder.name}.{clip.clip}.partial")
+    half.mkdir()
+    (half / frame_name("samm", clip, clip.onset)).write_bytes(b"half a file")
+    before = videos[0].stat().st_mtime_ns
+    assert main([str(root), "--size", "tiny"]) == 0
+    assert videos[0].stat().st_mtime_ns == before
+    assert digests(root) == digests(corpora)
+    assert not half.exists()
+    assert not list(root.rglob("*partial*"))
+
+
+def test_a_folder_of_another_seed_is_refused(corpora, capsys):
+    with pytest.raises(UserError, match=r"demo\.json: made otherwise"):
+        make_voxceleb(corpora, 1, "tiny")
+    assert main([str(corpora)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "choose another folder" in error
+
+
+def test_the_truth_has_its_largest_intensity_at_the_apex(corpora):
+    for database in ("casme2", "smic"):
+        for clip in tiny_plan(database):
+            with np.load(corpora / "ground_truth" / database / f"{clip.subject}_{clip.clip}.npz") as truth:
+                names = [str(unit) for unit in clip.units]
+                assert list(truth["units"])[: len(names)] == names
+                shown = truth["intensity"][:, : len(names)]
+                assert (shown.argmax(axis=0) == clip.apex).all()
+                assert (shown[0] == 0).all()
+                assert ((shown.max(axis=0) >= 0.3) & (shown.max(axis=0) <= 0.7)).all()
+                assert truth["pose"].shape == (clip.frames, 5)
+                assert np.abs(truth["gain"] - 1).max() <= 0.0301
+
+
+def test_a_killed_run_leaves_no_workers_and_is_finished_by_the_next(corpora, tmp_path):
+    words = [sys.executable, "-m", "mefar", "make-demo", str(tmp_path), "--size", "tiny", "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.jpg")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(run.pid, 0)  # signal 0: is anybody of its session left?
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("workers outlived the run that started them")
+    assert main([str(tmp_path), "--size", "tiny"]) == 0
+    assert digests(tmp_path) == digests(corpora)
+    assert not list(tmp_path.rglob("*partial*"))

@@ -1,0 +1,89 @@
+"""The codec: shapes, the constant no-action code, gray invariance, and that it learns a motion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mefar.tokenizer.image_losses import psnr
+from mefar.tokenizer.warp_network import WarpCodec, luminance, warp
+
+
+def faces(count: int, size: int, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.nn.functional.interpolate(torch.rand(count, 3, 10, 10), (size, size), mode="bicubic").clamp(
+        0, 1
+    )
+
+
+@pytest.mark.parametrize(("size", "codes", "tokens"), [(48, 8, 1), (64, 32, 16), (96, 64, 25)])
+def test_shapes(size: int, codes: int, tokens: int) -> None:
+    codec = WarpCodec(size, dim=16, depth=1, num_codes=codes, num_tokens=tokens, code_dim=8).eval()
+    onset, apex = faces(2, size, 0), faces(2, size, 1)
+    quantized = codec.quantize(codec.encode(onset, apex))
+    assert quantized.indices.shape == (2, tokens) and int(quantized.indices.max()) < codes
+    decoded = codec.decode(onset, codec.embed(quantized.values))
+    assert decoded.image.shape == onset.shape and decoded.flow.shape == (2, 2, size, size)
+    assert torch.allclose(decoded.image, onset, atol=1e-5)  # untrained, it copies the onset
+
+
+def test_image_size_is_checked() -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        WarpCodec(100)
+
+
+def test_nothing_moved_is_the_same_code_for_everybody() -> None:
+    codec = WarpCodec(64, dim=16, depth=1).eval()
+    action = codec.encode(faces(5, 64, 3), faces(5, 64, 3))
+    assert action.abs().max() < 1e-5
+
+
+def test_gray_and_light_do_not_change_the_action() -> None:
+    codec = WarpCodec(64, dim=16, depth=1).eval()
+    onset, apex = faces(3, 64, 4), faces(3, 64, 5)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    gray_onset, gray_apex = ((x * weights).sum(1, keepdim=True).expand_as(x) for x in (onset, apex))
+    colour = codec.encode(onset, apex)
+    assert torch.allclose(colour, codec.encode(gray_onset, gray_apex), atol=1e-4)
+    assert torch.allclose(
+        colour, codec.encode(onset, apex * 0.8 + 0.1), atol=0.02 * colour.abs().max().item()
+    )
+
+
+def test_luminance_is_standardised() -> None:
+    gray = luminance(faces(4, 64, 6))
+    assert gray.mean((1, 2, 3)).abs().max() < 1e-4 and (gray.std((1, 2, 3)) - 1).abs().max() < 0.02
+
+
+def test_warp_fetches_from_where_the_flow_points() -> None:
+    image = torch.arange(64.0).view(1, 1, 8, 8)
+    flow = torch.zeros(1, 2, 8, 8)
+    flow[:, 0] = 1.0
+    assert torch.allclose(warp(image, flow)[..., :-1], image[..., 1:], atol=1e-4)
+
+
+def test_codec_learns_what_moves() -> None:
+    """A patch of the face that shifts up, down, left or right: 120 steps beat copying the onset."""
+    torch.manual_seed(0)
+    codec = WarpCodec(48, dim=16, depth=1, num_codes=8, num_tokens=4, code_dim=4, warmup_steps=40)
+    optimiser = torch.optim.Adam(codec.parameters(), 3e-3)
+
+    def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        onset = faces(8, 48, seed)
+        flow = torch.zeros(8, 2, 48, 48)
+        way = torch.tensor([[2.0, 0], [-2, 0], [0, 2], [0, -2]])[torch.randint(4, (8,))]
+        flow[:, :, 12:36, 12:36] = way.view(8, 2, 1, 1)
+        return onset, warp(onset, flow)
+
+    for step in range(120):
+        onset, apex = batch(step)
+        quantized = codec.quantize(codec.encode(onset, apex))
+        decoded = codec.decode(onset, codec.embed(quantized.values))
+        loss = (decoded.image - apex).square().mean() * 100 + 0.05 * quantized.commitment
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    codec.eval()
+    onset, apex = batch(1000)
+    rebuilt = codec.decode(onset, codec.embed(codec.quantize(codec.encode(onset, apex)).values)).image
+    assert (psnr(rebuilt, apex) - psnr(onset, apex)).mean() > 1.0
