@@ -33,14 +33,20 @@ def test_every_file_is_there() -> None:
 
 
 def test_the_tree_is_the_tree() -> None:
-    tree = README.split("## The tree")[1].split("```")[1]
-    room, missing = "", []
-    for line in tree.splitlines():
-        if re.match(r"\w+/", line):
-            room = line.split("/")[0]
-            assert (ROOT / room).is_dir()
-        missing += [name for name in re.findall(r"\b(\w+\.py)\b", line) if not (ROOT / room / name).exists()]
-    assert missing == []
+    tree = README.split("## The tree")[1].split("```")[1].strip("\n").splitlines()
+    assert len(tree) <= 20
+    room, named = "", set()
+    for line in tree:
+        words = re.match(r" *((?:[\w.]+(?:/|\.py) ?)+)", line)
+        assert words is not None, line
+        if not line.startswith(" "):
+            room = words[1].strip().rstrip("/")
+        for word in words[1].split():
+            path = ROOT / room / word if line.startswith(" ") else ROOT / word
+            assert path.exists(), path
+            named.add(path)
+    folders = {p.parent for top in ("mefar", "datamodules") for p in (ROOT / top).glob("*/__init__.py")}
+    assert folders <= named
 
 
 def test_every_option_of_loso_that_it_names_is_one() -> None:
