@@ -103,7 +103,7 @@ def draw_units(rng: np.random.Generator, emotion: str) -> tuple[ActionUnit, ...]
     return units(variants[int(rng.integers(len(variants)))])
 
 
-def _blink(times: F64, centre: float) -> F64:
+def blink(times: F64, centre: float) -> F64:
     """A blink around ``centre`` s: 0.1 s down, 0.17 s up."""
     return ease((times - centre + 0.1) / 0.1) * (1.0 - ease((times - centre - 0.02) / 0.15))
 
@@ -139,7 +139,7 @@ def micro_expression(
     actions = rest + intensity @ unit_rows(rng, acting)
     shown = list(acting)
     if rng.random() < 0.10:
-        lids = _blink(times, rng.uniform(0.2, 0.8) * times[-1])
+        lids = blink(times, rng.uniform(0.2, 0.8) * times[-1])
         actions = actions + lids[:, None] * unit_rows(rng, units("45"))
         shown.append(ActionUnit(45))
         intensity = np.column_stack([intensity, lids])
@@ -156,20 +156,10 @@ def micro_expression(
     return _performance(actions, shown, intensity, pose, gain)
 
 
-def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale: float) -> Performance:
-    """A stretch of an interview: speech, one to three expressions, blinks, slow head motion.
-
-    Args:
-        rng: source of everything random.
-        rest: (52,) the speaker's neutral.
-        frames: length.
-        fps: frames per second.
-        scale: pixels per decimetre, for the head's shift.
-    """
-    times = np.arange(frames) / fps
+def speech(rng: np.random.Generator, times: F64) -> F64:
+    """What lips and jaw do while somebody talks, pauses included: (T, 52) weights at times (T,) in s."""
     names = head().action_names
-    actions = np.repeat(rest[None], frames, axis=0)
-
+    actions = np.zeros((len(times), len(names)))
     loud = rng.uniform(0.1, 1.0)
     phrase = ease(0.6 + 0.7 * smooth_path(rng, times, 0.5))  # pauses
     jaw = loud * phrase * np.clip(0.17 + 0.16 * smooth_path(rng, times, 0.09), 0.0, 0.5)
@@ -189,6 +179,34 @@ def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale:
         amount = loud * phrase * strength * np.clip(smooth_path(rng, times, 0.12), 0.0, 2.0)
         for half in ("Left", "Right") if sided else ("",):
             actions[:, names.index(stem + half)] += amount
+    return actions
+
+
+def gaze(rng: np.random.Generator, times: F64) -> F64:
+    """Eyes that wander: (T, 52) weights at times (T,) in s."""
+    names = head().action_names
+    actions = np.zeros((len(times), len(names)))
+    look = 0.3 * np.stack([smooth_path(rng, times, 0.5) for _ in range(2)], axis=1)
+    for half, inward in (("Left", -1.0), ("Right", 1.0)):
+        actions[:, names.index(f"eyeLookIn{half}")] += np.clip(inward * look[:, 0], 0, 1)
+        actions[:, names.index(f"eyeLookOut{half}")] += np.clip(-inward * look[:, 0], 0, 1)
+        actions[:, names.index(f"eyeLookDown{half}")] += np.clip(look[:, 1], 0, 1)
+        actions[:, names.index(f"eyeLookUp{half}")] += np.clip(-look[:, 1], 0, 1)
+    return actions
+
+
+def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale: float) -> Performance:
+    """A stretch of an interview: speech, one to three expressions, blinks, slow head motion.
+
+    Args:
+        rng: source of everything random.
+        rest: (52,) the speaker's neutral.
+        frames: length.
+        fps: frames per second.
+        scale: pixels per decimetre, for the head's shift.
+    """
+    times = np.arange(frames) / fps
+    actions = rest + speech(rng, times)
 
     shown: list[ActionUnit] = []
     curves: list[F64] = []
@@ -201,20 +219,15 @@ def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale:
         actions += (curve[:, None] * peaks) @ unit_rows(rng, acting)
         shown += acting
         curves += [curve * peak for peak in peaks]
-    blink = rng.exponential(2.0)
-    while blink < times[-1]:
-        lids = _blink(times, blink)
+    moment = rng.exponential(2.0)
+    while moment < times[-1]:
+        lids = blink(times, moment)
         actions += lids[:, None] * unit_rows(rng, units("45"))
         shown.append(ActionUnit(45))
         curves.append(lids)
-        blink += 0.4 + rng.exponential(2.5)
+        moment += 0.4 + rng.exponential(2.5)
 
-    gaze = 0.3 * np.stack([smooth_path(rng, times, 0.5) for _ in range(2)], axis=1)
-    for half, inward in (("Left", -1.0), ("Right", 1.0)):
-        actions[:, names.index(f"eyeLookIn{half}")] += np.clip(inward * gaze[:, 0], 0, 1)
-        actions[:, names.index(f"eyeLookOut{half}")] += np.clip(-inward * gaze[:, 0], 0, 1)
-        actions[:, names.index(f"eyeLookDown{half}")] += np.clip(gaze[:, 1], 0, 1)
-        actions[:, names.index(f"eyeLookUp{half}")] += np.clip(-gaze[:, 1], 0, 1)
+    actions += gaze(rng, times)
 
     spread = np.array([1.6, 1.3, 1.0, 0.012 * scale, 0.012 * scale])
     pose = np.stack([s * smooth_path(rng, times, 0.7) for s in spread], axis=1)
