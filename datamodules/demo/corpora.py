@@ -28,7 +28,7 @@ import numpy.typing as npt
 from datamodules.demo.coding import CODING_FILES, write_coding
 from datamodules.demo.encoding import write_h264
 from datamodules.demo.identity import Identity
-from datamodules.demo.motion import Performance, micro_expression, resting_face, talking
+from datamodules.demo.motion import Performance, StrengthName, micro_expression, resting_face, talking
 from datamodules.demo.replicas import STUDIOS, SUBJECTS, ClipPlan, plan
 from datamodules.demo.scene import Scene, street_scene
 from mefar.errors import UserError
@@ -81,10 +81,16 @@ class _Task:
     number: int  # of the person, within the database
     size: Size
     clips: tuple[ClipPlan, ...] = ()
+    strength: StrengthName = "demo"
 
 
 def make_voxceleb(
-    root: Path, seed: int = 0, size: SizeName = "demo", workers: int = 0, progress: Progress | None = None
+    root: Path,
+    seed: int = 0,
+    size: SizeName = "demo",
+    workers: int = 0,
+    progress: Progress | None = None,
+    strength: StrengthName = "demo",
 ) -> None:
     """Write ``root/voxceleb/dev/mp4/idNNNNN/<video>/00001.mp4`` (H.264, yuv420p, 25 fps).
 
@@ -94,17 +100,23 @@ def make_voxceleb(
         size: how much.
         workers: processes; 0 = one per core, 1 = none besides this one.
         progress: called with (speakers done, speakers in all, speakers per second).
+        strength: of the databases beside it; people talk alike whatever it is.
 
     Raises:
-        UserError: root holds corpora of another seed or size.
+        UserError: root holds corpora of another seed, size or strength.
     """
-    _claim(root, seed, size)
+    _claim(root, seed, size, strength)
     tasks = [_Task(root, "voxceleb", seed, k, SIZES[size]) for k in range(SIZES[size].speakers)]
     _work(tasks, workers, progress)
 
 
 def make_databases(
-    root: Path, seed: int = 0, size: SizeName = "demo", workers: int = 0, progress: Progress | None = None
+    root: Path,
+    seed: int = 0,
+    size: SizeName = "demo",
+    workers: int = 0,
+    progress: Progress | None = None,
+    strength: StrengthName = "demo",
 ) -> None:
     """Write the replicas ``root/{casme2,samm,smic,casme3}``.
 
@@ -114,11 +126,12 @@ def make_databases(
         size: how much.
         workers: processes; 0 = one per core, 1 = none besides this one.
         progress: called with (subjects done, subjects in all, subjects per second).
+        strength: how strong the micro-expressions are; all else about the clips is the same.
 
     Raises:
-        UserError: root holds corpora of another seed or size.
+        UserError: root holds corpora of another seed, size or strength.
     """
-    _claim(root, seed, size)
+    _claim(root, seed, size, strength)
     how = SIZES[size]
     tasks = []
     for database in STUDIOS:
@@ -130,7 +143,7 @@ def make_databases(
             write_coding(root / database, database, plans)
         for number, subject in enumerate(dict.fromkeys(p.subject for p in plans)):
             clips = tuple(p for p in plans if p.subject == subject)
-            tasks.append(_Task(root, database, seed, number, how, clips))
+            tasks.append(_Task(root, database, seed, number, how, clips, strength))
     _work(tasks, workers, progress)
 
 
@@ -184,11 +197,13 @@ def _cast(task: _Task, rng: np.random.Generator) -> tuple[Identity, npt.NDArray[
     return identity, rest, STUDIOS[task.database].scene(rng, task.size.shrink)
 
 
-def _claim(root: Path, seed: int, size: SizeName) -> None:
+def _claim(root: Path, seed: int, size: SizeName, strength: StrengthName) -> None:
     """Mark the folder with what it holds, or refuse one that holds something else."""
     root.mkdir(parents=True, exist_ok=True)
     note = root / "demo.json"
-    wanted = {"corpus": "mefar demo", "seed": seed, "size": size}
+    wanted: dict[str, object] = {"corpus": "mefar demo", "seed": seed, "size": size}
+    if strength != "demo":  # which folders made before there was a choice do not name
+        wanted["strength"] = strength
     if note.exists():
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
@@ -302,7 +317,7 @@ def _film_subject(task: _Task) -> None:
             continue
         own = _generator(task, k)
         performance = micro_expression(
-            own, clip.units, rest, clip.frames, clip.apex, studio.fps, scene.camera.scale
+            own, clip.units, rest, clip.frames, clip.apex, studio.fps, scene.camera.scale, task.strength
         )
         pictures = scene.film(identity, performance, own)
         _write_truth(task, f"{clip.subject}_{clip.clip}", identity, performance)

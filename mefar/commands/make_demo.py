@@ -11,7 +11,14 @@ from mefar.commands import run_function
 from mefar.progress import shown
 
 
-def make_demo(out: Path, seed: int = 0, size: Literal["demo", "tiny"] = "demo", workers: int = 0) -> None:
+def make_demo(
+    out: Path,
+    seed: int = 0,
+    size: Literal["demo", "tiny"] = "demo",
+    strength: Literal["micro", "demo", "macro"] = "demo",
+    talking: bool = True,
+    workers: int = 0,
+) -> None:
     """Render faces and write them in the layouts of the real databases; what is there already is kept.
 
     Args:
@@ -19,15 +26,20 @@ def make_demo(out: Path, seed: int = 0, size: Literal["demo", "tiny"] = "demo", 
         seed: same seed, same files.
         size: demo (350 speakers, 8 subjects x 13 clips per database; about 2 minutes on 2 cores, 300 MB) or
             tiny (seconds; for tests).
+        strength: peak of every acting unit in the databases, in shares of its full action: micro .08 to .22
+            (FACS intensity A to B; half a pixel of 64), demo .3 to .7 (C), macro .7 to 1 (D to E).
+        talking: also render voxceleb, whose people talk alike at every strength; false for databases alone.
         workers: processes; 0 = one per core (tiny: this one alone).
     """
     if size == "tiny" and workers == 0:
         workers = 1  # starting processes would take longer than the work
     with shown("rendering databases", "subjects") as progress:
-        make_databases(out, seed, size, workers, progress)
-    with shown("rendering voxceleb", "speakers") as progress:
-        make_voxceleb(out, seed, size, workers, progress)
-    print(f"{out}: demo corpora of rendered faces, seed {seed}: voxceleb, casme2, samm, smic, casme3")
+        make_databases(out, seed, size, workers, progress, strength)
+    if talking:
+        with shown("rendering voxceleb", "speakers") as progress:
+            make_voxceleb(out, seed, size, workers, progress, strength)
+    names = ("voxceleb, " if talking else "") + "casme2, samm, smic, casme3"
+    print(f"{out}: demo corpora of rendered faces, seed {seed}, strength {strength}: {names}")
 
 
 def main(argv: Sequence[str]) -> int:

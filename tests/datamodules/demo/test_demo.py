@@ -197,6 +197,22 @@ def test_the_truth_has_its_largest_intensity_at_the_apex(corpora):
                 assert np.abs(truth["gain"] - 1).max() <= 0.0301
 
 
+def test_strength_changes_the_size_of_the_action_and_nothing_else(corpora, tmp_path, capsys):
+    made = [str(tmp_path), "--size", "tiny", "--strength", "micro", "--talking", "false"]
+    assert main(made) == 0
+    assert not (tmp_path / "voxceleb").exists()
+    for clip in tiny_plan("smic"):
+        name = f"ground_truth/smic/{clip.subject}_{clip.clip}.npz"
+        with np.load(corpora / name) as strong, np.load(tmp_path / name) as weak:
+            shown = weak["intensity"][:, : len(clip.units)].max(axis=0)
+            assert ((shown >= 0.08) & (shown <= 0.22)).all()
+            share = (strong["intensity"][:, : len(clip.units)].max(axis=0) - 0.3) / 0.4
+            assert shown == pytest.approx(0.08 + 0.14 * share, abs=1e-6)
+            assert (strong["pose"] == weak["pose"]).all()
+    assert main(made[:3]) == 2
+    assert "made otherwise" in capsys.readouterr().err
+
+
 def test_a_killed_run_leaves_no_workers_and_is_finished_by_the_next(corpora, tmp_path):
     words = [sys.executable, "-m", "mefar", "make-demo", str(tmp_path), "--size", "tiny", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
