@@ -27,6 +27,7 @@ VERBS = {
     "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),
     "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
     "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
+    "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
     "sweep": ("mefar.commands.sweep", "run a W&B sweep file here, without an account"),
@@ -38,9 +39,9 @@ def usage() -> str:
     """The table that `mefar --help` prints."""
     lines = ["usage: mefar VERB [options]      mefar VERB --help explains one verb", ""]
     lines += ["training (LightningCLI, configured by YAML):"]
-    lines += [f"  {verb:<12} {phrase}" for verb, phrase in TRAINER_VERBS.items()]
+    lines += [f"  {verb:<14} {phrase}" for verb, phrase in TRAINER_VERBS.items()]
     lines += ["", "everything else:"]
-    lines += [f"  {verb:<12} {phrase}" for verb, (_, phrase) in VERBS.items()]
+    lines += [f"  {verb:<14} {phrase}" for verb, (_, phrase) in VERBS.items()]
     return "\n".join(lines)
 
 
