@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.clips import Clip, Study
-from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser, compose
+from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser
 from datamodules.faces.apex import Apex, ApexRule, choose_apex, spot
+from datamodules.faces.geometry import compose
 from datamodules.faces.head_motion import Region
 from datamodules.faces.resample import resample
 from datamodules.views import draw_view
@@ -43,6 +44,7 @@ MADE_BY = (
     "datamodules.faces",
     "datamodules.crops",
     "datamodules.views",
+    "datamodules.counter_random",
 )
 _SPOTTING_SIDE = 128
 

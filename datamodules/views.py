@@ -7,12 +7,14 @@ nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.counter_random import number_of, uniforms
+from datamodules.faces.geometry import about_centre
 
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
@@ -51,13 +53,8 @@ class View:
 
     def matrix(self, size: int) -> Float:
         """The transform crop -> view, (2, 3) float64, about the centre of a crop of `size` pixels."""
-        angle = np.deg2rad(self.turn)
-        linear = self.scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        if self.flip:
-            linear = linear @ np.diag([-1.0, 1.0])
-        centre = np.full(2, (size - 1) / 2)
-        offset = centre + size * np.array(self.shift) - linear @ centre
-        return np.concatenate([linear, offset[:, None]], 1)
+        shift = (size * self.shift[0], size * self.shift[1])
+        return about_centre((size, size), (size, size), self.turn, self.scale, shift, self.flip)
 
     def relit(self, image: UInt8) -> UInt8:
         """The image under this view's light, uint8."""
@@ -95,16 +92,15 @@ def draw_view(seed: int, key: str, v: int) -> View:
     """View v of the clip with this key; v = 0 is the untouched one."""
     if v == 0:
         return View()
-    digest = hashlib.sha256(f"{seed}/{key}/{v}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    either = rng.uniform(-1.0, 1.0, 6)
+    flip, jitter, *rest = uniforms(seed * 1009 + v, number_of(key), 9)[0].tolist()
+    x, y, scale, turn, brightness, contrast, amplitude = (2.0 * u - 1.0 for u in rest)
     return View(
-        flip=bool(rng.random() < 0.5),
-        shift=(float(SHIFT * either[0]), float(SHIFT * either[1])),
-        scale=float(1.0 + SCALE * either[2]),
-        turn=float(TURN * either[3]),
-        jitter=float(rng.random()),
-        brightness=float(1.0 + LIGHT * either[4]),
-        contrast=float(1.0 + LIGHT * either[5]),
-        amplitude=float(1.0 + AMPLITUDE * rng.uniform(-1.0, 1.0)),
+        flip=flip < 0.5,
+        shift=(SHIFT * x, SHIFT * y),
+        scale=1.0 + SCALE * scale,
+        turn=TURN * turn,
+        jitter=jitter,
+        brightness=1.0 + LIGHT * brightness,
+        contrast=1.0 + LIGHT * contrast,
+        amplitude=1.0 + AMPLITUDE * amplitude,
     )

@@ -29,7 +29,7 @@ from datamodules.faces.head_motion import Stabiliser, stabilise
 from datamodules.faces.resample import resample
 from mefar.errors import UserError
 
-__all__ = ["Face", "FaceAligner", "FaceDetector", "FaceMode", "Stabiliser", "compose", "stabilise"]
+__all__ = ["Face", "FaceAligner", "FaceDetector", "FaceMode", "Stabiliser", "stabilise"]
 
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
@@ -263,12 +263,6 @@ class FaceAligner:
         centre = np.array([(width - 1) / 2, (height - 1) / 2])
         shift = (self.size - 1) / 2 + self.margin - scale * centre
         return np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
-
-
-def compose(after: Float, before: Float) -> Float:
-    """The (2, 3) transform that applies `before`, then `after`."""
-    full = np.vstack([before, [0.0, 0.0, 1.0]])
-    return np.asarray(after @ full, np.float64)
 
 
 def _enlarged(face: Face, ratio: Float) -> Face:

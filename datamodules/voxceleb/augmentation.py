@@ -3,11 +3,9 @@
 What changes between onset and apex must be the face alone, so place, size, colour and camera are drawn once
 per pair. Only the noise of the sensor is drawn per frame, because a real camera does so.
 
-Nothing here has a state: what is drawn depends on (seed, number, view) only, where the caller gives every
-pair of a run another number. So workers, ranks and epochs all differ, and a run repeats from its seed, in
-whatever order and by however many processes its pairs are made. (albumentations' own generator would be
-copied into each worker and make them all repeat the same draws; it is reseeded from the number before every
-call.)
+What is drawn depends on (seed, number, view) only, where the caller gives every pair of a run another
+number; see counter_random.py. (albumentations' own generator would be copied into each worker and make them
+all repeat the same draws; it is reseeded from the number before every call.)
 """
 
 from __future__ import annotations
@@ -20,29 +18,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.counter_random import uniforms
+from datamodules.faces.geometry import about_centre
+
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
 
 _BANK = 1 << 19
 _SHARES = np.arange(256) / 255.0
-_WORD = (1 << 64) - 1
-
-
-def uniforms(seed: int, numbers: NDArray[np.int64], count: int) -> Float:
-    """Reproducible random numbers by counter: (N,) int64 -> (N, count) float64 in [0, 1).
-
-    splitmix64 (Steele, Lea, Flood 2014) of (seed, number, column): any row, at any time, anywhere.
-    """
-    start = np.uint64((seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & _WORD)
-    rows = _mix(_mix(start + numbers.astype(np.uint64)))
-    columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (_mix(rows[:, None] + columns[None]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(word ^ (word >> np.uint64(31)), np.uint64)
 
 
 @dataclass(frozen=True)
@@ -185,16 +168,8 @@ class PairTransform:
 
     def _matrix(self, drawn: Draw, height: int, width: int) -> Float:
         fit = max(1.0, self.image_size / min(height, width))  # only too small pictures are scaled to fit
-        angle, scale = np.deg2rad(drawn.turn), drawn.grow * fit
-        cos, sin = float(np.cos(angle)) * scale, float(np.sin(angle)) * scale
-        x, y, middle = (width - 1) / 2, (height - 1) / 2, (self.image_size - 1) / 2
-        a, b = (-cos, sin) if drawn.flip else (cos, -sin)
-        return np.array(
-            [
-                [a, b, middle + drawn.shift[0] - a * x - b * y],
-                [sin, cos, middle + drawn.shift[1] - sin * x - cos * y],
-            ]
-        )
+        target = (self.image_size, self.image_size)
+        return about_centre((width, height), target, drawn.turn, drawn.grow * fit, drawn.shift, drawn.flip)
 
 
 def _table(gamma: float, gains: tuple[float, float, float]) -> UInt8:

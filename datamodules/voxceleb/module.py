@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.counter_random import uniforms
 from datamodules.faces.align import FaceMode
-from datamodules.voxceleb import shards as cache
-from datamodules.voxceleb.augmentation import PairTransform, uniforms
+from datamodules.voxceleb import shards
+from datamodules.voxceleb.augmentation import PairTransform
 from datamodules.voxceleb.sampling import PairSampler, Place, visit
 from mefar.errors import UserError
 from mefar.progress import shown
@@ -71,7 +72,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
             seed,
         )
         self.gap = gap_seconds
-        document, (windows, times) = cache.read_index(folder)
+        document, (windows, times) = shards.read_index(folder)
         ends = np.cumsum(windows[:, 2])
         starts = ends - windows[:, 2]
         keep = times[ends - 1] - times[starts] >= gap_seconds[0] - 1e-6
@@ -218,7 +219,7 @@ class VoxCelebDataModule(LightningDataModule):
         if (self.data / "index.json").is_file():
             return self.data
         made = (
-            cache.VERSION,
+            shards.VERSION,
             self.data.resolve(),
             self.faces,
             self.stabilise,
@@ -234,7 +235,7 @@ class VoxCelebDataModule(LightningDataModule):
         if self.folder != self.data:
             news = not (self.folder / "index.json").is_file()
             with shown("reading videos") as progress:
-                cache.build(
+                shards.build(
                     self.data,
                     self.folder,
                     self.image_size,
@@ -245,7 +246,7 @@ class VoxCelebDataModule(LightningDataModule):
                     progress=progress,
                     stabilise=self.stabilise,
                 )
-            if news and (line := cache.left_out(self.folder)):
+            if news and (line := shards.left_out(self.folder)):
                 rank_zero_warn(line)
 
     def setup(self, stage: str) -> None:
@@ -257,7 +258,7 @@ class VoxCelebDataModule(LightningDataModule):
         self._place = Place()  # a checkpoint is loaded after this
         if self._train is not None:
             return
-        document, _ = cache.read_index(self.folder)
+        document, _ = shards.read_index(self.folder)
         plan = document["plan"]
         if plan["size"] != self.image_size:
             raise UserError(

@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser, compose
-from datamodules.voxceleb.crew import work
+from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser
+from datamodules.faces.geometry import compose
+from datamodules.voxceleb.parallel import work
 from datamodules.voxceleb.utterances import Utterance, cut, find_utterances
 from mefar.errors import UserError
 from mefar.files import lock, replacing, sweep
@@ -259,7 +260,7 @@ def _work(
             _make_shard(root, out, plan, chunks[shard], shard, {}, str)
             report(shard)
         return
-    jobs = {shard: partial(_make_shard, root, out, plan, chunks[shard]) for shard in todo}
+    jobs = {shard: partial(_make_shard, root, out, plan, chunks[shard], shard) for shard in todo}
     for shard in work(jobs, workers):
         report(shard)
 

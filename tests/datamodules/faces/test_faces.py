@@ -10,7 +10,8 @@ from rendering import face
 
 from datamodules.demo.head import actions_of
 from datamodules.demo.render import Pose
-from datamodules.faces.align import EYES_AT, MOUTH_AT, FaceAligner, FaceDetector, compose, stabilise
+from datamodules.faces.align import EYES_AT, MOUTH_AT, FaceAligner, FaceDetector, stabilise
+from datamodules.faces.geometry import compose
 from datamodules.faces.head_motion import Stabiliser
 from datamodules.voxceleb.video import play, read_all
 from mefar.errors import UserError

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.clips import ActionUnit, mirrored, parse_action_units
-from datamodules.voxceleb.augmentation import PairTransform, uniforms
+from datamodules.counter_random import uniforms
+from datamodules.voxceleb.augmentation import PairTransform
 
 QUIET = {"noise": 0.0, "camera": 0.0}
 STILL = {**QUIET, "turn": 0.0, "grow": 0.0, "shift": 0.0, "light": 0.0, "gray": 0.0}

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 from filming import barcode, film
 
-from datamodules.voxceleb import shards as cache
-from datamodules.voxceleb.crew import work
+from datamodules.voxceleb import shards
+from datamodules.voxceleb.parallel import work
 from datamodules.voxceleb.shards import build, left_out, read_index
 from mefar import progress
 from mefar.errors import UserError
@@ -20,14 +20,14 @@ from mefar.files import lock
 FAST = {"preset": "ultrafast", "threads": "1"}
 
 
-def job(folder, bad, number, condemned, begin):
-    """Steps `0`, `1`, `2`; `bad`: what to do at which (job, step)."""
+def job(folder, bad, number, left_out, opening):
+    """Files `0`, `1`, `2`; `bad`: what to do at which (job, file)."""
     lines = []
     for step in ("0", "1", "2"):
-        if step in condemned:
-            lines.append(f"{step} {condemned[step]}")
+        if step in left_out:
+            lines.append(f"{step} {left_out[step]}")
             continue
-        begin(step)
+        opening(step)
         act = bad.get((number, step))
         if act == "die":
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -41,14 +41,14 @@ def job(folder, bad, number, condemned, begin):
         elif act == "raise":
             raise UserError(f"step {step} went wrong")
         lines.append(step)
-    begin("")
+    opening("")
     if bad.get((number, "end")):
         os._exit(3)
     (folder / str(number)).write_text("\n".join(lines))
 
 
 def done(folder, bad, count=4, workers=2):
-    jobs = {number: partial(job, folder, bad) for number in range(count)}
+    jobs = {number: partial(job, folder, bad, number) for number in range(count)}
     numbers = list(work(jobs, workers, patience=0.5))
     assert sorted(numbers) == list(range(count)), "each job once"
     return {number: (folder / str(number)).read_text().splitlines() for number in numbers}
@@ -65,7 +65,7 @@ def test_a_step_that_kills_or_hangs_is_left_out(tmp_path):
 def test_an_error_is_raised_here_and_a_death_between_steps_is_no_files_fault(tmp_path):
     with pytest.raises(UserError, match="step 1 went wrong") as caught:
         done(tmp_path, {(0, "1"): "raise"}, 1, 1)
-    assert "in job" in "".join(caught.value.__notes__), "the worker's traceback"
+    assert "in job" in str(caught.value.__cause__), "the worker's traceback"
     with pytest.raises(UserError, match="exit code 3"):
         done(tmp_path, {(0, "end"): "leave"}, 1, 1)
 
@@ -83,27 +83,27 @@ def made(root, out, workers=1):
     return build(root, out, 96, faces="precropped", workers=workers, stabilise=False)
 
 
-_make_shard = cache._make_shard
+_make_shard = shards._make_shard
 
 
 def _with_a_crashing_decoder(*arguments):
     """Runs in the worker."""
-    reading = cache._read_windows
+    reading = shards._read_windows
 
     def read(path, name, *more):
         if name.startswith("id00002"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return reading(path, name, *more)
 
-    cache._read_windows = read
+    shards._read_windows = read
     try:
         _make_shard(*arguments)
     finally:
-        cache._read_windows = reading
+        shards._read_windows = reading
 
 
 def test_a_file_that_crashes_the_decoder_is_quarantined(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_make_shard", _with_a_crashing_decoder)
+    monkeypatch.setattr(shards, "_make_shard", _with_a_crashing_decoder)
     result = made(videos, tmp_path / "out", workers=2)
     assert (result.utterances, result.quarantined) == (5, 1)
     with (tmp_path / "out" / "quarantine.csv").open() as rows:
