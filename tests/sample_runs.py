@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mefar.loso.results import worst_mistakes
+from mefar.loso.results import read_predictions, worst_mistakes
 
 CLASSES = ("negative", "positive", "surprise")
 SUBJECTS = {"casme2": ("sub01", "sub02", "sub03"), "samm": ("006", "007"), "smic": ("s1", "s2", "s3", "s11")}
@@ -119,8 +119,7 @@ def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **cha
             drawn = [face(generator, 64 + 16 * place, lift) for lift in (0.0, 0.8, 0.6)]
             names = [f"{database}_{part}" for part in ("onset", "apex", "reconstruction")]
             shown.update(zip(names, drawn, strict=True))
-        with (folder / "predictions.csv").open(newline="") as file:
-            wrong = [mistake.clip for mistake in worst_mistakes(csv.DictReader(file), CLASSES)]
+        wrong = [mistake.clip for mistake in worst_mistakes(read_predictions(folder))]
         shown["mistakes_clips"] = np.array(wrong)
         for part, lift in (("onset", 0.0), ("apex", 0.8), ("reconstruction", 0.6)):
             shown[f"mistakes_{part}"] = np.stack([face(generator, 64, lift) for _ in wrong])

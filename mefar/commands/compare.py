@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mefar.commands import run_function
 from mefar.loso import bootstrap
+from mefar.loso.results import DRAWS, read_predictions
 
 
 def compare(first: Path, second: Path, *, selection: Literal["last", "inner", "oracle"] = "last") -> None:
@@ -21,8 +22,8 @@ def compare(first: Path, second: Path, *, selection: Literal["last", "inner", "o
         second: folder of another on the same clips, labels and seeds.
         selection: which epoch of both: last (the score), inner, or oracle (leaks).
     """
-    found = bootstrap.compare(bootstrap.read(first), bootstrap.read(second), selection)
-    title = f"{selection}: {second} against {first}, {bootstrap.DRAWS} draws of the subjects"
+    found = bootstrap.compare(read_predictions(first), read_predictions(second), selection)
+    title = f"{selection}: {second} against {first}, {DRAWS} draws of the subjects"
     table = Table(title=title, title_justify="left")
     for name in ("", "first", "second", "difference", "95 % interval", "draws against it"):
         table.add_column(name, justify="right" if name else "left")

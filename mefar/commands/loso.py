@@ -180,7 +180,7 @@ def loso(
     summary["controls"] = controls
     write_text(out / "summary.json", json.dumps(summary, indent=1))
     # Of shuffled labels a mistake is no mistake.
-    wrong = [] if shuffle_labels else worst_mistakes(read_predictions(out), summary["classes"])
+    wrong = [] if shuffle_labels else worst_mistakes(read_predictions(out))
     shown_clips = [mistake.clip for mistake in wrong]
     _save_pictures(
         out / "pictures.npz", pictures(model, tokens, lambda row: _pair(clips, row), device, shown_clips)

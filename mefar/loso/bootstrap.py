@@ -7,78 +7,34 @@ what was drawn.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mefar.errors import UserError
+from mefar.loso.results import DRAWS, Predictions
 from mefar.metrics import confusion, f1_per_class, recall_per_class
 
-DRAWS = 2000
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The rows of a predictions.csv.
-
-    Attributes:
-        keys: N of (seed, database, subject, clip).
-        labels: (N,) int64 in [0, C).
-        chosen: selection -> (N,) int64 in [0, C).
-        num_classes: C.
-    """
-
-    keys: tuple[tuple[str, str, str, str], ...]
-    labels: Tensor
-    chosen: dict[str, Tensor]
-    num_classes: int
-
-
-def read(run: Path) -> Predictions:
-    """Read RUN/predictions.csv.
-
-    Raises:
-        UserError: no such file, or not one that `mefar loso` wrote.
-    """
-    path = Path(run) / "predictions.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        names = [name for name in ("last", "inner", "oracle") if name in rows[0]]
-        keys = tuple((row["seed"], row["database"], row["subject"], row["clip"]) for row in rows)
-        labels = torch.tensor([int(row["label"]) for row in rows])
-        chosen = {name: torch.tensor([int(row[name]) for row in rows]) for name in names}
-    except OSError:
-        raise UserError(
-            f"{path}: no such file; give the folder of a run that `mefar loso` finished"
-        ) from None
-    except (KeyError, ValueError, IndexError):
-        raise UserError(f"{path}: not the predictions of a `mefar loso` run") from None
-    return Predictions(keys, labels, chosen, sum(name.startswith("p_") for name in rows[0]))
-
-
-def subject_counts(
-    subjects: Sequence[tuple[str, str]], labels: Tensor, guesses: Tensor, num_classes: int
-) -> tuple[list[tuple[str, str]], Tensor]:
+def subject_counts(rows: Predictions, selection: str) -> tuple[list[tuple[str, str]], Tensor]:
     """Confusion matrices by subject.
 
     Args:
-        subjects: N of (database, subject).
-        labels: (N,) int64 in [0, C).
-        guesses: (N,) int64 in [0, C).
-        num_classes: C.
+        rows: of a run.
+        selection: last, inner or oracle.
 
     Returns:
-        The S subjects, sorted, and their (S, C, C) counts.
+        The S subjects as (database, subject), sorted, and their (S, C, C) counts.
     """
-    names = sorted(set(subjects))
-    number = torch.tensor([names.index(subject) for subject in subjects])
-    counts = [confusion(labels[number == i], guesses[number == i], num_classes) for i in range(len(names))]
+    names = sorted(set(rows.subjects))
+    place = {name: number for number, name in enumerate(names)}
+    number = torch.tensor([place[subject] for subject in rows.subjects])
+    labels, guesses = (torch.from_numpy(column) for column in (rows.labels, rows.chosen[selection]))
+    counts = [confusion(labels[number == i], guesses[number == i], len(rows.classes)) for i in place.values()]
     return names, torch.stack(counts)
 
 
@@ -97,8 +53,8 @@ def resampled(counts: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Scores of resamples: (S, C, C) and (R, S) -> `uf1`, `uar`, each (R,) in [0, 1]."""
     pooled = torch.einsum("rs,sij->rij", weights, counts.double())
     return {
-        "uf1": torch.stack([f1_per_class(each).mean() for each in pooled]),
-        "uar": torch.stack([recall_per_class(each).mean() for each in pooled]),
+        "uf1": torch.vmap(f1_per_class)(pooled).mean(1),
+        "uar": torch.vmap(recall_per_class)(pooled).mean(1),
     }
 
 
@@ -111,12 +67,12 @@ def interval(values: Tensor, level: float = LEVEL) -> tuple[float, float]:
 def intervals(rows: Predictions) -> dict[str, dict[str, dict[str, list[float]]]]:
     """95 % intervals of every selection, in all (`full`) and per database: {"uf1": [low, high], "uar": ...}.
 
-    With several seeds, all seeds' predictions of a drawn subject are drawn together.
+    With several seeds, all seeds' predictions of a drawn subject are drawn together. A class that a draw or
+    a database does not hold counts 0, as in the scores themselves.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    owners = [(database, subject) for _, database, subject, _ in rows.keys]
-    for selection, guesses in rows.chosen.items():
-        names, counts = subject_counts(owners, rows.labels, guesses, rows.num_classes)
+    for selection in rows.chosen:
+        names, counts = subject_counts(rows, selection)
         weights = draws(names)
         found[selection] = {}
         for place in ["full", *sorted({database for database, _ in names})]:
@@ -149,27 +105,31 @@ def compare(first: Predictions, second: Predictions, selection: str = "last") ->
     """Paired bootstrap of two runs: `uf1` and `uar` in all.
 
     Raises:
-        UserError: the runs are not of the same clips, labels and seeds, or lack the selection.
+        UserError: the runs are not of the same clips, classes, labels and seeds, or lack the selection.
     """
-    left, right = dict(zip(first.keys, first.labels.tolist(), strict=True)), {}
-    right = dict(zip(second.keys, second.labels.tolist(), strict=True))
+    if first.classes != second.classes:
+        raise UserError(
+            f"the runs have other classes, {', '.join(first.classes)} and {', '.join(second.classes)}; "
+            "compare runs of the same protocol"
+        )
+    left, right = (
+        dict(zip(zip(rows.clips, rows.seeds, strict=True), rows.labels.tolist(), strict=True))
+        for rows in (first, second)
+    )
     odd = sorted(set(left.items()) ^ set(right.items()))
     if odd:
-        seed, *clip = odd[0][0]
+        clip, seed = odd[0][0]
         raise UserError(
-            f"the runs differ in {len({key for key, _ in odd})} clips or their labels, first "
-            f"{'/'.join(clip)} (seed {seed}); compare runs of the same protocol, data and seeds"
+            f"the runs differ in {len({key for key, _ in odd})} clips or their labels, first {clip} (seed "
+            f"{seed}); compare runs of the same protocol, data and seeds"
         )
     for rows in (first, second):
         if selection not in rows.chosen:
             raise UserError(
                 f"selection {selection!r} is not in both runs; choose from {', '.join(rows.chosen)}"
             )
-    order = {key: row for row, key in enumerate(second.keys)}
-    aligned = second.chosen[selection][torch.tensor([order[key] for key in first.keys])]
-    owners = [(database, subject) for _, database, subject, _ in first.keys]
-    names, a = subject_counts(owners, first.labels, first.chosen[selection], first.num_classes)
-    _, b = subject_counts(owners, first.labels, aligned, first.num_classes)
+    # The matrices of subjects do not depend on the order of the clips, in which the runs may differ.
+    (names, a), (_, b) = subject_counts(first, selection), subject_counts(second, selection)
     weights, once = draws(names), torch.ones(1, len(names), dtype=torch.float64)
     drawn_a, drawn_b, here, there = (
         resampled(a, weights), resampled(b, weights), resampled(a, once), resampled(b, once),

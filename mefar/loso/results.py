@@ -1,6 +1,7 @@
-"""What a leave-one-subject-out run left in its folder, read back for whoever shows it.
+"""What a leave-one-subject-out run left in its folder, read back for whoever shows, logs or compares it.
 
-summary.json is needed; predictions.csv, confusion.json, attention.json and pictures.npz are optional.
+summary.json is needed; predictions.csv, confusion.json, attention.json and pictures.npz are optional. Shape
+legend: N rows of predictions.csv (clips x seeds), C classes, L tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import csv
 import json
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,38 @@ from mefar.errors import UserError
 
 TITLES = {"full": "Full", "casme2": "CASME II", "smic": "SMIC-HS", "samm": "SAMM", "casme3": "CAS(ME)³"}
 """What papers call the rows of a score table, in their usual order."""
+
+DRAWS = 2000
+"""Resamples of the subjects behind every interval."""
+
+_SELECTIONS = ("last", "inner", "oracle")
+_OWNERS = ("database", "subject", "clip")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """predictions.csv: one row per held-out clip and seed.
+
+    Attributes:
+        clips: N keys "database/subject/clip".
+        seeds: N seeds of the heads.
+        labels: (N,) int64 in [0, C).
+        chosen: selection (last, inner, oracle) -> (N,) int64 in [0, C).
+        probabilities: (N, C) float64 in [0, 1], of the last epoch.
+        classes: C names.
+    """
+
+    clips: tuple[str, ...]
+    seeds: tuple[int, ...]
+    labels: NDArray[np.int64]
+    chosen: dict[str, NDArray[np.int64]]
+    probabilities: NDArray[np.float64]
+    classes: tuple[str, ...]
+
+    @property
+    def subjects(self) -> list[tuple[str, str]]:
+        """N of (database, subject): the same name in two databases is two people."""
+        return [(key.split("/", 2)[0], key.split("/", 2)[1]) for key in self.clips]
 
 
 @dataclass(frozen=True)
@@ -41,33 +74,25 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """What a run left in its folder.
 
     Attributes:
         folder: the run's folder.
         summary: summary.json.
-        predictions: rows of predictions.csv.
-        confusion: rows of scores -> (C, C) counts, for the last epoch.
-        attention: rows of scores -> per class L pooling weights or None, for the last epoch.
+        predictions: predictions.csv, or None.
+        confusion: selection -> row of the score table -> (C, C) counts, rows annotated.
+        attention: row of the score table -> per class L pooling weights or None, for the last epoch; empty
+            where the heads have no attention.
         pictures: content of pictures.npz.
     """
 
     folder: Path
     summary: dict[str, Any]
-    predictions: tuple[dict[str, str], ...]
-    confusion: dict[str, list[list[float]]]
+    predictions: Predictions | None
+    confusion: dict[str, dict[str, list[list[float]]]]
     attention: dict[str, list[list[float] | None]]
     pictures: dict[str, NDArray[np.generic]]
-
-    @property
-    def interval(self) -> str:
-        """How far the score would move with other subjects, a sentence; empty without intervals."""
-        bounds = self.summary.get("intervals", {}).get("last", {}).get("full")
-        if bounds is None:
-            return ""
-        low, high = bounds["uf1"]
-        return f" With other subjects: UF1 {low:.3f} to {high:.3f} (95 % of draws)."
 
     @property
     def scopes(self) -> list[str]:
@@ -94,24 +119,23 @@ class Run:
         return [scope for scope in ordered(self.summary["counts"]) if scope not in ("all", "full")]
 
     @property
-    def subjects(self) -> dict[tuple[str, str], Counter[str]]:
-        """(database, subject) -> its clips, and how many were right: keys `clips`, `last`, `oracle`."""
-        right: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for row in self.predictions:
-            counter = right[row["database"], row["subject"]]
-            counter["clips"] += 1
-            for selection in ("last", "oracle"):
-                counter[selection] += row.get(selection) == row["label"]
-        return dict(right)
-
-    @property
     def totals(self) -> tuple[int, int]:
         """Clips and subjects of all databases."""
         counts = [self.summary["counts"][database] for database in self.databases]
-        return sum(int(count["clips"]) for count in counts), sum(int(count["subjects"]) for count in counts)
+        return sum(count["clips"] for count in counts), sum(count["subjects"] for count in counts)
+
+    @property
+    def subjects(self) -> dict[tuple[str, str], Counter[str]]:
+        """(database, subject) -> its clips, and how many were right: keys `clips` and the selections."""
+        right: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        if self.predictions is not None:
+            hits = {name: guess == self.predictions.labels for name, guess in self.predictions.chosen.items()}
+            for row, subject in enumerate(self.predictions.subjects):
+                right[subject].update(clips=1, **{name: int(hit[row]) for name, hit in hits.items()})
+        return dict(right)
 
 
-def read_run(run: Path) -> Run:
+def read_run(run: Path) -> FinishedRun:
     """Read a run's folder.
 
     Raises:
@@ -122,18 +146,58 @@ def read_run(run: Path) -> Run:
     missing = [key for key in ("protocol", "classes", "scores", "counts") if key not in summary]
     if missing:
         raise UserError(f"{run / 'summary.json'}: no {missing[0]!r}; run `mefar loso` again")
-    confusion = _json(run / "confusion.json").get("last", {}) if (run / "confusion.json").is_file() else {}
+    confusion = _json(run / "confusion.json") if (run / "confusion.json").is_file() else {}
     attention = _json(run / "attention.json") if (run / "attention.json").is_file() else {}
-    return Run(run, summary, read_predictions(run), confusion, attention, read_pictures(run / "pictures.npz"))
+    _must_be_numbers(run / "summary.json", {key: summary.get(key) for key in _NUMBERS})
+    _must_be_numbers(run / "confusion.json", confusion)
+    _must_be_numbers(run / "attention.json", attention)
+    written = (run / "predictions.csv").is_file()
+    return FinishedRun(
+        run, summary, read_predictions(run) if written else None, confusion, attention,
+        read_pictures(run / "pictures.npz"),
+    )  # fmt: skip
 
 
-def read_predictions(run: Path) -> tuple[dict[str, str], ...]:
-    """Rows of a run's predictions.csv; none where there is no such file."""
+def read_predictions(run: Path) -> Predictions:
+    """Read RUN/predictions.csv.
+
+    Raises:
+        UserError: no such file, or not one that `mefar loso` wrote.
+    """
     path = Path(run) / "predictions.csv"
-    if not path.is_file():
-        return ()
-    with path.open(newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), list(reader.fieldnames or ())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; give the folder of a run that `mefar loso` finished"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `mefar loso` again") from error
+    again = "not the predictions of a `mefar loso` run; run it again"
+    missing = [name for name in (*_OWNERS, "seed", "label", "last") if name not in names]
+    if missing or not rows:
+        raise UserError(f"{path}: no {f'column {missing[0]!r}' if missing else 'rows'}; {again}")
+    columns = [name for name in names if name.startswith("p_")]
+    selections = [name for name in _SELECTIONS if name in names]
+    numbers: dict[str, list[float]] = {name: [] for name in ("seed", "label", *selections, *columns)}
+    for line, row in enumerate(rows, 2):
+        for name, values in numbers.items():
+            try:
+                values.append(float(row[name]) if name in columns else int(row[name]))
+            except (TypeError, ValueError):
+                raise UserError(f"{path}, line {line}: {name} is {row[name]!r}; {again}") from None
+            if name in ("label", *selections) and not 0 <= values[-1] < len(columns):
+                raise UserError(f"{path}, line {line}: {name} {row[name]} of {len(columns)} classes; {again}")
+    return Predictions(
+        tuple("/".join(row[name] for name in _OWNERS) for row in rows),
+        tuple(int(seed) for seed in numbers["seed"]),
+        np.array(numbers["label"], np.int64),
+        {name: np.array(numbers[name], np.int64) for name in selections},
+        np.array([numbers[name] for name in columns], np.float64).T,
+        tuple(name.removeprefix("p_") for name in columns),
+    )
 
 
 def read_pictures(path: Path) -> dict[str, NDArray[np.generic]]:
@@ -151,28 +215,23 @@ def read_pictures(path: Path) -> dict[str, NDArray[np.generic]]:
         raise UserError(f"{path}: cannot be read; delete it or run again") from error
 
 
-def worst_mistakes(
-    predictions: Iterable[Mapping[str, str]], classes: Sequence[str], most: int = 8
-) -> list[Mistake]:
+def worst_mistakes(predictions: Predictions, most: int = 8) -> list[Mistake]:
     """The clips that were surest to be something else at the last epoch, the surest first.
 
     Args:
-        predictions: rows of predictions.csv.
-        classes: C names, in the order of the labels.
+        predictions: of a run.
         most: how many to name.
     """
-    labels: dict[str, int] = {}
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    for row in predictions:
-        key = "/".join((row["database"], row["subject"], row["clip"]))
-        labels[key] = int(row["label"])
-        found[key].append([float(row[f"p_{name}"]) for name in classes])
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, clip in enumerate(predictions.clips):
+        rows[clip].append(row)
     mistakes = []
-    for key, each in found.items():
-        mean = [sum(column) / len(each) for column in zip(*each, strict=True)]
-        highest = max(range(len(classes)), key=mean.__getitem__)
-        if highest != labels[key]:
-            mistakes.append(Mistake(key, classes[labels[key]], classes[highest], mean[highest]))
+    for clip, own in rows.items():
+        mean, label = predictions.probabilities[own].mean(0), int(predictions.labels[own[0]])
+        highest = int(mean.argmax())
+        if highest != label:
+            names = predictions.classes
+            mistakes.append(Mistake(clip, names[label], names[highest], float(mean[highest])))
     return sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.clip))[:most]
 
 
@@ -185,6 +244,22 @@ def ordered(names: Iterable[str]) -> list[str]:
 def title(name: str) -> str:
     """What papers call a database or a row."""
     return TITLES.get(name, name)
+
+
+_NUMBERS = ("scores", "intervals", "controls", "counts", "folds", "wall_seconds", "adapt_tokenizer")
+"""Entries of summary.json in which everything but a key is a number."""
+
+
+def _must_be_numbers(path: Path, content: object, where: str = "") -> None:
+    """Whoever shows a number may format it: a text in its place is an error here, with its place."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _must_be_numbers(path, value, f"{where}.{key}" if where else str(key))
+    elif isinstance(content, list):
+        for value in content:
+            _must_be_numbers(path, value, where)
+    elif not isinstance(content, int | float | None):
+        raise UserError(f"{path}: {where} is {content!r}, not a number; run `mefar loso` again")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from mefar.loso.launch import FoldStrategy
 from mefar.loso.ledger import Ledger
 from mefar.loso.machine import Machine
 from mefar.loso.meeting import Meeting, occupy
+from mefar.loso.results import read_predictions
 from mefar.loso.scores import StudyTokens, pool, pooled_attention, pooled_confusion, predictions_csv
 from mefar.loso.token_table import MADE_BY
 
@@ -249,7 +250,7 @@ class Run:
             "clips": len(self.study.clips),
             "counts": self.study.counts,
             "scores": pooled_scores,
-            "intervals": bootstrap.intervals(bootstrap.read(self.out)),
+            "intervals": bootstrap.intervals(read_predictions(self.out)),
             "tokenizer": dict(self.study.tokenizer),
             "dropped": [list(pair) for pair in self.study.dropped],
             "head": self.configuration["head"],

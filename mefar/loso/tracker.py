@@ -6,14 +6,13 @@ those of the command's own table. `loso/uf1` and `loso/uar` are those of the las
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mefar.loso import results as record
 from mefar.loso.ledger import Ledger
+from mefar.loso.results import FinishedRun, read_predictions, read_run
 from mefar.loso.scores import FULL, ORACLE_WARNING
 
 CONFIGURATION = (
@@ -70,25 +69,25 @@ def tags(summary: Mapping[str, Any]) -> list[str]:
     return [summary["protocol"], f"tokenizer-{summary['tokenizer']['sha256'][:8]}", *selections, *control]
 
 
-def fold_table(run: record.Run) -> tuple[list[str], list[list[Any]]]:
+def fold_table(run: FinishedRun) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows: one row per held-out subject and seed, with the epochs that were taken."""
     selections: Sequence[str] = list(run.summary["scores"])
     ledger = Ledger(run.folder, run.summary["identity"]).read()
     epochs = {(fold.subject, fold.seed): result.epochs for fold, (result, _) in ledger.items()}
+    predictions = run.predictions or read_predictions(run.folder)  # says what is missing
     right: dict[tuple[str, str, int], Counter[str]] = {}
-    for row in run.predictions:
-        counter = right.setdefault((row["database"], row["subject"], int(row["seed"])), Counter())
-        counter["clips"] += 1
-        for name in selections:
-            counter[name] += row[name] == row["label"]
+    for row, (subject, seed) in enumerate(zip(predictions.subjects, predictions.seeds, strict=True)):
+        counter = right.setdefault((*subject, seed), Counter())
+        hits = {name: int(predictions.chosen[name][row] == predictions.labels[row]) for name in selections}
+        counter.update(clips=1, **hits)
     columns = ["database", "subject", "seed", "clips"]
     marks = {"oracle": " (leaks)"}
     columns += [f"{what} {name}{marks.get(name, '')}" for name in selections for what in ("right", "epoch")]
     rows: list[list[Any]] = []
-    for (database, subject, seed), counter in right.items():
-        chosen = epochs[f"{database}/{subject}", seed]
+    for (database, name, seed), counter in right.items():
+        chosen = epochs[f"{database}/{name}", seed]
         numbers = [number for name in selections for number in (counter[name], chosen[name])]
-        rows.append([database, subject, seed, counter["clips"], *numbers])
+        rows.append([database, name, seed, counter["clips"], *numbers])
     return columns, rows
 
 
@@ -98,14 +97,13 @@ def write(logger: TableLogger, folder: Path) -> None:
     Raises:
         UserError: no finished run there.
     """
-    run = record.read_run(folder)
+    run = read_run(folder)
     summary = run.summary
     logger.log_hyperparams({name: summary[name] for name in CONFIGURATION if name in summary})
     columns, rows = fold_table(run)
     logger.log_table("loso/folds", columns, rows)
-    confusion = json.loads((folder / "confusion.json").read_text(encoding="utf-8"))
     classes = list(summary["classes"])
-    for selection, places in confusion.items():
+    for selection, places in run.confusion.items():
         for place, counts in places.items() if selection != "oracle" else ():
             body = [[name, *line] for name, line in zip(classes, counts, strict=True)]
             logger.log_table(f"loso/confusion/{selection}/{place}", ["truth", *classes], body)

@@ -13,7 +13,8 @@ from html import escape
 from pathlib import Path
 
 from mefar.errors import UserError
-from mefar.loso.results import Run, read_run, title
+from mefar.loso.results import FinishedRun as Run
+from mefar.loso.results import read_run, title
 from mefar.report import figures
 from mefar.report.loso_scores import confusions, peers, scores, subjects
 from mefar.report.loso_tokens import PICTURE_TITLES, attention, codes, mistakes, pictures
@@ -80,8 +81,16 @@ def _lead(run: Run) -> str:
         f'<p class="lead"><b>UF1 {cell["uf1"]:.3f}</b>, <b>UAR {cell["uar"]:.3f}</b> at the last epoch, over '
         f"{plural(clips, 'clip')} of {plural(people, 'subject')}, "
         f"{plural(len(run.summary['classes']), 'class', 'es')}, {plural(len(run.seeds), 'seed')}."
-        f"{run.interval}</p>"
+        f"{_interval(run)}</p>"
     )
+
+
+def _interval(run: Run) -> str:
+    bounds = run.summary.get("intervals", {}).get("last", {}).get("full")
+    if bounds is None:
+        return ""
+    low, high = bounds["uf1"]
+    return f" With other subjects: UF1 {low:.3f} to {high:.3f} (95 % of draws)."
 
 
 def _dropped(run: Run) -> str:

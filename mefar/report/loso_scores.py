@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from mefar.loso import bootstrap
-from mefar.loso.results import Run, ordered, title
+from mefar.loso.results import DRAWS, ordered, title
+from mefar.loso.results import FinishedRun as Run
 from mefar.report import figures
 from mefar.report.page import ASSETS, note, section, table, warning
 
@@ -121,12 +121,13 @@ def peers(run: Run) -> str:
 
 def confusions(run: Run) -> str:
     """One confusion matrix per database and one of all."""
-    shown = [scope for scope in run.scopes if scope in run.confusion]
+    last = run.confusion.get("last", {})
+    shown = [scope for scope in run.scopes if scope in last]
     if not shown:
         return ""
     drawn = [
         f"<figure><figcaption>{escape(run.row(scope))}</figcaption>"
-        f"{figures.confusion_svg(run.confusion[scope], run.summary['classes'])}</figure>"
+        f"{figures.confusion_svg(last[scope], run.summary['classes'])}</figure>"
         for scope in shown
     ]
     rows = "shuffled labels" if run.shuffled else "annotated"
@@ -140,7 +141,7 @@ def confusions(run: Run) -> str:
 
 def subjects(run: Run) -> str:
     """One bar per subject, and all of them as a table to unfold."""
-    if not run.predictions:
+    if run.predictions is None:
         return ""
     right = run.subjects
     blocks, lines = [], []
@@ -193,7 +194,7 @@ def _intervals(run: Run) -> str:
     if not run.summary.get("intervals"):
         return ""
     together = " A drawn subject brings its predictions of all seeds." if len(run.seeds) > 1 else ""
-    draws = f"Small: 95 % of {bootstrap.DRAWS:,} draws of the subjects, each database keeping its number."
+    draws = f"Small: 95 % of {DRAWS:,} draws of the subjects, each database keeping its number."
     return draws + together
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from mefar.loso.results import Run, title, worst_mistakes
+from mefar.loso.results import FinishedRun as Run
+from mefar.loso.results import title, worst_mistakes
 from mefar.report import figures
 from mefar.report.figures import Picture
 from mefar.report.page import LIGHTER_AND_DARKER, note, section, table
@@ -44,7 +45,7 @@ def pictures(run: Run) -> str:
 
 def mistakes(run: Run) -> str:
     """The clips whose wrong class got the highest probability; not of shuffled labels, which tell nothing."""
-    wrong = [] if run.shuffled else worst_mistakes(run.predictions, run.summary["classes"])
+    wrong = [] if run.shuffled or run.predictions is None else worst_mistakes(run.predictions)
     if not wrong:
         return ""
     shown = {str(clip): row for row, clip in enumerate(run.pictures.get("mistakes_clips", ()))}

@@ -27,7 +27,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from mefar.__main__ import main
 from mefar.commands import loso as command
-from mefar.loso.results import worst_mistakes
+from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.token_table import TokenTable
 from mefar.tokenizer.module import FacialActionTokenizer
 
@@ -128,7 +128,7 @@ def test_from_databases_to_report(
         assert pictures["usage"].sum() == 18 * 16
         shown = list(pictures["mistakes_clips"])
         assert pictures["mistakes_apex"].shape == (len(shown), 48, 48, 3)
-    wrong = [mistake.clip for mistake in worst_mistakes(rows, summary["classes"])]
+    wrong = [mistake.clip for mistake in worst_mistakes(read_predictions(out))]
     assert wrong and shown == wrong
     assert json.loads((out / "shuffled" / "summary.json").read_text())["control"] == "shuffled"
 

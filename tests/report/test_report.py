@@ -1,5 +1,6 @@
 """The page of a run: complete, self-contained, true to its files, and one line when they are not there."""
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from sample_runs import CLASSES, SUBJECTS, write_run
 
 from mefar.__main__ import main
 from mefar.errors import UserError
-from mefar.loso.results import ordered, read_run, worst_mistakes
+from mefar.loso.results import ordered, read_predictions, worst_mistakes
 from mefar.report import figures
 from mefar.report.loso_page import write_figure, write_report
 
@@ -137,15 +138,20 @@ def test_confusion_counts_are_drawn(run: Path, page: str) -> None:
     assert f"annotated negative, predicted surprise: {matrix[0][2]} of {sum(matrix[0])}" in drawn
 
 
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_subject_scores_are_the_predictions(run: Path, page: str) -> None:
-    rows = [row for row in read_run(run).predictions if row["subject"] == "sub01"]
+    rows = [row for row in rows_of(run) if row["subject"] == "sub01"]
     right = sum(row["last"] == row["label"] for row in rows)
     assert f"sub01: {right} of {len(rows)}" in page
 
 
 def test_the_surest_mistakes_come_first_with_their_pictures(run: Path, page: str) -> None:
     shown = part(page, "Worst mistakes")
-    rows = [row for row in read_run(run).predictions if row["last"] != row["label"]]
+    rows = [row for row in rows_of(run) if row["last"] != row["label"]]
     rows.sort(key=lambda row: -max(float(row[f"p_{name}"]) for name in CLASSES))
     places = [shown.index(f">{row['clip']}<small>") for row in rows[:1]]
     text = words(shown)
@@ -157,27 +163,21 @@ def test_the_surest_mistakes_come_first_with_their_pictures(run: Path, page: str
     assert shown.count("<img") == 5 * 8 and shown.count("<tr>") == 8 + 1
 
 
-def test_mistakes_average_the_seeds() -> None:
-    def row(seed: int, clip: str, label: int, *p: float) -> dict[str, str]:
-        shown = {f"p_{name}": str(each) for name, each in zip(CLASSES, p, strict=True)}
-        return {
-            "database": "samm",
-            "subject": "6",
-            "clip": clip,
-            "label": str(label),
-            "seed": str(seed),
-            **shown,
-        }
-
-    rows = [row(0, "a", 0, 0.1, 0.9, 0.0), row(1, "a", 0, 0.5, 0.3, 0.2)]
-    rows += [row(0, "b", 0, 0.4, 0.6, 0.0), row(1, "b", 0, 0.7, 0.3, 0.0)]  # right on average
-    rows += [row(0, "c", 2, 0.0, 0.8, 0.2), row(1, "c", 2, 0.0, 0.8, 0.2)]
-    found = worst_mistakes(rows, CLASSES)
+def test_mistakes_average_the_seeds(tmp_path: Path) -> None:
+    rows = [
+        "a,0,0,1,0.1,0.9,0.0", "a,1,0,0,0.5,0.3,0.2", "b,0,0,1,0.4,0.6,0.0",
+        "b,1,0,0,0.7,0.3,0.0",  # right on average
+        "c,0,2,1,0.0,0.8,0.2", "c,1,2,1,0.0,0.8,0.2",
+    ]  # fmt: skip
+    head = "database,subject,clip,seed,label,last," + ",".join(f"p_{name}" for name in CLASSES)
+    (tmp_path / "predictions.csv").write_text("\n".join([head, *(f"samm,6,{row}" for row in rows)]))
+    predictions = read_predictions(tmp_path)
+    found = worst_mistakes(predictions)
     assert [(m.clip, m.annotated, m.predicted) for m in found] == [
         ("samm/6/c", "surprise", "positive"), ("samm/6/a", "negative", "positive"),
     ]  # fmt: skip
     assert [m.probability for m in found] == pytest.approx([0.8, 0.6])
-    assert len(worst_mistakes(rows, CLASSES, 1)) == 1
+    assert len(worst_mistakes(predictions, 1)) == 1
 
 
 def test_mistakes_without_pictures_and_none_of_shuffled_labels(tmp_path: Path) -> None:
