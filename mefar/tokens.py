@@ -55,11 +55,13 @@ class ActionTokenizer(Protocol):
     Images at this border are RGB (B, 3, H, W) float in [0, 1].
 
     Attributes:
+        image_size: H = W in pixels.
         num_codes: K, size of the codebook.
         num_tokens: L, tokens per pair.
         dim: D, width of the token embeddings.
     """
 
+    image_size: int
     num_codes: int
     num_tokens: int
     dim: int

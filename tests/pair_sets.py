@@ -15,12 +15,13 @@ from mefar.loso.engine import TokenSet
 from mefar.loso.scores import StudyTokens
 from mefar.loso.token_table import tokenize
 from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.published_network import PublishedNetwork
+from mefar.tokenizer.warp_network import WarpNetwork
 
 CLIPS = (3, 4, 6)  # training sets of 10, 9 and 7 clips: a last batch of 2, of 1, and of 3
 SUBJECTS = tuple(f"casme2/{number}" for number, count in enumerate(CLIPS) for _ in range(count))
-PUBLISHED = {"network": "published", "quantizer": "nsvq", "image_size": 32, "patch_size": 8, "dim": 16,
-             "depth": 1, "temporal_depth": 1, "heads": 2, "head_dim": 8, "num_codes": 8, "num_tokens": 4,
-             "code_dim": 4}  # fmt: skip
+PUBLISHED = {"image_size": 32, "patch_size": 8, "dim": 16, "spatial_depth": 1, "temporal_depth": 1,
+             "heads": 2, "head_dim": 8, "num_codes": 8, "num_tokens": 4, "code_dim": 4}  # fmt: skip
 
 
 class Pairs(Dataset[dict[str, Any]]):
@@ -56,12 +57,13 @@ class Pairs(Dataset[dict[str, Any]]):
 @cache
 def tokenizer(network: str = "warp") -> FacialActionTokenizer:
     torch.manual_seed(3)
-    model = FacialActionTokenizer(**(PUBLISHED if network == "published" else SMALL))
+    published = network == "published"
+    model = FacialActionTokenizer(PublishedNetwork(**PUBLISHED) if published else WarpNetwork(**SMALL))
     pairs = [Pairs(model.image_size, 1)[row] for row in range(len(SUBJECTS))]
     onset, apex = (torch.stack([pair[name] for pair in pairs]) / 255 for name in ("onset", "apex"))
     with torch.no_grad():  # a book that fits the encoder, or every clip would be the same tokens
-        actions = model.codec.encode(onset, apex).flatten(0, 1)
-        model.codec.vq.codebook.copy_(actions[torch.randperm(len(actions))[: model.num_codes]])
+        actions = model.network.encode(onset, apex).flatten(0, 1)
+        model.network.vq.codebook.copy_(actions[torch.randperm(len(actions))[: model.num_codes]])
     return model.eval()
 
 

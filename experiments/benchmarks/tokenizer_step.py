@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mefar.tokenizer.module import FacialActionTokenizer
-from mefar.tokenizer.published_network import PublishedCodec
+from mefar.tokenizer.published_network import PublishedNetwork
 from mefar.tokenizer.quantizer import VectorQuantizer
 from mefar.tokenizer.transformer import (
     ATTENTION_SCALE,
@@ -54,8 +54,8 @@ from mefar.tokenizer.transformer import (
 
 Grid = tuple[int, int, int]
 Pair = tuple[Tensor, Tensor]
-SMALL = {"image_size": 64, "dim": 64, "depth": 1, "temporal_depth": 1, "heads": 2, "head_dim": 32}
-PUBLISHED = {"image_size": 256, "dim": 512, "depth": 6, "temporal_depth": 6}
+SMALL = {"image_size": 64, "dim": 64, "spatial_depth": 1, "temporal_depth": 1, "heads": 2, "head_dim": 32}
+PUBLISHED = {"image_size": 256, "dim": 512, "spatial_depth": 6, "temporal_depth": 6}
 
 
 # The plain side: functions of the weights alone.
@@ -108,7 +108,7 @@ def plain_transformer(
     return stack.norm(tokens)
 
 
-def plain_encode(codec: PublishedCodec, onset: Tensor, apex: Tensor) -> Tensor:
+def plain_encode(codec: PublishedNetwork, onset: Tensor, apex: Tensor) -> Tensor:
     side, size = codec.grid, len(onset)
     grid = (2, side, side)
     tokens = codec.patch_embedding(torch.stack([onset, apex], 1).flatten(0, 1))
@@ -119,7 +119,7 @@ def plain_encode(codec: PublishedCodec, onset: Tensor, apex: Tensor) -> Tensor:
     return codec.bottleneck(frames[:, :, 1]) - codec.bottleneck(frames[:, :, 0])
 
 
-def plain_decode(codec: PublishedCodec, onset: Tensor, codes: Tensor) -> Tensor:
+def plain_decode(codec: PublishedNetwork, onset: Tensor, codes: Tensor) -> Tensor:
     embeddings = codec.embed(codes)
     queries = codec.patch_embedding(onset).detach()
     bias = plain_bias(codec.position_bias)
@@ -132,7 +132,7 @@ def plain_nearest(vq: VectorQuantizer, action: Tensor) -> Tensor:
     return (action.float().unsqueeze(-2) - vq.codebook).square().sum(-1).argmin(-1)
 
 
-def plain_loss(codec: PublishedCodec, onset: Tensor, apex: Tensor, step: int) -> Tensor:
+def plain_loss(codec: PublishedNetwork, onset: Tensor, apex: Tensor, step: int) -> Tensor:
     action = plain_encode(codec, onset, apex).float()
     hard = F.embedding(plain_nearest(codec.vq, action), codec.vq.codebook)
     # The numbers that ours draws at this step, so that the two can be compared.
@@ -147,7 +147,7 @@ def plain_loss(codec: PublishedCodec, onset: Tensor, apex: Tensor, step: int) ->
     return loss
 
 
-def plain_tokenize(codec: PublishedCodec, onset: Tensor, apex: Tensor) -> tuple[Tensor, Tensor]:
+def plain_tokenize(codec: PublishedNetwork, onset: Tensor, apex: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         indices = plain_nearest(codec.vq, plain_encode(codec, onset, apex))
         return indices, codec.embed(F.embedding(indices, codec.vq.codebook))
@@ -175,8 +175,8 @@ class Side:
         self.steps += 1
         with self.autocast:
             if self.name == "plain":
-                return plain_loss(self.model.codec, *pair, self.steps)
-            return self.model.losses({"onset": pair[0], "apex": pair[1]})["reconstruction"]
+                return plain_loss(self.model.network, *pair, self.steps)
+            return self.model.network.losses({"onset": pair[0], "apex": pair[1]})["reconstruction"]
 
     def step(self, pair: Pair) -> None:
         self.optimizer.zero_grad()
@@ -186,7 +186,7 @@ class Side:
     def tokenize(self, pair: Pair) -> tuple[Tensor, Tensor]:
         with self.autocast:
             if self.name == "plain":
-                return plain_tokenize(self.model.codec, *pair)
+                return plain_tokenize(self.model.network, *pair)
             tokens = self.model.tokenize(*pair)
             return tokens.indices, tokens.embeddings
 
@@ -195,7 +195,7 @@ def make_side(name: str, precision: str, options: argparse.Namespace) -> Side:
     device = torch.device(options.device)
     torch.manual_seed(0)
     sizes = SMALL if options.small else PUBLISHED
-    model = FacialActionTokenizer(network="published", quantizer="nsvq", code_dim=32, **sizes).to(device)
+    model = FacialActionTokenizer(PublishedNetwork(**sizes)).to(device)
     fast = {"foreach": False, "fused": False} if name == "plain" else {"fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.99), weight_decay=0.0, **fast)
     return Side(name, precision, model, optimizer, device)

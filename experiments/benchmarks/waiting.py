@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.cli import instantiate_module
 from lightning.pytorch.profilers import SimpleProfiler
 from pairs import film
 
 from datamodules.voxceleb.module import VoxCelebDataModule
 from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.warp_network import WarpNetwork  # noqa: F401, the configuration names it
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -56,10 +58,8 @@ def main() -> None:
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            trainer.fit(
-                FacialActionTokenizer(**config["model"]["init_args"]),
-                datamodule=VoxCelebDataModule(**settings),
-            )
+            model = instantiate_module(FacialActionTokenizer, config["model"]["init_args"])
+            trainer.fit(model, datamodule=VoxCelebDataModule(image_size=model.image_size, **settings))
             spent = {
                 name.rsplit(".", 1)[-1]: sum(times) for name, times in profiler.recorded_durations.items()
             }

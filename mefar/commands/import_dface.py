@@ -27,7 +27,7 @@ def import_dface(
         f"{out}: {found['parameters']:,} parameters; {found['num_tokens']} tokens from"
         f" {found['num_codes']} codes of {found['code_dim']};"
         f" images of {found['image_size']} px in patches of {found['patch_size']};"
-        f" width {found['dim']}, depth {found['depth']} and {found['temporal_depth']} in time,"
+        f" width {found['dim']}, depth {found['spatial_depth']} and {found['temporal_depth']} in time,"
         f" {found['heads']} heads of {found['head_dim']}"
     )
 

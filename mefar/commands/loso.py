@@ -42,8 +42,8 @@ from mefar.loso.scores import StudyTokens, place_scores, table
 from mefar.loso.token_table import TokenTable, pictures
 from mefar.progress import shown
 from mefar.report.loso_page import write_report
-from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.module import load as load_tokenizer
+from mefar.tokens import ActionTokenizer, AdaptableTokenizer
 
 SHORT = {"--epochs": "--training.epochs"}
 HEAD, TRAINING = HeadSize(), Training()
@@ -158,6 +158,8 @@ def loso(
     }
     adaptation = None
     if adapt_tokenizer:
+        if not isinstance(model, AdaptableTokenizer):
+            raise UserError(f"{tokenizer}: {type(model).__name__} cannot adapt; leave adapt_tokenizer at 0")
         adaptation = adapting.Adaptation(model, clips, clips.fingerprint(), adapt_tokenizer)
     elif devices is None:
         machine = machine.spread(len(plan(material.data.subjects, every_seed, group or CPU_GROUP)))
@@ -273,9 +275,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{folder}: cannot be written ({error.strerror}); free space or set another cache_dir")
 
 
-def _tokenize(
-    model: FacialActionTokenizer, clips: MicroExpressionDataset, device: torch.device
-) -> TokenTable:
+def _tokenize(model: ActionTokenizer, clips: MicroExpressionDataset, device: torch.device) -> TokenTable:
     with shown("tokenizing", "clips") as progress:
         began, done = time.monotonic(), 0
 

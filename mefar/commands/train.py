@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
 
@@ -31,12 +32,15 @@ import datamodules.voxceleb.module
 import mefar.classifier.edclip
 import mefar.classifier.module
 import mefar.tokenizer.module
+import mefar.tokenizer.published_network
+import mefar.tokenizer.warp_network
 import mefar.tokenizer.weight_ema
 from mefar.commands import guard
 from mefar.errors import UserError
 from mefar.files import replacing, sweep
 from mefar.report.training_page import write_training_report
 from mefar.sweeps import fill, name_run
+from mefar.tokenizer import earlier
 from mefar.tokenizer.validation_pictures import SampleKeeper
 
 _FOUND_BY_TRAINER = ("last", "best", "hpc", "registry")
@@ -69,6 +73,10 @@ class MefarCLI(LightningCLI):
     command = "mefar fit"
     """What the user typed."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The size of the images is asked for once, in the model; the data follow."""
+        parser.link_arguments("model.image_size", "data.init_args.image_size", apply_on="instantiate")
+
     def _parse_ckpt_path(self) -> None:
         # The inherited one lets a checkpoint's hyperparameters overrule what the user wrote.
         checkpoint = self.config[self.config.subcommand].get("ckpt_path")
@@ -77,7 +85,9 @@ class MefarCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         verb = str(self.subcommand)
-        check_settings(self.model, self.datamodule)
+        data = self.config[verb].get("data")
+        asked = data.init_args.get("image_size") if data is not None and "init_args" in data else None
+        check_settings(self.model, self.datamodule, asked)
         root = fill(Path(config["default_root_dir"] or f"runs/{verb}-{type(self.model).__name__}"))
         config["default_root_dir"] = str(root)
         # Before the folder is touched: a resume that cannot work leaves the run as it was.
@@ -167,7 +177,9 @@ def check_shapes(path: Path, model: LightningModule) -> None:
     Raises:
         UserError: the first tensor that differs.
     """
-    there, here = check_checkpoint(path)["state_dict"], model.state_dict()
+    checkpoint = check_checkpoint(path)
+    earlier.translate_checkpoint(checkpoint)
+    there, here = checkpoint["state_dict"], model.state_dict()
     shared = [name for name in there if name in here]
     other = [name for name in shared if there[name].shape != here[name].shape]
     if other:
@@ -181,10 +193,15 @@ def check_shapes(path: Path, model: LightningModule) -> None:
         raise UserError(f"{path}: a checkpoint of another class than {type(model).__name__}")
 
 
-def check_settings(model: LightningModule, data: LightningDataModule | None) -> None:
+def check_settings(model: LightningModule, data: LightningDataModule | None, asked: int | None) -> None:
     """Refuse a model and data that answer the same question differently, such as image_size.
 
     The Trainer would do so too, but only once it logs, and with a traceback.
+
+    Args:
+        model: to be trained.
+        data: whose image_size follows the model's.
+        asked: the data's image_size in the configuration, its default where nothing was said.
 
     Raises:
         UserError: the first setting of one name with two values.
@@ -199,6 +216,12 @@ def check_settings(model: LightningModule, data: LightningDataModule | None) -> 
                 f"{name}: {ours[name]!r} in the model, {theirs[name]!r} in the data; "
                 f"give model.init_args.{name} and data.init_args.{name} the same value"
             )
+    size, parameter = getattr(model, "image_size", None), signature(type(data)).parameters.get("image_size")
+    if size is not None and parameter is not None and asked not in (None, size, parameter.default):
+        raise UserError(
+            f"image_size: {size} in the model, {asked} in the data; the data follow the model, leave "
+            "data.init_args.image_size out"
+        )
 
 
 def missing_tensor(message: str) -> str:
@@ -245,7 +268,7 @@ def _train(verb: str, argv: Sequence[str]) -> int:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "mefar", "exit_on_error": False, verb: {"exit_on_error": False}},
-            args=words,
+            args=earlier.words(words),
         )
     except MisconfigurationException as error:
         raise UserError(str(error)) from error

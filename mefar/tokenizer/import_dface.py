@@ -26,8 +26,9 @@ from torch import Tensor
 
 from mefar.errors import UserError
 from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.published_network import PublishedNetwork
 
-# Published name -> name in PublishedCodec, outside of the transformers.
+# Published name -> name in PublishedNetwork, outside of the transformers.
 PLAIN = {
     "to_patch_emb_first_frame.1.weight": "patch_embedding.pixel_norm.weight",
     "to_patch_emb_first_frame.1.bias": "patch_embedding.pixel_norm.bias",
@@ -116,8 +117,8 @@ def load_tokenizer(
     names = published_names(settings)
     try:
         with torch.device("meta"):  # sizes are checked before any memory is asked for
-            expected = FacialActionTokenizer(**settings).codec.state_dict()
-    except (ValueError, UserError) as error:
+            expected = PublishedNetwork(**settings).state_dict()
+    except UserError as error:
         raise UserError(f"{path}: {error}; give the image size and tokens it was trained with") from None
     _check_names(state, names, path)
     weights = {}
@@ -139,10 +140,10 @@ def load_tokenizer(
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{path}: {published} holds values that are not finite floating-point numbers")
         weights[ours] = tensor.float()
-    model = FacialActionTokenizer(**settings)
-    counters = {name: value for name, value in model.codec.state_dict().items() if name not in weights}
-    model.codec.load_state_dict(weights | counters)
-    return model.eval()
+    network = PublishedNetwork(**settings)
+    counters = {name: value for name, value in network.state_dict().items() if name not in weights}
+    network.load_state_dict(weights | counters)
+    return FacialActionTokenizer(network).eval()
 
 
 def import_checkpoint(
@@ -177,7 +178,7 @@ def import_checkpoint(
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{out}: cannot be written ({_first_line(error)})") from None
-    return dict(model.hparams) | {"parameters": sum(weight.numel() for weight in model.parameters())}
+    return model.network.settings | {"parameters": sum(weight.numel() for weight in model.parameters())}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -241,7 +242,7 @@ def _plain_names(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
 def infer_settings(
     state: Mapping[str, Tensor], path: Path, image_size: int = 256, num_tokens: int | None = None
 ) -> dict[str, Any]:
-    """Arguments of FacialActionTokenizer for a published state dict.
+    """Arguments of PublishedNetwork for a published state dict.
 
     Raises:
         UserError: a tensor that shows a size is missing or has another number of dimensions.
@@ -275,14 +276,13 @@ def infer_settings(
             side = (side + 1) // 2
         num_tokens = side**2
     return {
-        "network": "published",
         "image_size": image_size,
         "patch_size": patch_size,
         "num_codes": num_codes,
         "num_tokens": num_tokens,
         "code_dim": code_dim,
         "dim": dim,
-        "depth": depths["enc_spatial_transformer"],
+        "spatial_depth": depths["enc_spatial_transformer"],
         "temporal_depth": depths["enc_temporal_transformer"],
         "heads": width // head_dim,
         "head_dim": head_dim,
@@ -302,7 +302,7 @@ def published_names(settings: Mapping[str, Any]) -> dict[str, str | None]:
         for kind in ("weight", "bias"):
             names[f"vq.cnn_encoder.{2 * number}.{kind}"] = f"bottleneck.convolutions.{number}.{kind}"
     for published, ours in TRANSFORMERS.items():
-        depth = settings["temporal_depth" if ours == "temporal_encoder" else "depth"]
+        depth = settings["temporal_depth" if ours == "temporal_encoder" else "spatial_depth"]
         names |= {f"{published}.norm_out.gamma": f"{ours}.norm.weight", f"{published}.norm_out.beta": None}
         for number in range(depth):
             block, own = f"{published}.layers.{number}", f"{ours}.blocks.{number}"

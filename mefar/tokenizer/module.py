@@ -1,34 +1,33 @@
-"""LightningModule 1, FacialActionTokenizer: pretrains the codec and is the ActionTokenizer of the rest.
+"""LightningModule 1, FacialActionTokenizer: pretrains any network and is the ActionTokenizer of the rest.
 
-Trained on pairs of frames of talking faces (VoxCelebDataModule), with no label. Every validation logs
-the gates of quality.py: a run whose reconstruction does not beat copying the onset, or does not suffer when
-tokens are shuffled within the batch, has learned nothing, whatever its loss says.
+Trained on pairs of frames of talking faces (VoxCelebDataModule), with no label. The network brings its own
+loss (network.py). Every validation logs the gates of quality.py: a run whose reconstruction does not beat
+copying the onset, or does not suffer when tokens are shuffled within the batch, has learned nothing, whatever
+its loss says.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import pickle
 import zipfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
+from lightning.pytorch.cli import instantiate_module
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from mefar.errors import UserError
-from mefar.tokenizer import image_losses as reconstruction
-from mefar.tokenizer import ranks
-from mefar.tokenizer.published_network import PublishedCodec
+from mefar.tokenizer import earlier, ranks
+from mefar.tokenizer.image_losses import match_light
+from mefar.tokenizer.network import ActionNetwork, describe
 from mefar.tokenizer.quality import TokenQuality
-from mefar.tokenizer.transformer import TransformerBlock
-from mefar.tokenizer.warp_network import Block, WarpCodec
-from mefar.tokens import ActionTokens
+from mefar.tokens import ActionTokenizer, ActionTokens
 
 _IMAGES = ("onset", "apex", "onset_view", "apex_view")
 _SLACK = 1e-3  # what a resampled image may leave [0, 1] by
@@ -38,77 +37,45 @@ class FacialActionTokenizer(L.LightningModule):
     """Conditional VQ-VAE from (onset, apex) to action tokens and back.
 
     Args:
-        image_size: side of the aligned face crops in pixels; a multiple of 16, at least 48.
-        num_codes: K, size of the codebook (published: 32).
-        num_tokens: L, tokens per pair (published: 16).
-        code_dim: numbers in a code.
-        dim: width D of the codec and of the token embeddings.
-        depth: residual blocks of encoder and decoder each.
-        quantizer: `ema` (moving averages, k-means start, revival) or `nsvq` (published).
-        continuous_share: share of the training steps before the codebook starts, in [0, 1).
+        network: what makes and reads tokens, with its own loss: a class path and its arguments. `WarpNetwork`
+            (ours), `PublishedNetwork` (the paper's), or any ActionNetwork of yours.
         learning_rate: peak of AdamW's step size.
         weight_decay: of AdamW, on matrices only.
         lr_warmup_share: share of the steps of linear warm-up before the cosine decay.
-        moving_weight: how much more a moving pixel counts in the loss than a resting one; 0: all alike.
-        commitment_weight: of the mean squared distance between encoder outputs and their codes.
-        smooth_weight: of the flow's total variation, in pixels.
-        residual_weight: of the mean absolute residual that is painted over the warped onset.
-        network: `warp` (ours) or `published`, the paper's to the last digit, whose loss is the plain mean
-            squared error of the apex, without any of the weights above.
-        patch_size: published only, side of a patch in pixels; image_size may be any multiple of it.
-        temporal_depth: published only, blocks of the temporal encoder; `depth` is the spatial one.
-        heads: published only, attention heads.
-        head_dim: published only, channels of a head.
-        bottleneck_convolutions: published only, from patches to tokens; null for as many as needed.
         compiled: train with blocks that torch.compile has fused: minutes at the start, then faster steps on
             a GPU. The same numbers up to rounding.
     """
 
+    image_size: int
     num_codes: int
     num_tokens: int
     dim: int
 
     def __init__(
         self,
-        image_size: int = 256,
-        num_codes: int = 32,
-        num_tokens: int = 16,
-        code_dim: int = 16,
-        dim: int = 64,
-        depth: int = 2,
-        quantizer: Literal["ema", "nsvq"] = "ema",
-        continuous_share: float = 0.15,
+        network: ActionNetwork,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         lr_warmup_share: float = 0.03,
-        moving_weight: float = 2.0,
-        commitment_weight: float = 0.05,
-        smooth_weight: float = 1e-3,
-        residual_weight: float = 1e-2,
-        network: Literal["warp", "published"] = "warp",
-        patch_size: int = 16,
-        temporal_depth: int = 6,
-        heads: int = 8,
-        head_dim: int = 64,
-        bottleneck_convolutions: int | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.codec: WarpCodec | PublishedCodec
-        try:
-            if network == "published":
-                self.codec = PublishedCodec(
-                    image_size, patch_size, dim, depth, temporal_depth, heads, head_dim, num_codes,
-                    num_tokens, code_dim, quantizer, bottleneck_convolutions=bottleneck_convolutions,
-                )  # fmt: skip
-            else:
-                self.codec = WarpCodec(image_size, dim, depth, num_codes, num_tokens, code_dim, quantizer)
-        except ValueError as error:
-            raise UserError(f"tokenizer: {error}") from error
-        self.num_codes, self.num_tokens, self.dim = num_codes, num_tokens, dim
-        self.image_size = image_size
-        self.quality = TokenQuality(num_codes, num_tokens)
+        settings = {
+            "network": describe(network),
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "lr_warmup_share": lr_warmup_share,
+            "compiled": compiled,
+        }
+        # As LightningCLI would write them, so that the class is made again from a checkpoint the same way
+        # whoever has made it.
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        made_by = "lightning.pytorch.cli.instantiate_module"
+        self.save_hyperparameters(settings | {"_class_path": kind, "_instantiator": made_by})
+        self.network = network
+        self.image_size, self.dim = network.image_size, network.dim
+        self.num_codes, self.num_tokens = network.num_codes, network.num_tokens
+        self.quality = TokenQuality(network.num_codes, network.num_tokens)
         self._half_step: dict[str, Tensor] = {}
 
     # ---- the ActionTokenizer interface
@@ -122,35 +89,23 @@ class FacialActionTokenizer(L.LightningModule):
         """
         for name, image in (("onset", onset), ("apex", apex)):
             _refuse_other_images(name, image, self.image_size)
-        action = self.codec.encode(onset, apex)
-        indices = self.codec.vq.nearest(action)
-        return ActionTokens(indices, self.codec.embed(self.codec.vq.lookup(indices)))
+        return self.network.tokenize(onset, apex)
 
     @torch.no_grad()
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """Onset (B, 3, H, W) in [0, 1] plus tokens, its own or another face's -> apex in [0, 1]."""
-        return self.codec.decode(onset, tokens.embeddings).image.clamp(0, 1)
+        return self.network.reconstruct(onset, tokens).clamp(0, 1)
 
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Mean squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer.
-
-        As published for `published`; `warp` is compared with the apex in the light of its onset, as it was
-        trained. The codebook: see VectorQuantizer.relaxed.
-        """
-        codes = self.codec.vq.relaxed(self.codec.encode(onset, apex), seeds)
-        image = self.codec.decode(onset, self.codec.embed(codes)).image
-        target = apex
-        if self.hparams["network"] == "warp":
-            target = reconstruction.match_light(apex, onset)
-        return (image - target).square().mean((1, 2, 3))
+        """Mean squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer."""
+        return self.network.adaptation_error(onset, apex, seeds)
 
     # ---- training
 
     def compile_blocks(self) -> None:
-        """Let torch.compile fuse every block of the codec; blocks of a kind share what it makes."""
-        for module in self.codec.modules():
-            if isinstance(module, Block | TransformerBlock):
-                module.compile()
+        """Let torch.compile fuse every block of the network; blocks of a kind share what it makes."""
+        for block in self.network.blocks():
+            block.compile()
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """uint8 travels to the device and becomes float in [0, 1] there.
@@ -168,10 +123,9 @@ class FacialActionTokenizer(L.LightningModule):
         return made
 
     def on_fit_start(self) -> None:
-        """The continuous phase is a share of the run, known only now; blocks are compiled on their device."""
+        """The length of the run is known only now; blocks are compiled on their device."""
         steps = self.trainer.estimated_stepping_batches
-        batches = steps * self.trainer.accumulate_grad_batches  # the quantiser counts every batch
-        self.codec.vq.warmup_steps = int(self.hparams["continuous_share"] * batches)
+        self.network.prepare(int(steps * self.trainer.accumulate_grad_batches))
         if self.hparams["compiled"]:
             self.compile_blocks()
 
@@ -194,37 +148,15 @@ class FacialActionTokenizer(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the gradients for `on_train_start`."""
+        earlier.translate_checkpoint(checkpoint)
         self._half_step = checkpoint.get("half_step", {})
-
-    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named terms of the loss, each already weighted, for float batches.
-
-        The encoder reads `onset`, `apex`; when the loader gives a second view of the pair (`onset_view`,
-        `apex_view`: other crop, colour and noise), the decoder must explain that one instead.
-        """
-        onset, apex = batch["onset"], batch["apex"]
-        seen, target = batch.get("onset_view", onset), batch.get("apex_view", apex)
-        action = self.codec.encode(onset, apex)
-        quantized = self.codec.quantize(action)
-        if self.hparams["network"] == "published":
-            image = self.codec.decode(onset, self.codec.embed(quantized.values)).image
-            return {"reconstruction": F.mse_loss(image, apex)}
-        decoded = self.codec.decode(seen, self.codec.embed(quantized.values))
-        target = reconstruction.match_light(target, seen)
-        weight = reconstruction.moving_weight(seen, target, self.hparams["moving_weight"])
-        return {
-            "reconstruction": reconstruction.charbonnier(decoded.image, target, weight),
-            "commitment": self.hparams["commitment_weight"] * quantized.commitment,
-            "smooth": self.hparams["smooth_weight"] * reconstruction.total_variation(decoded.flow),
-            "residual": self.hparams["residual_weight"] * decoded.residual.abs().mean(),
-        }
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One optimisation step; every rank stops on a loss that is not finite, and the clips are named.
 
         A rank that stopped alone would leave the others waiting for its gradients.
         """
-        terms = self.losses(batch)
+        terms = self.network.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
         if ranks.anywhere(~torch.isfinite(loss)):
             blame = _blame(batch) if not torch.isfinite(loss) else ""
@@ -241,7 +173,7 @@ class FacialActionTokenizer(L.LightningModule):
         order = torch.roll(torch.arange(len(tokens), device=onset.device), 1)
         self.quality.update(
             tokens.indices, self.tokenize(onset, onset).indices,
-            onset, reconstruction.match_light(apex, onset),
+            onset, match_light(apex, onset),
             self.reconstruct(onset, tokens), self.reconstruct(onset, tokens.select(order)),
         )  # fmt: skip
 
@@ -317,11 +249,14 @@ def _blame(batch: dict[str, Any]) -> str:
     return f"pixels that are not finite in {', '.join(bad)}; remove or repair these clips"
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> FacialActionTokenizer:
-    """A tokenizer from a checkpoint that `mefar fit` wrote, in eval mode.
+def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenizer:
+    """The tokenizer of a checkpoint that `mefar fit` wrote, of the class that it names, in eval mode.
+
+    That class may be anybody's, as long as Python finds it; no code is read from the file itself.
 
     Raises:
-        UserError: no such file, not a checkpoint, not a tokenizer's, or of another shape.
+        UserError: no such file, not a checkpoint, not a tokenizer's, of a class that is not found, or of
+            another shape.
     """
     path = Path(path)
     if not path.is_file():
@@ -332,16 +267,40 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> FacialActionTo
         raise UserError(f"{path}: not a checkpoint that can be read, or cut short") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
+    earlier.translate_checkpoint(checkpoint)
     settings = dict(checkpoint.get("hyper_parameters", {}))
-    if "num_codes" not in settings:
-        raise UserError(f"{path}: a checkpoint, but not a tokenizer's (no num_codes among its settings)")
-    known = inspect.signature(FacialActionTokenizer.__init__).parameters
+    settings.pop("_instantiator", None)
+    class_path = settings.pop("_class_path", None)
+    if class_path is None and "network" not in settings:
+        raise UserError(f"{path}: a checkpoint, but not a tokenizer's (it names neither class nor network)")
+    kind = FacialActionTokenizer if class_path is None else _tokenizer_class(str(class_path), path)
     try:
-        model = FacialActionTokenizer(**{name: value for name, value in settings.items() if name in known})
+        model = instantiate_module(kind, settings)
         model.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, TypeError, ValueError, UserError) as error:
+    except Exception as error:  # of a class that may be anybody's
         raise UserError(f"{path}: weights and settings do not fit together ({_first_line(error)})") from None
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if not isinstance(model, ActionTokenizer):
+        raise UserError(f"{path}: {kind.__name__} is no ActionTokenizer, see mefar/tokens.py")
+    return model
+
+
+def _tokenizer_class(class_path: str, path: Path) -> type[nn.Module]:
+    """The class that a checkpoint names; nothing but a tokenizer's class is ever called."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path}: is of class {class_path}, which cannot be imported ({_first_line(error)}); add the "
+            "folder of its file to PYTHONPATH"
+        ) from None
+    methods = ("tokenize", "reconstruct")
+    if not (
+        isinstance(kind, type) and issubclass(kind, nn.Module) and all(hasattr(kind, m) for m in methods)
+    ):
+        raise UserError(f"{path}: is of class {class_path}, which is no tokenizer (tokenize, reconstruct)")
+    return kind
 
 
 def _first_line(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """The published tokenizer network, to the last digit ("From Pixels to Semantics", ICLR 2026).
 
-Same interface as codec.WarpCodec: encode(onset, apex) -> continuous action, quantize -> codes, embed -> token
-embeddings, decode(onset, embeddings) -> apex. Written from the description of the computation and checked
-against its numbers. It keeps two quirks of the published network, so that released weights compute here what
-they compute there; our own codec has neither:
+Same contract as warp_network.py: encode(onset, apex) -> continuous action, quantize -> codes, embed -> token
+embeddings, decode(onset, embeddings) -> apex; the loss is the plain mean squared error of the apex. Written
+from the description of the computation and checked against its numbers. It keeps two quirks of the published
+network, so that released weights compute here what they compute there; our own network has neither:
 
 - Q1, interleaved tokens. The (B, L, d) codes are read as if they lay as (B, d, L): at 16 tokens of 32
   numbers, vector j holds numbers j and j + 16 of *every* code, and code i fills places 2i and 2i + 1 of every
@@ -11,22 +11,23 @@ they compute there; our own codec has neither:
   code's position reaches it. An attention weight on embedding j is therefore no weight on cell j of the grid.
 - Q2, mixed frames. The position convolution of the temporal encoder reads tokens that lie as (B, h, w, t)
   as if they lay as (B, t, h, w), and so mixes frames with rows.
-
-Imports no Lightning: the training lives in tokenizer.py.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mefar.errors import UserError
+from mefar.tokenizer.network import ActionNetwork
 from mefar.tokenizer.quantizer import Quantized, VectorQuantizer
-from mefar.tokenizer.transformer import RelativePositionBias, Transformer
-from mefar.tokenizer.warp_network import Decoded
+from mefar.tokenizer.transformer import RelativePositionBias, Transformer, TransformerBlock
+from mefar.tokens import ActionTokens
 
 
 class PatchEmbedding(nn.Module):
@@ -46,8 +47,9 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, P, D), rows first."""
-        patches = functional.pixel_unshuffle(image, self.patch_size)  # (B, 3 p p, h, w), channel before pixel
-        out: Tensor = self.norm(self.project(self.pixel_norm(patches.flatten(2).transpose(1, 2))))
+        side = self.patch_size
+        patches = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=side, q=side)
+        out: Tensor = self.norm(self.project(self.pixel_norm(patches)))
         return out
 
 
@@ -70,7 +72,7 @@ class Bottleneck(nn.Module):
         halvings = _halvings(grid, num_tokens)
         count = max(1, halvings) if convolutions is None else convolutions
         if count < max(1, halvings):
-            raise ValueError(f"{count} convolutions cannot make {num_tokens} tokens of {grid}x{grid} patches")
+            raise UserError(f"{count} convolutions cannot make {num_tokens} tokens of {grid}x{grid} patches")
         self.project = nn.Linear(dim, code_dim)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(code_dim, code_dim, 3, stride=2 if number < halvings else 1, padding=1)
@@ -80,15 +82,15 @@ class Bottleneck(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, P, D) -> (B, L, d)."""
-        cells = self.project(tokens).transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+        cells = rearrange(self.project(tokens), "b (h w) d -> b d h w", h=self.grid, w=self.grid)
         for number, convolution in enumerate(self.convolutions):
             cells = convolution(functional.relu(cells) if number else cells)
-        out: Tensor = cells.flatten(2).transpose(1, 2)
+        out: Tensor = rearrange(cells, "b d h w -> b (h w) d")
         return out
 
 
-class PublishedCodec(nn.Module):
-    """The published conditional VQ-VAE; the defaults are its sizes. Attributes as in tokens.ActionTokenizer.
+class PublishedNetwork(ActionNetwork):
+    """The published conditional VQ-VAE; the defaults are its sizes. Attributes as in ActionNetwork.
 
     Args:
         image_size: H = W in pixels, a multiple of patch_size.
@@ -102,7 +104,7 @@ class PublishedCodec(nn.Module):
         num_tokens: L, a square; sqrt(L) is the number of patches along a side halved some times.
         code_dim: numbers in a code, d.
         quantizer: `nsvq` (published) or `ema`, see quantizer.py.
-        warmup_steps: continuous training steps before an `ema` codebook starts.
+        continuous_share: share of the training steps before an `ema` codebook starts, in [0, 1).
         bottleneck_convolutions: how many; None for as many as are needed to come from patches to tokens.
     """
 
@@ -119,14 +121,14 @@ class PublishedCodec(nn.Module):
         num_tokens: int = 16,
         code_dim: int = 32,
         quantizer: Literal["ema", "nsvq"] = "nsvq",
-        warmup_steps: int = 0,
+        continuous_share: float = 0.0,
         bottleneck_convolutions: int | None = None,
     ) -> None:
         super().__init__()
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
-            raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
+            raise UserError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
         self.image_size, self.patch_size = image_size, patch_size
-        self.dim, self.code_dim = dim, code_dim
+        self.dim, self.code_dim, self.continuous_share = dim, code_dim, continuous_share
         self.num_codes, self.num_tokens = num_codes, num_tokens
         self.grid = image_size // patch_size
         self.patch_embedding = PatchEmbedding(patch_size, dim)
@@ -134,21 +136,51 @@ class PublishedCodec(nn.Module):
         self.spatial_encoder = Transformer(dim, spatial_depth, heads, head_dim)
         self.temporal_encoder = Transformer(dim, temporal_depth, heads, head_dim)
         self.bottleneck = Bottleneck(dim, code_dim, self.grid, num_tokens, bottleneck_convolutions)
-        self.vq = VectorQuantizer(num_codes, code_dim, quantizer, warmup_steps)
+        self.vq = VectorQuantizer(num_codes, code_dim, quantizer)
         self.token_projection = nn.Linear(code_dim, dim)
         self.decoder = Transformer(dim, spatial_depth, heads, head_dim, cross=True)
         self.to_pixels = nn.Linear(dim, 3 * patch_size**2)
 
+    # ---- the contract of network.py
+
+    def tokenize(self, onset: Tensor, apex: Tensor) -> ActionTokens:
+        """(B, 3, H, W) onset and apex -> tokens of the nearest codes."""
+        indices = self.vq.nearest(self.encode(onset, apex))
+        return ActionTokens(indices, self.embed(self.vq.lookup(indices)))
+
+    def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
+        """(B, 3, H, W) and tokens -> apex (B, 3, H, W)."""
+        return self.decode(onset, tokens.embeddings)
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The mean squared error of the apex and nothing else; a second view of the pair is not used."""
+        onset, apex = batch["onset"], batch["apex"]
+        codes = self.quantize(self.encode(onset, apex)).values
+        return {"reconstruction": functional.mse_loss(self.decode(onset, self.embed(codes)), apex)}
+
+    def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B,) squared error of the apex, as published; for the codebook see vq.relaxed."""
+        codes = self.vq.relaxed(self.encode(onset, apex), seeds)
+        return (self.decode(onset, self.embed(codes)) - apex).square().mean((1, 2, 3))
+
+    def prepare(self, batches: int) -> None:
+        """The continuous phase of an `ema` codebook is a share of the run."""
+        self.vq.warmup_steps = int(self.continuous_share * batches)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The transformers' blocks."""
+        return (module for module in self.modules() if isinstance(module, TransformerBlock))
+
+    # ---- its parts
+
     def encode(self, onset: Tensor, apex: Tensor) -> Tensor:
         """(B, 3, H, W) x 2 in [0, 1] -> (B, L, d) continuous action before quantisation."""
-        size, side = len(onset), self.grid
-        frames = torch.stack([onset, apex], 1).flatten(0, 1)  # (B 2, 3, H, W)
-        grid = (2, side, side)
+        size, grid = len(onset), (2, self.grid, self.grid)
+        frames = rearrange([onset, apex], "t b c h w -> (b t) c h w")
         tokens = self.spatial_encoder(self.patch_embedding(frames), grid, self.position_bias())
-        tokens = tokens.unflatten(0, (size, 2)).transpose(1, 2).flatten(0, 1)  # (B P, 2, D)
+        tokens = rearrange(tokens, "(b t) p d -> (b p) t d", t=2)
         tokens = self.temporal_encoder(tokens, grid)  # the same grid for another order of tokens: quirk Q2
-        tokens = tokens.unflatten(0, (size, side**2)).permute(2, 0, 1, 3).flatten(0, 1)  # (2 B, P, D)
-        before, after = self.bottleneck(tokens).chunk(2)
+        before, after = self.bottleneck(rearrange(tokens, "(b p) t d -> (t b) p d", b=size)).chunk(2)
         action: Tensor = after - before
         return action
 
@@ -159,29 +191,31 @@ class PublishedCodec(nn.Module):
 
     def embed(self, codes: Tensor) -> Tensor:
         """(B, L, d) codes -> (B, L, D) token embeddings in the published, interleaved layout (quirk Q1)."""
-        interleaved = codes.reshape(len(codes), self.code_dim, self.num_tokens).transpose(1, 2)
-        out: Tensor = self.token_projection(interleaved)
+        flat = rearrange(codes, "b l d -> b (l d)")
+        out: Tensor = self.token_projection(rearrange(flat, "b (d l) -> b l d", l=self.num_tokens))
         return out
 
-    def decode(self, onset: Tensor, embeddings: Tensor) -> Decoded:
-        """(B, 3, H, W) in [0, 1] and (B, L, D) -> Decoded; flow is zero, residual is all that changed."""
+    def decode(self, onset: Tensor, embeddings: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] and (B, L, D) -> apex (B, 3, H, W) float32."""
         queries = self.patch_embedding(onset).detach()  # the published decoder does not train the embedding
         tokens = self.decoder(queries, (1, self.grid, self.grid), self.position_bias(), embeddings)
-        pixels = self.to_pixels(tokens).float().transpose(1, 2).unflatten(-1, (self.grid, self.grid))
-        image = functional.pixel_shuffle(pixels, self.patch_size)
-        return Decoded(image, image.new_zeros(1).expand(len(image), 2, *image.shape[2:]), image - onset)
+        pixels, side, patch = self.to_pixels(tokens).float(), self.grid, self.patch_size
+        image: Tensor = rearrange(
+            pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=side, w=side, p=patch, q=patch
+        )
+        return image
 
 
 def _halvings(grid: int, num_tokens: int) -> int:
     """How often a side of `grid` patches is halved to leave sqrt(num_tokens).
 
     Raises:
-        ValueError: num_tokens is not a square, or halving does not lead there.
+        UserError: num_tokens is not a square, or halving does not lead there.
     """
     side = math.isqrt(max(num_tokens, 0))
     count, left = 0, grid
     while left > side and left > 1:
         left, count = (left + 1) // 2, count + 1
     if side < 1 or side**2 != num_tokens or left != side:
-        raise ValueError(f"num_tokens {num_tokens} is no square of {grid} (patches a side) halved")
+        raise UserError(f"num_tokens {num_tokens} is no square of {grid} (patches a side) halved")
     return count

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mefar.errors import UserError
 from mefar.tokenizer import ranks
 
 REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived
@@ -79,7 +80,7 @@ class VectorQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         if num_codes < 2 or code_dim < 1 or not 0 < decay < 1:
-            raise ValueError(
+            raise UserError(
                 f"needs num_codes >= 2, code_dim >= 1, 0 < decay < 1: {num_codes}, {code_dim}, {decay}"
             )
         self.num_codes, self.code_dim, self.method = num_codes, code_dim, method

@@ -10,20 +10,26 @@ insides, each of them a departure with a reason:
   the crop waste no bits. Codes stay whole, each slot has its own projection (published quirk Q1 mixed them).
 - The decoder warps the onset by a predicted flow and adds a low-resolution residual. It learns several
   times faster than a decoder of pixels and keeps the identity for free.
-
-Imports no Lightning: the training lives in tokenizer.py.
+- The loss asks for the apex in the light of its onset, most of all where the face moved, and for a smooth
+  flow that needs little paint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
+from mefar.errors import UserError
+from mefar.tokenizer.image_losses import charbonnier, match_light, moving_weight, total_variation
+from mefar.tokenizer.network import ActionNetwork
 from mefar.tokenizer.quantizer import Quantized, VectorQuantizer
+from mefar.tokens import ActionTokens
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights with which gray cameras and OpenCV agree
 
@@ -67,18 +73,22 @@ class Block(nn.Module):
         return x + torch.as_tensor(self.shrink(F.gelu(self.expand(self.spatial(self.norm(x))))))
 
 
-class WarpCodec(nn.Module):
-    """Our codec. Attributes as in `tokens.ActionTokenizer`: num_codes, num_tokens, dim.
+class WarpNetwork(ActionNetwork):
+    """Our network; attributes as in ActionNetwork.
 
     Args:
         image_size: H = W in pixels, a multiple of 16, at least 48.
         dim: channels at an eighth of the resolution; the stem has half of it. D of the embeddings.
         depth: residual blocks in encoder and decoder each.
-        num_codes: K.
-        num_tokens: L.
+        num_codes: K (published: 32).
+        num_tokens: L (published: 16).
         code_dim: numbers in a code.
-        quantizer: `ema` or `nsvq`, see quantizer.py.
-        warmup_steps: continuous training steps before the codebook starts.
+        quantizer: `ema` (ours) or `nsvq` (published), see quantizer.py.
+        continuous_share: share of the training steps before the codebook starts, in [0, 1).
+        moving_weight: how much more a moving pixel counts in the loss than a resting one; 0: all alike.
+        commitment_weight: of the mean squared distance between encoder outputs and their codes.
+        smooth_weight: of the flow's total variation, in pixels.
+        residual_weight: of the mean absolute residual that is painted over the warped onset.
     """
 
     def __init__(
@@ -90,15 +100,21 @@ class WarpCodec(nn.Module):
         num_tokens: int = 16,
         code_dim: int = 16,
         quantizer: Literal["ema", "nsvq"] = "ema",
-        warmup_steps: int = 0,
+        continuous_share: float = 0.15,
+        moving_weight: float = 2.0,
+        commitment_weight: float = 0.05,
+        smooth_weight: float = 1e-3,
+        residual_weight: float = 1e-2,
     ) -> None:
         super().__init__()
         if image_size % 16 or image_size < 48:
-            raise ValueError(f"image_size must be a multiple of 16 and at least 48, got {image_size}")
+            raise UserError(f"image_size must be a multiple of 16 and at least 48, got {image_size}")
         if num_tokens < 1 or dim < 4 or depth < 0:
-            raise ValueError(f"needs num_tokens >= 1, dim >= 4, depth >= 0: {num_tokens}, {dim}, {depth}")
+            raise UserError(f"needs num_tokens >= 1, dim >= 4, depth >= 0: {num_tokens}, {dim}, {depth}")
         self.image_size, self.dim, self.num_codes, self.num_tokens = image_size, dim, num_codes, num_tokens
-        self.code_dim = code_dim
+        self.code_dim, self.continuous_share = code_dim, continuous_share
+        self.moving_weight, self.commitment_weight = moving_weight, commitment_weight
+        self.smooth_weight, self.residual_weight = smooth_weight, residual_weight
         stem = dim // 2
         self.stem = nn.Sequential(
             nn.Conv2d(1, stem // 2, 5, stride=2, padding=2), nn.GELU(),
@@ -112,7 +128,7 @@ class WarpCodec(nn.Module):
             nn.Conv2d(dim, dim, 1), nn.GELU(), nn.AdaptiveAvgPool2d(self.read_grid), nn.Flatten(),
             nn.Linear(dim * self.read_grid**2, num_tokens * code_dim),
         )  # fmt: skip
-        self.vq = VectorQuantizer(num_codes, code_dim, quantizer, warmup_steps)
+        self.vq = VectorQuantizer(num_codes, code_dim, quantizer)
 
         self.slot_weight = nn.Parameter(torch.randn(num_tokens, code_dim, dim) / code_dim**0.5)
         self.slot_bias = nn.Parameter(0.02 * torch.randn(num_tokens, dim))
@@ -129,6 +145,52 @@ class WarpCodec(nn.Module):
         assert self.paint.bias is not None
         nn.init.zeros_(self.paint.bias)
 
+    # ---- the contract of network.py
+
+    def tokenize(self, onset: Tensor, apex: Tensor) -> ActionTokens:
+        """(B, 3, H, W) onset and apex -> tokens of the nearest codes."""
+        indices = self.vq.nearest(self.encode(onset, apex))
+        return ActionTokens(indices, self.embed(self.vq.lookup(indices)))
+
+    def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
+        """(B, 3, H, W) and tokens -> apex (B, 3, H, W), in [0, 1] up to small overshoots."""
+        return self.decode(onset, tokens.embeddings).image
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Weighted terms of the loss.
+
+        The encoder reads `onset`, `apex`; when the loader gives a second view of the pair, the decoder must
+        explain that one instead.
+        """
+        onset, apex = batch["onset"], batch["apex"]
+        seen, target = batch.get("onset_view", onset), batch.get("apex_view", apex)
+        quantized = self.quantize(self.encode(onset, apex))
+        decoded = self.decode(seen, self.embed(quantized.values))
+        target = match_light(target, seen)
+        weight = moving_weight(seen, target, self.moving_weight)
+        return {
+            "reconstruction": charbonnier(decoded.image, target, weight),
+            "commitment": self.commitment_weight * quantized.commitment,
+            "smooth": self.smooth_weight * total_variation(decoded.flow),
+            "residual": self.residual_weight * decoded.residual.abs().mean(),
+        }
+
+    def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(B,) squared error against the apex in the light of its onset, as trained; see vq.relaxed."""
+        codes = self.vq.relaxed(self.encode(onset, apex), seeds)
+        image = self.decode(onset, self.embed(codes)).image
+        return (image - match_light(apex, onset)).square().mean((1, 2, 3))
+
+    def prepare(self, batches: int) -> None:
+        """The continuous phase is a share of the run."""
+        self.vq.warmup_steps = int(self.continuous_share * batches)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The residual blocks."""
+        return (module for module in self.modules() if isinstance(module, Block))
+
+    # ---- its parts
+
     def encode(self, onset: Tensor, apex: Tensor) -> Tensor:
         """(B, 3, H, W) x 2 in [0, 1] -> (B, L, d), the action before quantisation; 0 if nothing moved."""
         size = len(onset)
@@ -138,7 +200,7 @@ class WarpCodec(nn.Module):
         still = torch.cat([before, torch.zeros_like(before)], 1)
         read = self.readout(self.motion(torch.cat([pair, still])))
         action: Tensor = read[:size] - read[size:]
-        return action.view(size, self.num_tokens, self.code_dim)
+        return rearrange(action, "b (l d) -> b l d", l=self.num_tokens)
 
     def quantize(self, action: Tensor) -> Quantized:
         """(B, L, d) -> codes; see VectorQuantizer."""
@@ -152,7 +214,8 @@ class WarpCodec(nn.Module):
     def decode(self, onset: Tensor, embeddings: Tensor) -> Decoded:
         """(B, 3, H, W) in [0, 1] and (B, L, D) -> Decoded."""
         _, _, height, width = onset.shape
-        field = self.field(embeddings.flatten(1)).view(-1, self.dim, self.read_grid, self.read_grid)
+        field = self.field(rearrange(embeddings, "b l d -> b (l d)"))
+        field = rearrange(field, "b (c h w) -> b c h w", h=self.read_grid, w=self.read_grid)
         seen = self.look(luminance(onset))
         merged = self.merge(seen)
         merged = merged + F.interpolate(field, merged.shape[-2:], mode="bilinear", align_corners=False)

@@ -30,6 +30,7 @@ from mefar.commands import loso as command
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.token_table import TokenTable
 from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.warp_network import WarpNetwork
 
 SMALL = ["--faces", "precropped", "--views", "2", "--epochs", "2", "--head.dim", "8", "--head.heads", "2",
          "--accelerator", "cpu", "--workers", "1"]  # fmt: skip
@@ -53,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tokenizer."""
     torch.manual_seed(0)
-    model = FacialActionTokenizer(image_size=48, dim=16, depth=1, num_codes=8, code_dim=4)
+    model = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, code_dim=4))
     path = tmp_path_factory.mktemp("tokenizer") / "tiny.ckpt"
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     torch.save(content | {"datamodule_hyper_parameters": {"data": "/data/vox"}}, path)

@@ -24,6 +24,7 @@ from mefar.__main__ import main
 from mefar.commands.train import WholeFiles
 from mefar.errors import UserError
 from mefar.tokenizer.module import FacialActionTokenizer, load
+from mefar.tokenizer.warp_network import WarpNetwork
 
 SMALL = {"image_size": 48, "dim": 8, "depth": 1, "num_codes": 8, "num_tokens": 4, "code_dim": 4}
 DATA = {"image_size": 48, "pairs_per_epoch": 18, "val_pairs": 4, "batch_size": 4, "faces": "precropped",
@@ -59,7 +60,7 @@ def fit(
 ) -> FacialActionTokenizer:
     L.seed_everything(1)
     model = {name: changes.pop(name) for name in ("quantizer",) if name in changes}
-    module = FacialActionTokenizer(**(SMALL | model))
+    module = FacialActionTokenizer(WarpNetwork(**(SMALL | model)))
     if checkpoint is not None:
         torch.manual_seed(9)  # an exact resume does not hang on what else has drawn
     kept = {"save_top_k": -1, "enable_version_counter": False}
@@ -125,7 +126,7 @@ def test_nothing_is_lost_or_trained_twice(
 
 
 def shipped(
-    folder: Path, out: Path, model: dict[str, Any], config: str = "pretrain", **changes: Any
+    folder: Path, out: Path, network: dict[str, Any], config: str = "pretrain", **changes: Any
 ) -> list[str]:
     """`mefar fit` with a shipped YAML, made small; WeightEMA is switched on where the YAML shows it."""
     text = (ROOT / "experiments" / "configs" / f"{config}.yaml").read_text()
@@ -137,9 +138,11 @@ def shipped(
     for step in steps:
         assert (step["filename"], step["every_n_train_steps"]) == ("last", 1000)
         step["every_n_train_steps"] = 3
+    sizes = {name: size for name, size in SMALL.items() if (name, config) != ("depth", "tokenizer_paper")}
     trainer["callbacks"].append({"class_path": "diary.Diary", "init_args": {"path": str(out / "diary")}})
-    content["model"]["init_args"] |= SMALL | model
+    content["model"]["init_args"]["network"]["init_args"] |= sizes | network
     content["data"]["init_args"] |= DATA | {"data": str(folder)}
+    del content["data"]["init_args"]["image_size"]  # it follows the network's
     out.mkdir(exist_ok=True)
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(content))
@@ -148,9 +151,9 @@ def shipped(
 
 def test_a_shipped_training_survives_kill_9(folder: Path, tmp_path: Path) -> None:
     """Bfloat16, clipping, the average of the weights and the checkpoints as they are shipped."""
-    model = {"continuous_share": 0.1}
-    assert main(shipped(folder, tmp_path / "unbroken", model)) == 0
-    words = shipped(folder, tmp_path / "killed", model)
+    network = {"continuous_share": 0.1}
+    assert main(shipped(folder, tmp_path / "unbroken", network)) == 0
+    words = shipped(folder, tmp_path / "killed", network)
     child = multiprocessing.get_context("fork").Process(target=_alone, args=(words,))
     child.start()
     diary = tmp_path / "killed" / "diary"
@@ -185,7 +188,7 @@ def test_a_shipped_training_survives_kill_9(folder: Path, tmp_path: Path) -> Non
     differs = {name for name, value in here["current_model_state"].items() if not value.equal(averaged[name])}
     parameters = {name for name, _ in model.named_parameters()}
     assert differs and differs <= parameters, "a codebook, its counts and its reservoir make no average"
-    assert bool(averaged["codec.vq.started"]) and averaged["codec.vq.step"] == 15
+    assert bool(averaged["network.vq.started"]) and averaged["network.vq.step"] == 15
 
 
 def _alone(words: list[str]) -> None:
@@ -197,9 +200,10 @@ def _alone(words: list[str]) -> None:
 def test_the_end_of_a_run_is_its_last_checkpoint(config: str, folder: Path, tmp_path: Path) -> None:
     """Also where only the first epoch validates best, and where the run ends between two checkpoints."""
     if config == "demo":
-        words = shipped(folder, tmp_path / "run", {"learning_rate": 0.0}, config, max_epochs=2)
+        words = shipped(folder, tmp_path / "run", {}, config, max_epochs=2)
+        words += ["--model.init_args.learning_rate", "0.0"]
     else:
-        sizes = {"temporal_depth": 1, "heads": 2, "head_dim": 8, "dim": 16, "continuous_share": 0.0}
+        sizes = {"temporal_depth": 1, "heads": 2, "head_dim": 8, "dim": 16, "spatial_depth": 1}
         words = shipped(folder, tmp_path / "run", sizes, config, max_epochs=None, max_steps=10)
     assert main(words) == 0
     folder = tmp_path / "run" / "checkpoints"
@@ -245,7 +249,9 @@ def test_the_schedule_ends_where_the_run_ends(two: dict[str, int], folder: Path,
         def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
             rates.append(optimizer.param_groups[0]["lr"])
 
-    module = FacialActionTokenizer(**SMALL, learning_rate=1.0, weight_decay=0.0, lr_warmup_share=0.2)
+    module = FacialActionTokenizer(
+        WarpNetwork(**SMALL), learning_rate=1.0, weight_decay=0.0, lr_warmup_share=0.2
+    )
     trainer = L.Trainer(
         callbacks=[Rates()], accelerator="cpu", devices=1, logger=False, max_epochs=4, limit_val_batches=0,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
@@ -258,7 +264,7 @@ def test_the_schedule_ends_where_the_run_ends(two: dict[str, int], folder: Path,
     assert rates[:warm] == pytest.approx([(step + 1) / warm for step in range(warm)])
     assert rates[warm] == 1 and rates[warm:] == sorted(rates[warm:], reverse=True)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
-    assert module.codec.vq.warmup_steps == int(0.15 * steps * (2 if two else 1)), "of batches"
+    assert module.network.vq.warmup_steps == int(0.15 * steps * (2 if two else 1)), "of batches"
 
 
 def test_a_run_without_end_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -15,12 +15,11 @@ def test_a_model_and_data_of_two_image_sizes_are_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     film(tmp_path / "faces" / "one.mp4", [barcode(1)])
-    argv = "fit --model FacialActionTokenizer --model.init_args.image_size 64 --data VoxCelebDataModule "
-    argv += "--data.init_args.data faces --data.init_args.image_size 96 --trainer.accelerator cpu"
+    argv = "fit --model FacialActionTokenizer --model.network WarpNetwork --model.network.image_size 64 "
+    argv += "--data VoxCelebDataModule --data.init_args.data faces --data.init_args.image_size 96 "
+    argv += "--trainer.accelerator cpu"
     assert main(argv.split()) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith(
-        "mefar fit: error: image_size: 64 in the model, 96 in the data; give model.init_args"
-    )
+    assert said.startswith("mefar fit: error: image_size: 64 in the model, 96 in the data; the data follow")
     assert "\n" not in said
     assert not Path("runs").exists(), "nothing was begun"

@@ -11,6 +11,7 @@ from mefar.baselines import pixels as controls
 from mefar.errors import UserError
 from mefar.probes import tokens as probe
 from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.warp_network import WarpNetwork
 from mefar.tokens import ActionTokens
 
 SUBJECTS = [f"db/{n // 8}" for n in range(64)]
@@ -54,7 +55,7 @@ def test_few_clips_and_other_databases() -> None:
 
 
 def test_a_tokenizer_is_measured() -> None:
-    model = FacialActionTokenizer(48, num_codes=8, num_tokens=4, code_dim=4, dim=16, depth=1).eval()
+    model = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, 4, 4)).eval()
     torch.manual_seed(4)
     onset, apex = torch.rand(2, 12, 3, 48, 48)
     read = probe.features(model, zip(onset.split(1), apex.split(1), strict=True))

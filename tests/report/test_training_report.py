@@ -25,6 +25,7 @@ from mefar.report.training_page import write_training_report
 from mefar.report.training_results import read_training
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.validation_pictures import SampleKeeper
+from mefar.tokenizer.warp_network import WarpNetwork
 
 HEADER = "epoch,step,train/loss,train/reconstruction,val/gain_over_copy,val/delta_psnr,val/code_usage\n"
 SAMPLES = ("onset", "apex", "reconstruction", "transferred")
@@ -191,7 +192,7 @@ def test_the_command_decides_by_what_lies_there(tmp_path: Path, capsys: pytest.C
 
 def fit(folder: Path, epochs: int, **options: Any) -> FacialActionTokenizer:
     L.seed_everything(0)
-    model = FacialActionTokenizer(**SMALL, learning_rate=3e-3, continuous_share=0.2)
+    model = FacialActionTokenizer(WarpNetwork(**SMALL, continuous_share=0.2), learning_rate=3e-3)
     keeper = SampleKeeper(folder, "mefar fit --x", pairs=3, side=24)
     loader = DataLoader(Pairs(), batch_size=8)
     trainer(folder, epochs, callbacks=[keeper]).fit(model, loader, loader, **options)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mefar.errors import UserError
 from mefar.tokenizer.image_losses import psnr
-from mefar.tokenizer.warp_network import WarpCodec, luminance, warp
+from mefar.tokenizer.warp_network import WarpNetwork, luminance, warp
 
 
 def faces(count: int, size: int, seed: int) -> torch.Tensor:
@@ -18,7 +19,7 @@ def faces(count: int, size: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("size", "codes", "tokens"), [(48, 8, 1), (64, 32, 16), (96, 64, 25)])
 def test_shapes(size: int, codes: int, tokens: int) -> None:
-    codec = WarpCodec(size, dim=16, depth=1, num_codes=codes, num_tokens=tokens, code_dim=8).eval()
+    codec = WarpNetwork(size, dim=16, depth=1, num_codes=codes, num_tokens=tokens, code_dim=8).eval()
     onset, apex = faces(2, size, 0), faces(2, size, 1)
     quantized = codec.quantize(codec.encode(onset, apex))
     assert quantized.indices.shape == (2, tokens) and int(quantized.indices.max()) < codes
@@ -28,18 +29,18 @@ def test_shapes(size: int, codes: int, tokens: int) -> None:
 
 
 def test_image_size_is_checked() -> None:
-    with pytest.raises(ValueError, match="multiple of 16"):
-        WarpCodec(100)
+    with pytest.raises(UserError, match="multiple of 16"):
+        WarpNetwork(100)
 
 
 def test_nothing_moved_is_the_same_code_for_everybody() -> None:
-    codec = WarpCodec(64, dim=16, depth=1).eval()
+    codec = WarpNetwork(64, dim=16, depth=1).eval()
     action = codec.encode(faces(5, 64, 3), faces(5, 64, 3))
     assert action.abs().max() < 1e-5
 
 
 def test_gray_and_light_do_not_change_the_action() -> None:
-    codec = WarpCodec(64, dim=16, depth=1).eval()
+    codec = WarpNetwork(64, dim=16, depth=1).eval()
     onset, apex = faces(3, 64, 4), faces(3, 64, 5)
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     gray_onset, gray_apex = ((x * weights).sum(1, keepdim=True).expand_as(x) for x in (onset, apex))
@@ -65,7 +66,8 @@ def test_warp_fetches_from_where_the_flow_points() -> None:
 def test_codec_learns_what_moves() -> None:
     """A patch of the face that shifts up, down, left or right: 120 steps beat copying the onset."""
     torch.manual_seed(0)
-    codec = WarpCodec(48, dim=16, depth=1, num_codes=8, num_tokens=4, code_dim=4, warmup_steps=40)
+    codec = WarpNetwork(48, dim=16, depth=1, num_codes=8, num_tokens=4, code_dim=4, continuous_share=1 / 3)
+    codec.prepare(120)
     optimiser = torch.optim.Adam(codec.parameters(), 3e-3)
 
     def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:

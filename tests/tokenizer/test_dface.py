@@ -18,20 +18,19 @@ from mefar.errors import UserError
 from mefar.tokenizer import import_dface as dface
 from mefar.tokenizer import module as tokenizer
 from mefar.tokenizer.module import FacialActionTokenizer
-from mefar.tokenizer.published_network import PublishedCodec
+from mefar.tokenizer.published_network import PublishedNetwork
 
 State = dict[str, torch.Tensor]
 SIZES = {
-    "network": "published", "image_size": 64, "patch_size": 4, "num_codes": 8, "num_tokens": 16,
-    "code_dim": 6, "dim": 12, "depth": 2, "temporal_depth": 1, "heads": 3, "head_dim": 4,
+    "image_size": 64, "patch_size": 4, "num_codes": 8, "num_tokens": 16,
+    "code_dim": 6, "dim": 12, "spatial_depth": 2, "temporal_depth": 1, "heads": 3, "head_dim": 4,
     "bottleneck_convolutions": 2, "quantizer": "nsvq",
 }  # fmt: skip
 
 
-def published_state(settings: dict[str, object]) -> tuple[PublishedCodec, State]:
+def published_state(settings: dict[str, object]) -> tuple[PublishedNetwork, State]:
     """A random network of some sizes and the file that the published code would have written of it."""
-    codec = FacialActionTokenizer(**settings).codec.eval()
-    assert isinstance(codec, PublishedCodec)
+    codec = PublishedNetwork(**settings).eval()
     own = codec.state_dict()
     state: State = {}
     for published, ours in dface.published_names(settings).items():
@@ -89,7 +88,7 @@ def test_every_size_is_read_off_the_file(
     tokens, convolutions = book
     side = int(tokens**0.5) * 2**convolutions  # patches along a side
     sizes = SIZES | {
-        "image_size": side * patch, "patch_size": patch, "heads": heads, "depth": depth,
+        "image_size": side * patch, "patch_size": patch, "heads": heads, "spatial_depth": depth,
         "temporal_depth": temporal, "dim": 3 * third, "head_dim": 2 * third, "num_codes": codes,
         "code_dim": width, "num_tokens": tokens, "bottleneck_convolutions": convolutions,
     }  # fmt: skip
@@ -107,12 +106,12 @@ def test_tokens_that_the_file_cannot_tell_are_an_argument(
     onset, apex = torch.rand(2, 1, 3, 64, 64)
     assert model.num_tokens == tokens
     with torch.no_grad():
-        assert torch.equal(model.codec.encode(onset, apex), codec.encode(onset, apex))
+        assert torch.equal(model.network.encode(onset, apex), codec.encode(onset, apex))
 
 
 def test_all_weights_arrive_at_another_image_size_too(write: Callable[[object], Path]) -> None:
     codec, state = published_state(SIZES)
-    weights = dict(dface.load_tokenizer(write(state), 128).codec.named_parameters())
+    weights = dict(dface.load_tokenizer(write(state), 128).network.named_parameters())
     for name, weight in codec.named_parameters():
         assert torch.equal(weights[name], weight), name
 
@@ -132,7 +131,7 @@ def test_where_the_weights_may_lie(prefix: str, kind: str, state: State, tmp_pat
     else:
         torch.save({kind: named, "optim": {"state": {0: torch.ones(2)}}, "scheduler": None, "epoch": 3}, path)
     model = dface.load_tokenizer(path, 64)
-    assert torch.equal(model.codec.vq.codebook, state["vq.codebooks"])
+    assert torch.equal(model.network.vq.codebook, state["vq.codebooks"])
     assert not model.training
 
 

@@ -14,9 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from mefar.errors import UserError
 from mefar.tokenizer.module import FacialActionTokenizer, load
+from mefar.tokenizer.network import ActionNetwork
+from mefar.tokenizer.published_network import PublishedNetwork
+from mefar.tokenizer.warp_network import WarpNetwork
 from mefar.tokens import ActionTokenizer, ActionTokens
 
 SMALL = {"image_size": 48, "dim": 16, "depth": 1, "num_codes": 8, "num_tokens": 4, "code_dim": 4}
+
+
+def small() -> FacialActionTokenizer:
+    return FacialActionTokenizer(WarpNetwork(**SMALL))
 
 
 class Pairs(Dataset[dict[str, Any]]):
@@ -54,7 +61,7 @@ def batch(count: int = 3, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_it_is_an_action_tokenizer() -> None:
-    model = FacialActionTokenizer(**SMALL).eval()
+    model = small().eval()
     assert isinstance(model, ActionTokenizer)
     onset, apex = batch()
     tokens = model.tokenize(onset, apex)
@@ -77,23 +84,23 @@ def test_it_is_an_action_tokenizer() -> None:
 )
 def test_wrong_images_are_refused(onset: torch.Tensor, apex: torch.Tensor, says: str) -> None:
     with pytest.raises(UserError) as caught:
-        FacialActionTokenizer(**SMALL).tokenize(onset, apex)
+        small().tokenize(onset, apex)
     assert says in str(caught.value)
 
 
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="multiple of 16"):
-        FacialActionTokenizer(image_size=100)
+        WarpNetwork(100)
 
 
 def test_training_lowers_the_loss_and_logs_the_gates(tmp_path: Path) -> None:
     L.seed_everything(0)
-    model = FacialActionTokenizer(**SMALL, learning_rate=3e-3, continuous_share=0.2)
+    model = FacialActionTokenizer(WarpNetwork(**SMALL, continuous_share=0.2), learning_rate=3e-3)
     fit = trainer(tmp_path, 12)
     rows = next(iter(loader()))
-    before = sum(model.losses(model.on_after_batch_transfer(dict(rows), 0)).values())
+    before = sum(model.network.losses(model.on_after_batch_transfer(dict(rows), 0)).values())
     fit.fit(model, loader(), loader())
-    after = sum(model.losses(model.on_after_batch_transfer(dict(rows), 0)).values())
+    after = sum(model.network.losses(model.on_after_batch_transfer(dict(rows), 0)).values())
     assert after < before
     gates = {"val/code_usage", "val/perplexity", "val/perplexity_per_position", "val/psnr", "val/delta_psnr",
              "val/gain_over_copy", "val/no_action_spread"}  # fmt: skip
@@ -118,7 +125,7 @@ class Kill(L.Callback):
 def test_a_resumed_training_is_the_unbroken_one(tmp_path: Path) -> None:
     def run(callbacks: list[L.Callback], checkpoint: Path | None = None) -> FacialActionTokenizer:
         L.seed_everything(1)
-        model = FacialActionTokenizer(**SMALL)
+        model = small()
         fit = trainer(tmp_path, 4, enable_checkpointing=False, callbacks=callbacks)
         fit.fit(model, loader(), ckpt_path=checkpoint)
         return model
@@ -133,7 +140,7 @@ def test_a_resumed_training_is_the_unbroken_one(tmp_path: Path) -> None:
 
 
 def test_checkpoints_load(tmp_path: Path) -> None:
-    model = FacialActionTokenizer(**SMALL).eval()
+    model = small().eval()
     fit = trainer(tmp_path, 1, limit_train_batches=1)
     fit.fit(model, loader())
     fit.save_checkpoint(tmp_path / "model.ckpt")
@@ -152,15 +159,16 @@ def test_what_is_not_a_tokenizer_is_refused(kind: str, tmp_path: Path) -> None:
     elif kind == "other":
         torch.save({"state_dict": {}, "hyper_parameters": {"size": 1}}, path)
     elif kind == "lies":
-        state = FacialActionTokenizer(**SMALL).state_dict()
-        torch.save({"state_dict": state, "hyper_parameters": {**SMALL, "dim": 32}}, path)
+        state = small().state_dict()
+        other = FacialActionTokenizer(WarpNetwork(**(SMALL | {"dim": 32}))).hparams
+        torch.save({"state_dict": state, "hyper_parameters": dict(other)}, path)
     with pytest.raises(UserError) as caught:
         load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_batch_that_is_not_finite_names_its_clip() -> None:
-    model = FacialActionTokenizer(**SMALL)
+    model = small()
     onset, apex = batch()
     apex[1, 0, 5, 5] = float("nan")
     with pytest.raises(UserError, match="b/second"):
@@ -179,7 +187,7 @@ def test_a_batch_that_is_not_finite_names_its_clip() -> None:
     ],
 )
 def test_wrong_images_are_refused_in_training_too(changes: dict[str, torch.Tensor], says: str) -> None:
-    model = FacialActionTokenizer(**SMALL)
+    model = small()
     right = {"onset": torch.full((2, 3, 48, 48), 255, dtype=torch.uint8), "apex": torch.rand(2, 3, 48, 48)}
     assert model.on_after_batch_transfer(right, 0)["onset"].max() == 1
     with pytest.raises(UserError, match=says):
@@ -188,7 +196,7 @@ def test_wrong_images_are_refused_in_training_too(changes: dict[str, torch.Tenso
 
 def _one_bad_clip(rank: int, folder: str) -> None:
     torch.set_num_threads(1)  # a forked process must not wake the thread pool of its parent
-    model = FacialActionTokenizer(**SMALL)
+    model = small()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     onset, apex = batch()
     if rank == 1:
@@ -218,23 +226,23 @@ def test_one_rank_that_meets_a_bad_clip_stops_all(tmp_path: Path) -> None:
 def test_codebook_size_and_token_count_are_configuration(codes: int, tokens: int, tmp_path: Path) -> None:
     """From one pair: fewer vectors than codes must not keep k-means from starting."""
     torch.manual_seed(0)
-    model = FacialActionTokenizer(48, codes, tokens, 4, 8, 1, continuous_share=0.0)
+    model = FacialActionTokenizer(WarpNetwork(48, 8, 1, codes, tokens, 4, continuous_share=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(2):
         onset, apex = batch(1)
-        loss = torch.stack(list(model.losses({"onset": onset, "apex": apex}).values())).sum()
+        loss = torch.stack(list(model.network.losses({"onset": onset, "apex": apex}).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert bool(model.codec.vq.started) and torch.isfinite(loss)
-    assert torch.isfinite(model.codec.vq.codebook).all()
-    assert len(model.codec.vq.codebook.unique(dim=0)) >= min(codes, tokens)
+    assert bool(model.network.vq.started) and torch.isfinite(loss)
+    assert torch.isfinite(model.network.vq.codebook).all()
+    assert len(model.network.vq.codebook.unique(dim=0)) >= min(codes, tokens)
     model.eval()
     found = model.tokenize(onset, apex)
     assert found.indices.shape == (1, tokens) and found.embeddings.shape == (1, tokens, 8)
     assert found.indices.min() >= 0 and found.indices.max() < codes
-    chosen = model.codec.vq.lookup(found.indices)  # k-means had to repeat vectors, so codes may be twins
-    torch.testing.assert_close(model.codec.vq.lookup(model.codec.vq.nearest(chosen)), chosen)
+    chosen = model.network.vq.lookup(found.indices)  # k-means had to repeat vectors, so codes may be twins
+    torch.testing.assert_close(model.network.vq.lookup(model.network.vq.nearest(chosen)), chosen)
     torch.save(
         {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, tmp_path / "x.ckpt"
     )
@@ -244,18 +252,20 @@ def test_codebook_size_and_token_count_are_configuration(codes: int, tokens: int
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("kind", "settings", "says"),
     [
-        ({"num_codes": 1}, "num_codes >= 2"),
-        ({"num_tokens": 0}, "num_tokens >= 1"),
-        ({"code_dim": 0}, "code_dim >= 1"),
-        ({"dim": 2}, "dim >= 4"),
-        ({"depth": -1}, "depth >= 0"),
-        ({"network": "published", "num_tokens": 9}, "num_tokens 9 is no square of"),
-        ({"network": "published", "num_tokens": 0}, "num_tokens 0"),
-        ({"network": "published", "num_codes": 1}, "num_codes >= 2"),
+        (WarpNetwork, {"num_codes": 1}, "num_codes >= 2"),
+        (WarpNetwork, {"num_tokens": 0}, "num_tokens >= 1"),
+        (WarpNetwork, {"code_dim": 0}, "code_dim >= 1"),
+        (WarpNetwork, {"dim": 2}, "dim >= 4"),
+        (WarpNetwork, {"depth": -1}, "depth >= 0"),
+        (PublishedNetwork, {"num_tokens": 9}, "num_tokens 9 is no square of"),
+        (PublishedNetwork, {"num_tokens": 0}, "num_tokens 0"),
+        (PublishedNetwork, {"num_codes": 1}, "num_codes >= 2"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
+def test_sizes_that_cannot_be_are_refused(
+    kind: type[ActionNetwork], settings: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UserError, match=says):
-        FacialActionTokenizer(**({"image_size": 64} | settings))
+        kind(**({"image_size": 64} | settings))

@@ -1,0 +1,226 @@
+"""Any network, any tokenizer class: a user's file by class path, and what mefar 0.1 wrote."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from filming import barcode, film
+from test_tokenizer import SMALL, batch, small
+
+from mefar.__main__ import main
+from mefar.errors import UserError
+from mefar.tokenizer import earlier, load
+from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.network import ActionNetwork
+from mefar.tokenizer.published_network import PublishedNetwork
+from mefar.tokenizer.warp_network import WarpNetwork
+from mefar.tokens import ActionTokens
+
+NETWORK = '''
+"""A user's network: what changed in the four quarters of the picture, each as one of two codes."""
+import torch
+from torch import nn
+from torch.nn import functional as F
+from mefar.tokenizer.network import ActionNetwork
+from mefar.tokens import ActionTokens
+
+class Quarters(ActionNetwork):
+    def __init__(self, image_size: int = 32, width: int = 3) -> None:
+        super().__init__()
+        self.image_size, self.num_codes, self.num_tokens, self.dim = image_size, 2, 4, width
+        self.codes = nn.Embedding(2, width)
+        self.paint = nn.Linear(width, 3)
+
+    def tokenize(self, onset, apex):
+        moved = F.adaptive_avg_pool2d((apex - onset).mean(1), 2).flatten(1)
+        indices = (moved > 0).long()
+        return ActionTokens(indices, self.codes(indices))
+
+    def reconstruct(self, onset, tokens):
+        cells = self.paint(tokens.embeddings).transpose(1, 2).unflatten(2, (2, 2))
+        return onset + F.interpolate(cells, onset.shape[-2:])
+
+    def losses(self, batch):
+        onset, apex = batch["onset"], batch["apex"]
+        return {"mine": (self.reconstruct(onset, self.tokenize(onset, apex)) - apex).abs().mean()}
+'''
+
+FOREIGN = '''
+"""A user's tokenizer that shares nothing with ours, not even the base class of its network."""
+import lightning as L
+import torch
+from mefar.tokens import ActionTokens
+
+class Brighter(L.LightningModule):
+    num_codes, num_tokens, dim = 2, 1, 1
+
+    def __init__(self, image_size: int = 32, limit: float = 0.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.image_size, self.limit = image_size, limit
+        self.step = torch.nn.Parameter(torch.tensor(0.5))
+
+    def tokenize(self, onset, apex):
+        indices = ((apex - onset).mean((1, 2, 3)) > self.limit).long().unsqueeze(1)
+        return ActionTokens(indices, indices.unsqueeze(-1).float())
+
+    def reconstruct(self, onset, tokens):
+        return (onset + self.step * tokens.embeddings.view(-1, 1, 1, 1)).clamp(0, 1)
+
+    def training_step(self, batch, batch_idx):
+        onset, apex = batch["onset"].float() / 255, batch["apex"].float() / 255
+        return (self.reconstruct(onset, self.tokenize(onset, apex)) - apex).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+'''
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder outside of the package with a user's two files."""
+    (tmp_path / "my_network.py").write_text(NETWORK)
+    (tmp_path / "my_tokenizer.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("my_network", "my_tokenizer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def fit(folder: Path, model: dict[str, Any], **data: Any) -> Path:
+    """`mefar fit` for two steps on three films: the checkpoint."""
+    for number in range(3):
+        film(folder / f"films/{number}.mp4", (barcode(100 * number + i) for i in range(20)))
+    config = {
+        "trainer": {"default_root_dir": str(folder / "run"), "max_steps": 2, "accelerator": "cpu"},
+        "model": model,
+        "data": {
+            "class_path": "VoxCelebDataModule",
+            "init_args": {
+                "data": str(folder / "films"), "cache_dir": str(folder / "cache"), "faces": "precropped",
+                "stabilise": False, "pairs_per_epoch": 8, "val_pairs": 4, "batch_size": 4, "num_workers": 0,
+                **data,
+            },
+        },
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(folder / "config.yaml"), "--trainer.enable_progress_bar=false"]) == 0
+    (checkpoint,) = (folder / "run/checkpoints").glob("last.ckpt")
+    return checkpoint
+
+
+def test_a_network_of_a_users_own_file_is_trained_and_loaded(outside: Path) -> None:
+    network = {"class_path": "my_network.Quarters", "init_args": {"width": 5}}
+    checkpoint = fit(outside, {"class_path": "FacialActionTokenizer", "init_args": {"network": network}})
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["datamodule_hyper_parameters"]["image_size"] == 32, "the data follow the network"
+    model = load(checkpoint)
+    assert isinstance(model, FacialActionTokenizer)
+    assert (model.image_size, model.num_codes, model.num_tokens, model.dim) == (32, 2, 4, 5)
+    onset, apex = batch(size=32)
+    assert model.tokenize(onset, apex).embeddings.shape == (3, 4, 5)
+    with pytest.raises(UserError, match="Quarters has no adaptation_error"):
+        model.adaptation_error(onset, apex, [0, 1, 2])
+
+
+def test_a_tokenizer_of_a_users_own_class_is_trained_and_loaded(outside: Path) -> None:
+    checkpoint = fit(outside, {"class_path": "my_tokenizer.Brighter", "init_args": {"limit": 0.25}})
+    model = load(checkpoint)
+    assert type(model).__name__ == "Brighter" and model.limit == 0.25
+    onset = torch.zeros(2, 3, 32, 32)
+    apex = torch.stack([onset[0] + 0.2, onset[0] + 0.3])
+    assert model.tokenize(onset, apex).indices.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("nowhere.Network", "cannot be imported"),
+        ("os.system", "is no tokenizer"),
+        ("torch.nn.Linear", "is no tokenizer"),
+        ("Network", "cannot be imported"),
+    ],
+)
+def test_a_checkpoint_that_names_no_tokenizer_is_refused(named: str, says: str, tmp_path: Path) -> None:
+    settings = {"_class_path": named, "command": "true"}
+    torch.save({"state_dict": {}, "hyper_parameters": settings}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=says) as caught:
+        load(tmp_path / "x.ckpt")
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Handed(ActionNetwork):
+    """Takes a module: no checkpoint could make it again."""
+
+    def __init__(self, part: torch.nn.Module) -> None:
+        super().__init__()
+        self.image_size, self.num_codes, self.num_tokens, self.dim = 32, 2, 1, 1
+
+    def tokenize(self, onset: torch.Tensor, apex: torch.Tensor) -> ActionTokens:
+        raise NotImplementedError
+
+    reconstruct = losses = tokenize
+
+
+def test_a_network_whose_arguments_no_checkpoint_can_hold_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="Handed: argument part is a Linear"):
+        FacialActionTokenizer(Handed(torch.nn.Linear(1, 1)))
+
+
+# What mefar 0.1 wrote
+
+FLAT = {
+    "warp": SMALL | {"network": "warp", "quantizer": "ema", "continuous_share": 0.15, "moving_weight": 3.0,
+                     "patch_size": 16, "heads": 8, "learning_rate": 2e-3},
+    "published": {"network": "published", "image_size": 32, "patch_size": 4, "dim": 16, "depth": 1,
+                  "temporal_depth": 2, "heads": 2, "head_dim": 8, "num_codes": 8, "num_tokens": 4,
+                  "code_dim": 8, "quantizer": "nsvq", "moving_weight": 2.0, "learning_rate": 2e-3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", ["warp", "published"])
+def test_checkpoints_of_earlier_versions_load(network: str, tmp_path: Path) -> None:
+    model = small() if network == "warp" else FacialActionTokenizer(
+        PublishedNetwork(32, 4, 16, 1, 2, 2, 8, 8, 4, 8)
+    )  # fmt: skip
+    old = {name.replace("network.", "codec.", 1): value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": old, "hyper_parameters": FLAT[network]}, tmp_path / "old.ckpt")
+    again = load(tmp_path / "old.ckpt")
+    onset, apex = batch(size=model.image_size)
+    assert torch.equal(again.tokenize(onset, apex).indices, model.eval().tokenize(onset, apex).indices)
+    assert again.hparams["learning_rate"] == 2e-3
+    assert network == "published" or again.network.settings["moving_weight"] == 3.0
+
+
+def test_configurations_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    settings = SMALL | {"image_size": 64, "learning_rate": 1e-2}
+    with pytest.warns(UserWarning, match="read until 0.3"):
+        checkpoint = fit(
+            tmp_path, {"class_path": "FacialActionTokenizer", "init_args": settings}, image_size=64
+        )
+    model = load(checkpoint)
+    assert isinstance(model.network, WarpNetwork) and model.image_size == 64
+    assert model.network.settings == WarpNetwork(**SMALL | {"image_size": 64}).settings
+    assert model.hparams["learning_rate"] == 1e-2
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["init_args"]
+    assert written["network"]["init_args"]["num_codes"] == 8, "written down in the form of today"
+
+
+def test_todays_settings_are_left_alone() -> None:
+    checkpoint = {"hyper_parameters": dict(small().hparams), "state_dict": {"codec.x": 1}}
+    earlier.translate_checkpoint(checkpoint)
+    assert checkpoint["state_dict"] == {"codec.x": 1}
+    argv = [
+        "fit",
+        "--config",
+        "experiments/configs/pretrain.yaml",
+        "--config=missing.yaml",
+        "--x",
+        "--config",
+    ]
+    assert earlier.words(argv) == argv
