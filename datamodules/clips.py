@@ -11,13 +11,14 @@ int64, `subject`, `clip`, `database` (lists of B strings). With V > 1 views onse
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
+
+from datamodules import findings as found
+from datamodules.findings import Finding
 
 Side = Literal["", "L", "R"]
 
@@ -61,7 +62,7 @@ class Clip:
     """One annotated micro-expression.
 
     Attributes:
-        database: casme2, samm, smic, casme3, dfme or mmew.
+        database: its name: casme2, samm, smic, ...
         subject: the database's own id, normalised: "sub01", "006", "s1", "spNO.1".
         clip: the database's own clip name: "EP02_01f", "006_1_2", "s1_ne_01", "a_355".
         emotion: lower case, as annotated.
@@ -110,19 +111,26 @@ class Study:
         protocol: composite, or a database.
         class_names: C names; a clip's label indexes them.
         clips: sorted by key, all with label in [0, C).
-        dropped: (key, reason) of clips that the protocol wants and the data does not yield: no
-            frames, unusable numbers, no face.
         excluded: (key, reason) of clips that the protocol leaves out by rule.
-        notes: (key or database, remark): errata applied, annotations treated as missing, the coding
-            file read, counts that differ from the complete database.
+        findings: all else that there is to know: clips that the protocol wants and the data does not yield,
+            errata applied, annotations treated as missing, files read, counts that differ.
     """
 
     protocol: str
     class_names: tuple[str, ...]
     clips: tuple[Clip, ...]
-    dropped: tuple[tuple[str, str], ...] = ()
     excluded: tuple[tuple[str, str], ...] = ()
-    notes: tuple[tuple[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def dropped(self) -> tuple[tuple[str, str], ...]:
+        """(key, reason) of clips that the protocol wants and the data does not yield, sorted."""
+        return found.dropped(self.findings)
+
+    @property
+    def notes(self) -> tuple[tuple[str, str], ...]:
+        """(key or database, remark) of all other findings."""
+        return found.notes(self.findings)
 
     def counts(self) -> dict[str, Counts]:
         """Clips, subjects and clips per class, per database and under "all"."""
@@ -137,45 +145,3 @@ class Study:
                 "classes": {title: per_class[index] for index, title in enumerate(self.class_names)},
             }
         return out
-
-
-_UNIT = re.compile(r"(?:AU)?\s*([LR]?)\s*(?:AU)?(\d{1,2})(?:\.0+)?(?!\d)([A-E](?![A-Z]))?", re.IGNORECASE)
-_BETWEEN = re.compile(r"(?:[\s+,;/&|()\[\]?、]|or(?![A-Z])|and(?![A-Z]))+", re.IGNORECASE)
-
-
-def parse_action_units(annotated: object) -> tuple[ActionUnit, ...]:
-    """Read one cell of an action-unit column.
-
-    Understood: a number (4, 4.0), separators `+` `,` (also full-width) `;` `/` spaces, ` or `, side
-    prefixes L and R, intensity suffixes a to e, `(k)` markers, `?` and blanks for "unknown". Sides
-    are kept, intensities are not. Alternatives ("12 or 14") are all returned: which of them holds is
-    not ours to guess.
-
-    Args:
-        annotated: the cell as openpyxl gives it: int, float, str or None.
-
-    Returns:
-        Sorted units without repeats; empty where nothing is annotated.
-
-    Raises:
-        ValueError: something in the cell is not an action unit.
-    """
-    if annotated is None or annotated != annotated:
-        return ()
-    text = unicodedata.normalize("NFKC", str(annotated)).strip()
-    if text.casefold() in {"nan", "none", "n/a", "na", "-"}:
-        return ()
-    text = re.sub(r"\(\s*[a-z]\s*\)", " ", text, flags=re.IGNORECASE)
-    units: set[ActionUnit] = set()
-    position = 0
-    while position < len(text):
-        if gap := _BETWEEN.match(text, position):
-            position = gap.end()
-            continue
-        unit = _UNIT.match(text, position)
-        if unit is None or int(unit[2]) == 0:
-            raise ValueError(f"{text[position:]!r} in {annotated!r} is not an action unit")
-        side: Side = "L" if unit[1] in ("L", "l") else "R" if unit[1] else ""
-        units.add(ActionUnit(int(unit[2]), side))
-        position = unit.end()
-    return tuple(sorted(units))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,72 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.clips import Clip
 from datamodules.crops import Progress, read_image
-from datamodules.databases.annotations import PUBLISHED, Annotations
-from datamodules.databases.folders import Faults, FrameKind
+from datamodules.databases.description import Annotations
+from datamodules.databases.errata import Correction
+from datamodules.databases.folders import FrameKind
 from datamodules.faces.apex import Apex, ApexRule, choose_apex, middle
-from datamodules.protocols import DATABASES, Rule, find_members
+from datamodules.findings import Finding, Level
+from datamodules.look_alikes import from_afar, look_alikes
+from datamodules.protocols import Member, Part, find_members, read_member
+from datamodules.views import draw_view
 from mefar.errors import UserError
 
-Level = Literal["lost", "warning", "note"]
-
 _SOON = 1.0  # seconds without a word about progress
-
-# What the loaders say -> (what it is about, how bad for a clip of the protocol).
-_REMARKS: tuple[tuple[str, str, Level], ...] = (
-    (r"apex \d+ is outside", "onset, apex, offset", "warning"),
-    (r"offset not annotated: ", "onset, apex, offset", "warning"),
-    (r"row \d+ repeats row", "duplicate clip", "warning"),
-    (r"action units not read", "action units", "warning"),
-    (r"", "remark", "note"),
-)
-# Told elsewhere: as counts, gaps, missing apexes and corrections.
-_TOLD = re.compile(r"coding file |frames from |apex not annotated|no file for the offset|erratum")
-_FAULTS = (
-    (r"two folders for one clip|contradicts row|is the folder of row", "duplicate clip"),
-    (r"are both frame", "duplicate frames"),
-    (r"without frames|no folder|no frames|only one frame|has no file", "missing frames"),
-    (r"is not after onset|not annotated", "onset, apex, offset"),
-    (r"but lies under", "misplaced clip"),
-)
-_ERRATUM = re.compile(r"erratum(?: not applied, (.*?))?: (\w+) (.*?) -> (.*?) \((.*)\)")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it should be.
-
-    Attributes:
-        level: `lost`: a run would lose a clip, or stop; `warning`: a run would work with less or other data;
-            `note`: outside the protocol, for information.
-        kind: what it is about, such as "missing frames".
-        database: casme2, samm, smic, casme3, dfme or mmew.
-        clip: the clip's key; "" where it is about the database.
-        detail: one line.
-        missing: for gaps, first and last number of each run of missing frames.
-    """
-
-    level: Level
-    kind: str
-    database: str
-    clip: str
-    detail: str
-    missing: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Correction:
-    """One row of errata.csv that met this copy; `refused` says why it was not applied, "" if it was."""
-
-    clip: str
-    field: str
-    old: str
-    new: str
-    source: str
-    refused: str = ""
+_LEVELS: tuple[Level, ...] = ("lost", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -94,8 +46,8 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One database of the protocol.
+class Holding:
+    """What a copy of one database holds.
 
     Attributes:
         folder: where the search began.
@@ -131,7 +83,7 @@ class Report:
     """
 
     dataset: str
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Holding]
     findings: tuple[Finding, ...]
     errata: tuple[Correction, ...]
     images: int
@@ -159,139 +111,90 @@ def examine(
     prefer: FrameKind = "raw",
     apex: ApexRule = "annotated",
     all_frames: bool = False,
+    views: int = 8,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Report:
     """Check a database folder, or the three of the composite. Nothing is written.
 
     Args:
-        dataset: composite, casme2, samm, smic, casme3, dfme or mmew.
-        data: as for protocols.load, and so are classes, errata and prefer.
+        dataset: as for protocols.load, and so are data, classes, errata and prefer.
+        data: folder of the database, or of several.
         classes: of the protocol.
         errata: correct the annotations that errata.csv knows to be wrong.
         prefer: raw or cropped frames where both are there.
         apex: the rule that runs will use; the images it needs are decoded.
         all_frames: decode every frame of every clip of the protocol.
+        views: of the runs; they show frames around the apex too, which are decoded as well.
         workers: threads that decode; 0 = one per core.
         progress: told (done, total, images per second).
 
     Raises:
         UserError: wrong dataset, classes or folder, or no database of the protocol can be read at all.
     """
-    parts: dict[str, Part] = {}
+    holdings: dict[str, Holding] = {}
     findings: list[Finding] = []
     corrections: list[Correction] = []
     clips: list[Clip] = []
     chosen: dict[str, Apex] = {}
     refused: list[UserError] = []
     members = find_members(dataset, data, classes)
-    for name, (root, rule) in members.items():
-        faults: Faults = []
+    for name, member in members.items():
         try:
-            read = DATABASES[name](root, errata, prefer, faults)
+            part = read_member(member, errata, prefer, gather=True)
         except UserError as error:
             refused.append(error)
-            parts[name] = _part(name, root, rule, Annotations((), (), ()), [], {})
-            findings.append(Finding("lost", "unusable database", name, "", str(error)))
-            continue
-        kept = [clip for clip in map(rule.label, read.clips) if isinstance(clip, Clip)]
-        peaks = {clip.key: choose_apex(clip, apex, middle) for clip in kept}
-        parts[name] = _part(name, root, rule, read, kept, Counter(peak.rule for peak in peaks.values()))
-        findings += _from_loader(name, rule, read, faults)
-        findings += _counted(name, parts[name])
-        findings += _listed(name, parts[name], {key.split("/")[1] for key in read.emotions})
-        for clip in kept:
+            part = Part(Annotations(), (), (), (Finding("lost", "unusable database", name, str(error)),))
+        peaks = {clip.key: choose_apex(clip, apex, middle) for clip in part.clips}
+        holdings[name] = _holding(member, part, Counter(peak.rule for peak in peaks.values()))
+        findings += [finding for finding in part.findings if not _told(finding)]
+        for clip in part.clips:
             findings += _gaps(clip)
-            findings += _without_apex(clip, peaks[clip.key], apex)
-        corrections += _corrections(read)
-        clips += kept
+            if member.database.columns.apex:
+                findings += _without_apex(clip, peaks[clip.key], apex)
+        corrections += part.read.corrections
+        clips += part.clips
         chosen |= peaks
     if len(refused) == len(members):
         raise refused[0]
-    findings += _same_images(clips, chosen)
-    unreadable, images = _unreadable(clips, chosen, all_frames, workers, progress)
-    order = ("lost", "warning", "note")
-    findings = sorted([*findings, *unreadable], key=lambda f: (order.index(f.level), f.kind, f.clip))
-    return Report(dataset, parts, tuple(findings), tuple(corrections), images)
-
-
-def _part(
-    name: str, root: Path, rule: Rule, read: Annotations, kept: Sequence[Clip], rules: Mapping[str, int]
-) -> Part:
-    found = Counter(rule.names[clip.label] for clip in kept)
-    listed, published = Counter(read.emotions.values()), PUBLISHED.get(name, (0, {}))[1]
-    places = dict(text.split(" from ", 1) for _, text in read.notes if text.startswith("frames from "))
-    tables = [text.removeprefix("coding file ") for _, text in read.notes if text.startswith("coding file ")]
-    return Part(
-        str(root),
-        tables[0] if tables else "",
-        places.get("frames", ""),
-        Count(len(kept), sum(rule.expected.values()) or None),
-        Count(len({clip.subject for clip in kept}), rule.subjects),
-        {title: Count(found[title], rule.expected.get(title)) for title in rule.names},
-        {
-            emotion: Count(listed[emotion], published.get(emotion, 0))
-            for emotion in [*published, *sorted(set(listed) - set(published))]
-            if published
-        },
-        dict(sorted(rules.items())),
+    same = list(_same_files(clips, chosen))
+    shown, images = _look(clips, chosen, all_frames, views, {f.clip for f in same}, workers, progress)
+    ordered = sorted([*findings, *same, *shown], key=lambda f: (_LEVELS.index(f.level), f.kind, f.clip))
+    return Report(
+        next(iter(members)) if len(members) == 1 else dataset,
+        holdings,
+        tuple(ordered),
+        tuple(corrections),
+        images,
     )
 
 
-def _from_loader(name: str, rule: Rule, read: Annotations, faults: Faults) -> Iterable[Finding]:
-    """Faults, dropped clips and remarks; less bad where the protocol does not want the clip."""
-
-    def rank(key: str, level: Level) -> Level:
-        wanted = key not in rule.left_out and read.emotions.get(key) in rule.emotions
-        return level if wanted else "note"
-
-    def about(text: str) -> str:
-        return next((kind for pattern, kind in _FAULTS if re.search(pattern, text)), "dropped clip")
-
-    for key, text in faults:  # these stop a load, whatever the protocol
-        yield Finding("lost", about(text), name, key, text)
-    known = {key for key, _ in faults}
-    for key, text in read.dropped:
-        if key not in known:
-            yield Finding(rank(key, "lost"), about(text), name, key, text)
-    for key, text in read.notes:
-        if not _TOLD.match(text):
-            kind, level = next((k, v) for pattern, k, v in _REMARKS if re.match(pattern, text))
-            yield Finding(rank(key, level), kind, name, key, text)
+def _told(finding: Finding) -> bool:
+    """Whether the report says it elsewhere: as files, corrections, gaps and missing apexes."""
+    if finding.level != "note":
+        return False
+    return finding.kind in ("source", "erratum", "apex missing") or bool(finding.missing)
 
 
-def _counted(name: str, part: Part) -> Iterable[Finding]:
-    """Usable clips and subjects against the protocol: fewer of a kind are a loss, more are not."""
-    counts = {**part.classes, "subjects": part.subjects}
-    differing = {
-        title: (count.found, count.expected)
-        for title, count in counts.items()
-        if count.expected is not None and count.found != count.expected
-    }
-    if differing:
-        less = any(found < expected for found, expected in differing.values())
-        shown = [f"{title} {found} of {expected}" for title, (found, expected) in differing.items()]
-        detail = f"{part.clips.found} clips, {part.clips.expected} in the protocol: {', '.join(shown)}"
-        yield Finding("lost" if less else "warning", "protocol counts", name, "", detail)
-
-
-def _listed(name: str, part: Part, subjects: set[str]) -> Iterable[Finding]:
-    """What the coding file lists against the published one; a loss only where the protocol has no counts."""
-    if name not in PUBLISHED:
-        return
-    expected_subjects, emotions = PUBLISHED[name]
-    rows, published = sum(count.found for count in part.coding.values()), sum(emotions.values())
-    differing = [
-        f"{emotion} {count.found} of {count.expected}"
-        for emotion, count in part.coding.items()
-        if count.found != count.expected
-    ]
-    if len(subjects) != expected_subjects:
-        differing.append(f"subjects {len(subjects)} of {expected_subjects}")
-    if differing:
-        level: Level = "lost" if rows < published and part.clips.expected is None else "warning"
-        detail = f"{rows} clips, {published} in the published file: {', '.join(differing)}"
-        yield Finding(level, "coding file", name, "", detail)
+def _holding(member: Member, part: Part, rules: Mapping[str, int]) -> Holding:
+    rule, read, published = member.rule, part.read, member.database.published
+    found = Counter(rule.names[clip.label] for clip in part.clips)
+    listed = Counter(one.emotion for one in read.annotated.values())
+    emotions = published.emotions if published and member.database.coding_file else {}
+    return Holding(
+        str(member.root),
+        str(read.coding_file or ""),
+        str(read.frames or ""),
+        Count(len(part.clips), sum(rule.expected.values()) or None),
+        Count(len({clip.subject for clip in part.clips}), rule.subjects),
+        {name: Count(found[name], rule.expected.get(name)) for name in rule.names},
+        {
+            emotion: Count(listed[emotion], emotions.get(emotion, 0))
+            for emotion in [*emotions, *sorted(set(listed) - set(emotions))]
+            if emotions
+        },
+        dict(sorted(rules.items())),
+    )
 
 
 def _gaps(clip: Clip) -> Iterable[Finding]:
@@ -305,25 +208,18 @@ def _gaps(clip: Clip) -> Iterable[Finding]:
         detail += ", ".join(shown) + (", ..." if len(runs) > 12 else "")
         if runs[-1][1] == clip.offset:
             detail += "; no file for the offset"
-        yield Finding("warning", "missing frames", clip.database, clip.key, detail, runs)
+        yield Finding("warning", "missing frames", clip.database, detail, clip.key, missing=runs)
 
 
 def _without_apex(clip: Clip, chosen: Apex, rule: ApexRule) -> Iterable[Finding]:
     """An apex that runs must choose themselves, in a database that has them annotated."""
-    if clip.database != "smic" and chosen.rule != rule:
+    if chosen.rule != rule:
         why = "not annotated" if clip.apex is None else f"{clip.apex} is the onset"
         detail = f"apex {why}; {chosen.rule} frame {chosen.number} is used"
-        yield Finding("warning", "apex missing", clip.database, clip.key, detail)
+        yield Finding("warning", "apex missing", clip.database, detail, clip.key)
 
 
-def _corrections(read: Annotations) -> Iterable[Correction]:
-    for key, text in read.notes:
-        if found := _ERRATUM.fullmatch(text):
-            refused, name, old, new, source = found.groups()
-            yield Correction(key, name, old, new, source, refused or "")
-
-
-def _same_images(clips: Sequence[Clip], chosen: Mapping[str, Apex]) -> Iterable[Finding]:
+def _same_files(clips: Sequence[Clip], chosen: Mapping[str, Apex]) -> Iterable[Finding]:
     """Clips whose onset and apex images are another clip's, byte for byte."""
     sizes: dict[tuple[int, ...], list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -338,43 +234,108 @@ def _same_images(clips: Sequence[Clip], chosen: Mapping[str, Apex]) -> Iterable[
             other = first.setdefault(content, clip)
             if other is not clip:
                 detail = f"onset and apex images are those of {other.key}; copy its own again"
-                yield Finding("lost", "duplicate clip", clip.database, clip.key, detail)
+                yield Finding("lost", "duplicate clip", clip.database, detail, clip.key)
 
 
 def _pair(clip: Clip, chosen: Mapping[str, Apex]) -> tuple[Path, Path]:
     return clip.frames[clip.onset], clip.frames[chosen[clip.key].number]
 
 
-def _unreadable(
+def _needed(clip: Clip, peak: Apex, views: int) -> set[int]:
+    """Numbers of the frames that a run reads: those of its views are the apex's neighbours."""
+    if peak.rule == "spotted":
+        return set(clip.between())
+    later = [number for number in clip.between() if number > clip.onset]
+    return {clip.onset} | {draw_view(0, clip.key, v).jittered(peak.number, later) for v in range(views)}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One image, looked at: its size, what it shows from afar, or why it cannot be read."""
+
+    size: tuple[int, int] = (0, 0)
+    look: NDArray[np.float32] | None = None
+    problem: str = ""
+
+
+def _look(
     clips: Sequence[Clip],
     chosen: Mapping[str, Apex],
     all_frames: bool,
+    views: int,
+    copies: set[str],
     workers: int,
     progress: Progress | None,
 ) -> tuple[list[Finding], int]:
     """Decode what runs need, or everything; findings and the number of images."""
     jobs: list[tuple[Clip, int, bool]] = []
     for clip in clips:
-        peak = chosen[clip.key]
-        needed = set(clip.between()) if peak.rule == "spotted" else {clip.onset, peak.number}
+        needed = _needed(clip, chosen[clip.key], views)
         jobs += [(clip, n, n in needed) for n in (clip.frames if all_frames else sorted(needed))]
     findings: list[Finding] = []
+    seen: dict[str, dict[int, _Picture]] = defaultdict(dict)
     start = time.monotonic()
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        problems = pool.map(_decode, [clip.frames[number] for clip, number, _ in jobs])
-        for done, ((clip, _, needed_too), problem) in enumerate(zip(jobs, problems, strict=True), 1):
-            if problem:
+        pictures = pool.map(_picture, [clip.frames[number] for clip, number, _ in jobs])
+        for done, ((clip, number, needed_too), picture) in enumerate(zip(jobs, pictures, strict=True), 1):
+            if picture.problem:
                 level: Level = "lost" if needed_too else "warning"
-                findings.append(Finding(level, "unreadable image", clip.database, clip.key, problem))
+                file = str(clip.frames[number])
+                findings.append(
+                    Finding(level, "unreadable image", clip.database, picture.problem, clip.key, file)
+                )
+            elif number in (clip.onset, chosen[clip.key].number):
+                seen[clip.key][number] = picture
+            else:  # what it shows is not asked for
+                seen[clip.key][number] = _Picture(picture.size)
             past = time.monotonic() - start
             if progress is not None and past > _SOON and (done % 100 == 0 or done == len(jobs)):
                 progress(done, len(jobs), done / past)
+    for clip in clips:
+        findings += _sizes(clip, seen[clip.key])
+    findings += _same_people(clips, chosen, seen, copies)
     return findings, len(jobs)
 
 
-def _decode(file: Path) -> str:
+def _picture(file: Path) -> _Picture:
     try:
-        read_image(file)
+        image = read_image(file)
     except UserError as error:
-        return str(error)
-    return ""
+        return _Picture(problem=str(error))
+    return _Picture((image.shape[1], image.shape[0]), from_afar(image))
+
+
+def _sizes(clip: Clip, seen: Mapping[int, _Picture]) -> Iterable[Finding]:
+    """Frames of several sizes: a face that is found in one of them is elsewhere in the others."""
+    sizes = Counter(picture.size for picture in seen.values())
+    if len(sizes) > 1:
+        usual = sizes.most_common(1)[0][0]
+        number = next(number for number, picture in seen.items() if picture.size != usual)
+        width, height = seen[number].size
+        detail = (
+            f"frame {number} has {width}x{height} pixels, others {usual[0]}x{usual[1]} "
+            f"({clip.frames[number]}); copy all frames from one source"
+        )
+        yield Finding("lost", "frame sizes", clip.database, detail, clip.key, str(clip.frames[number]))
+
+
+def _same_people(
+    clips: Sequence[Clip],
+    chosen: Mapping[str, Apex],
+    seen: Mapping[str, Mapping[int, _Picture]],
+    copies: set[str],
+) -> Iterable[Finding]:
+    """Clips of two subjects that show the same pictures, encoded anew."""
+    looks = {}
+    for clip in clips:
+        pair = [seen[clip.key].get(number) for number in (clip.onset, chosen[clip.key].number)]
+        if clip.key not in copies and all(one is not None and one.look is not None for one in pair):
+            looks[clip.key] = np.stack([one.look for one in pair if one is not None and one.look is not None])
+    kept = [clip for clip in clips if clip.key in looks]
+    if not kept:
+        return
+    pictures = np.stack([looks[clip.key] for clip in kept])
+    for first, second in look_alikes([clip.subject_key for clip in kept], pictures):
+        clip, other = kept[second], kept[first]
+        detail = f"onset and apex show what {other.key} shows, another subject; remove one of them"
+        yield Finding("lost", "same pictures", clip.database, detail, clip.key)

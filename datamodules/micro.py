@@ -17,7 +17,8 @@ from datamodules.clips import Clip, Study, mirrored
 from datamodules.crops import PairSettings, PairStore, Progress, fingerprint
 from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import Apex, ApexRule
-from datamodules.protocols import DatasetName, load
+from datamodules.findings import Finding
+from datamodules.protocols import load
 from datamodules.views import draw_view
 from mefar.errors import UserError
 from mefar.progress import shown
@@ -84,12 +85,11 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
             )
         self.apexes: dict[str, Apex] = {key: apex for key, (_, apex) in made.items() if apex is not None}
         self._paths = [made[clip.key][0] for clip in kept]
-        no_face = [(clip.key, f"no face found in onset frame {clip.frames[clip.onset]}") for clip in lost]
+        no_face = [_no_face(clip) for clip in lost]
         self.study = replace(
             study,
             clips=tuple(kept),
-            dropped=tuple(sorted([*study.dropped, *no_face])),
-            notes=(*study.notes, *_apex_notes(kept, self.apexes)),
+            findings=(*study.findings, *no_face, *_apex_rules(kept, self.apexes)),
         )
 
     def __len__(self) -> int:
@@ -125,12 +125,19 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         return fingerprint(self.study, self.settings)
 
 
-def _apex_notes(clips: Sequence[Clip], apexes: dict[str, Apex]) -> list[tuple[str, str]]:
+def _no_face(clip: Clip) -> Finding:
+    file = str(clip.frames[clip.onset])
+    return Finding("lost", "no face", clip.database, f"no face found in onset frame {file}", clip.key, file)
+
+
+def _apex_rules(clips: Sequence[Clip], apexes: dict[str, Apex]) -> list[Finding]:
     used: dict[str, Counter[str]] = {}
     for clip in clips:
         used.setdefault(clip.database, Counter())[apexes[clip.key].rule] += 1
     return [
-        (name, "apex: " + ", ".join(f"{rule} {count}" for rule, count in sorted(counts.items())))
+        Finding(
+            "note", "apex rule", name, f"apex: {', '.join(f'{r} {n}' for r, n in sorted(counts.items()))}"
+        )
         for name, counts in sorted(used.items())
     ]
 
@@ -156,7 +163,8 @@ class MicroExpressionDataModule(LightningDataModule):
     `subject`, `clip`, `database`, `aus` lists of B str (with views > 1 `aus` is V lists).
 
     Args:
-        dataset: composite, casme2, samm, smic, casme3, dfme or mmew.
+        dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
+            describes one.
         data: for composite the folder with one folder per database, else the database's folder or its parent.
         classes: number of classes; null = the protocol's own (casme2 and samm 5, casme3 4, dfme and
             mmew 7, else 3).
@@ -175,7 +183,7 @@ class MicroExpressionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        dataset: DatasetName,
+        dataset: str,
         data: str,
         classes: int | None = None,
         image_size: int = 256,

@@ -1,154 +1,146 @@
-"""Protocols: which clips count, and what their labels are.
+"""Protocols: which databases, which of their clips, and what their labels are.
 
-| name | classes | complete data |
-|---|---|---|
-| composite | negative, positive, surprise | 442 clips, 68 subjects: the CDE task of MEGC2019 |
-| casme2 | happiness, disgust, repression, surprise, others | 246 clips (2014 coding); with 3 classes 145 |
-| samm | happiness, contempt, anger, surprise, others | 136 clips; with 3 classes 133 |
-| smic | negative, positive, surprise | 164 clips, 16 subjects |
-| casme3 | negative, positive, surprise, others; or 3 or 7 classes | 860 rows, 94 subjects |
-| dfme | happiness, surprise, anger, disgust, fear, sadness, contempt; or 3 classes | not checked |
-| mmew | happiness, surprise, anger, disgust, fear, sadness, others; or 3 or 4 classes | not checked |
-
-dfme and mmew have the emotions of their coding files; the 3 classes are formed as for the other databases,
-the 4 of mmew are those that are not rare: happiness, surprise, disgust, others. dfme leaves others out.
-
-Subject ids collide across databases: a subject is (database, subject), `Clip.subject_key`.
+A database is a protocol of its own; `composite` is the CDE task of MEGC2019, three databases with three
+classes, 442 clips of 68 subjects. What emotions become in which database stands in its file in `databases/`;
+`mefar databases` lists all. Subject ids collide across databases: a subject is (database, subject),
+`Clip.subject_key`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from datamodules.clips import Clip, Study
-from datamodules.databases.annotations import PUBLISHED, Annotations, casme2, casme3, dfme, mmew, samm, smic
-from datamodules.databases.folders import Faults, FrameKind, existing_folder, find_database
+from datamodules.databases import catalogue
+from datamodules.databases.description import Annotations, Database, Rule
+from datamodules.databases.folders import FrameKind, existing_folder, find_root
+from datamodules.databases.reading import read
+from datamodules.findings import Finding, Level
 from mefar.errors import UserError
 
-DatasetName = Literal["composite", "casme2", "samm", "smic", "casme3", "dfme", "mmew"]
-THREE = ("negative", "positive", "surprise")
-DATABASES: dict[str, Callable[[Path, bool, FrameKind, Faults | None], Annotations]] = {
-    "casme2": casme2,
-    "samm": samm,
-    "smic": smic,
-    "casme3": casme3,
-    "dfme": dfme,
-    "mmew": mmew,
-}
-COMPOSITE = ("casme2", "samm", "smic")
-
-# Clips that MEGC2019's composite does not have. The last three are sadness in the 2014 coding, on which it
-# was defined, and surprise in the 2019 one; without this rule another coding file would make 445 clips.
-_NOT_IN_COMPOSITE = {
-    "casme2/sub04/EP12_01f": "not in the composite of MEGC2019 (no annotated apex)",
-    "casme2/sub05/EP09_05f": "not in the composite of MEGC2019 (apex is the onset)",
-    "casme2/sub24/EP07_01": "not in the composite of MEGC2019 (sadness in the 2014 coding)",
-    "casme2/sub24/EP07_04f": "not in the composite of MEGC2019 (sadness in the 2014 coding)",
-    "casme2/sub24/EP10_03": "not in the composite of MEGC2019 (sadness in the 2014 coding)",
-}
+COMPOSITES = {"composite": (("casme2", "samm", "smic"), 3)}
+"""Protocol over several databases -> their names, and the number of classes that each is read with."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Labels of one database under one protocol.
+class Member:
+    """A database's place in a protocol.
 
     Attributes:
-        names: class names in label order.
-        emotions: annotated emotion -> class name; emotions that are not here are left out by rule.
-        left_out: key -> reason.
-        expected: clips per class in the complete database, where known.
-        subjects: subjects in the complete protocol, where known.
+        database: what it is.
+        root: its folder.
+        data: the folder that the user named.
+        rule: its labels under the protocol.
     """
 
-    names: tuple[str, ...]
-    emotions: Mapping[str, str]
-    left_out: Mapping[str, str]
-    expected: Mapping[str, int]
-    subjects: int | None = None
-
-    def label(self, clip: Clip) -> Clip | tuple[str, str]:
-        """The clip with its label, or (key, why the protocol leaves it out)."""
-        if clip.key in self.left_out:
-            return clip.key, self.left_out[clip.key]
-        if clip.emotion not in self.emotions:
-            return clip.key, f"emotion {clip.emotion!r} is not in the protocol"
-        return replace(clip, label=self.names.index(self.emotions[clip.emotion]))
+    database: Database
+    root: Path
+    data: Path
+    rule: Rule
 
 
-def _same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
+@dataclass(frozen=True)
+class Part:
+    """What a member yields.
+
+    Attributes:
+        read: all clips of the copy.
+        clips: those of the protocol, with labels.
+        excluded: (key, reason) of those that it leaves out.
+        findings: what the loader found, by what it means for the protocol, and how the counts differ.
+    """
+
+    read: Annotations
+    clips: tuple[Clip, ...]
+    excluded: tuple[tuple[str, str], ...]
+    findings: tuple[Finding, ...]
 
 
-_OTHERS = {"others": "others", "other": "others"}
-_NEGATIVE_3 = {"disgust": "negative", "anger": "negative", "fear": "negative", "sad": "negative"}
+def find_databases(dataset: str) -> tuple[str, dict[str, Database]]:
+    """The name of a protocol and its databases.
 
-_SIX = ("happiness", "surprise", "anger", "disgust", "fear", "sadness")
-# dfme and mmew were not seen: both spellings that occur elsewhere.
-_SPELLED_6 = {**_same(*_SIX), "happy": "happiness", "sad": "sadness"}
-_SPELLED_3 = {
-    **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness", "sad"), "negative"),
-    **dict.fromkeys(("happiness", "happy"), "positive"),
-    "surprise": "surprise",
-}
+    Args:
+        dataset: `composite`, a database's name, or the path of a file that describes one.
 
-_RULES: dict[tuple[str, int], Rule] = {
-    ("casme2", 3): Rule(
-        THREE,
-        {"happiness": "positive", "disgust": "negative", "repression": "negative", "surprise": "surprise"},
-        _NOT_IN_COMPOSITE,
-        {"negative": 88, "positive": 32, "surprise": 25},
-        24,
-    ),
-    ("samm", 3): Rule(
-        THREE,
-        {
-            "happiness": "positive",
-            **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness"), "negative"),
-            "surprise": "surprise",
-        },
-        {},
-        {"negative": 92, "positive": 26, "surprise": 15},
-        28,
-    ),
-    ("smic", 3): Rule(THREE, _same(*THREE), {}, {"negative": 70, "positive": 51, "surprise": 43}, 16),
-    ("casme2", 5): Rule(
-        ("happiness", "disgust", "repression", "surprise", "others"),
-        {**_same("happiness", "disgust", "repression", "surprise"), **_OTHERS},
-        {},
-        {"happiness": 32, "disgust": 63, "repression": 27, "surprise": 25, "others": 99},
-    ),
-    ("samm", 5): Rule(
-        ("happiness", "contempt", "anger", "surprise", "others"),
-        {**_same("happiness", "contempt", "anger", "surprise"), **_OTHERS},
-        {},
-        {"happiness": 26, "contempt": 12, "anger": 57, "surprise": 15, "others": 26},
-    ),
-    ("casme3", 3): Rule(THREE, {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise"}, {}, {}),
-    ("casme3", 4): Rule(
-        (*THREE, "others"), {**_NEGATIVE_3, "happy": "positive", "surprise": "surprise", **_OTHERS}, {}, {}
-    ),
-    ("casme3", 7): Rule(
-        ("happiness", "disgust", "fear", "anger", "sadness", "surprise", "others"),
-        {**_same("disgust", "fear", "anger", "surprise"), **_OTHERS, "happy": "happiness", "sad": "sadness"},
-        {},
-        {},
-    ),
-    ("dfme", 3): Rule(THREE, _SPELLED_3, {}, {}),
-    ("dfme", 7): Rule((*_SIX, "contempt"), {**_SPELLED_6, **_same("contempt")}, {}, {}),
-    ("mmew", 3): Rule(THREE, _SPELLED_3, {}, {}),
-    ("mmew", 4): Rule(
-        ("happiness", "surprise", "disgust", "others"),
-        {**_same("happiness", "surprise", "disgust"), "happy": "happiness", **_OTHERS},
-        {},
-        {},
-    ),
-    ("mmew", 7): Rule((*_SIX, "others"), {**_SPELLED_6, **_OTHERS}, {}, {}),
-}
-_DEFAULT_CLASSES = {"composite": 3, "casme2": 5, "samm": 5, "smic": 3, "casme3": 4, "dfme": 7, "mmew": 7}
+    Raises:
+        UserError: there is none of that name, or the file does not describe one.
+    """
+    if catalogue.is_file(dataset):
+        one = catalogue.from_file(Path(dataset))
+        return one.name, {one.name: one}
+    known = catalogue.known()
+    if dataset in COMPOSITES:
+        return dataset, {name: known[name] for name in COMPOSITES[dataset][0]}
+    if dataset not in known:
+        listed = ", ".join(sorted([*known, *COMPOSITES]))
+        raise UserError(f"dataset {dataset!r}: unknown; use one of {listed}, or a file that describes one")
+    return dataset, {dataset: known[dataset]}
+
+
+def find_members(dataset: str, data: Path, classes: int | None = None) -> dict[str, Member]:
+    """The databases of a protocol: name -> member. Arguments and errors as for `load`."""
+    name, databases = find_databases(dataset)
+    several = name in COMPOSITES
+    possible = {COMPOSITES[name][1]} if several else set(next(iter(databases.values())).protocols)
+    default = COMPOSITES[name][1] if several else next(iter(databases.values())).classes
+    number = default if classes is None else classes
+    if number not in possible:
+        listed = " or ".join(map(str, sorted(possible)))
+        raise UserError(f"dataset {name!r}: {number} classes are not supported; use {listed}")
+    existing_folder(data)
+    return {
+        one.name: Member(
+            one, find_root(data, one.name, one.folder_pattern, required=several), data, one.protocols[number]
+        )
+        for one in databases.values()
+    }
+
+
+def read_member(member: Member, errata: bool = True, prefer: FrameKind = "raw", gather: bool = False) -> Part:
+    """Read one database and label its clips.
+
+    Args:
+        member: from `find_members`.
+        errata: correct the annotations that are known to be wrong.
+        prefer: raw or cropped frames where both are there.
+        gather: list what would stop a load among the findings.
+
+    Raises:
+        UserError: as for reading.read.
+    """
+    database, rule = member.database, member.rule
+    others = {
+        name: one.file_patterns
+        for name, one in catalogue.shipped().items()
+        if one.coding_file and name != database.name
+    }
+    read_all = read(database, member.root, errata, prefer, gather, member.data, others)
+    labelled = {clip.key: rule.label(clip) for clip in read_all.clips}
+    clips = tuple(clip for clip in labelled.values() if clip is not None)
+    excluded: dict[str, str] = {}
+    findings: list[Finding] = []
+    file = read_all.coding_file or member.root
+    for key, one in read_all.annotated.items():
+        if why := rule.exclusion(key, one.emotion):
+            excluded[key] = why
+        elif one.emotion not in rule.emotions:
+            what = (
+                f"emotion {one.emotion!r} is none of the protocol's"
+                if one.emotion
+                else "no emotion annotated"
+            )
+            detail = f"{what} ({file.name}, row {one.row}); correct the cell"
+            findings.append(Finding("lost", "emotion", database.name, detail, key, str(file), one.row))
+    for finding in read_all.findings:
+        # Of a clip that the protocol does not want nothing is lost, unless the load stops.
+        wanted = finding.stops or finding.clip not in excluded
+        findings.append(finding if wanted else replace(finding, level="note"))
+    findings += _against_published(database, read_all, member)
+    findings += _against_protocol(database, clips, rule)
+    return Part(read_all, clips, tuple(sorted(excluded.items())), tuple(findings))
 
 
 def load(
@@ -157,11 +149,11 @@ def load(
     """Read the clips of a protocol from disk.
 
     Args:
-        dataset: composite, casme2, samm, smic, casme3, dfme or mmew.
+        dataset: `composite`, the name of a database (`mefar databases` lists them), or the path of a file
+            that describes one.
         data: for composite, the folder with one folder per database, however they are spelled; else the
             database's folder or its parent.
-        classes: how many classes; None = the protocol's own number. casme2 and samm take 3 or 5, casme3
-            and mmew 3, 4 or 7, dfme 3 or 7, composite and smic 3.
+        classes: how many classes; None = the protocol's own number.
         errata: correct the annotations that errata.csv knows to be wrong.
         prefer: `raw` or `cropped` frames where a database lies there as both.
 
@@ -171,77 +163,78 @@ def load(
     Raises:
         UserError: unknown dataset, unsupported classes, or data that is not as it must be.
     """
-    databases = find_members(dataset, data, classes)
-    clips: list[Clip] = []
-    dropped: list[tuple[str, str]] = []
-    excluded: list[tuple[str, str]] = []
-    notes: list[tuple[str, str]] = []
-    for name, (root, rule) in databases.items():
-        read = DATABASES[name](root, errata, prefer, None)
-        chosen = [rule.label(clip) for clip in read.clips]
-        kept = [clip for clip in chosen if isinstance(clip, Clip)]
-        if not kept:
-            raise UserError(
-                f"{root}: none of {len(chosen)} clips has an emotion of protocol {dataset!r}; "
-                "check the emotion column of the coding file"
-            )
-        clips += kept
-        excluded += [clip for clip in chosen if not isinstance(clip, Clip)]
-        dropped += read.dropped
-        differing = [*_unlike_published(name, read), *_differences(kept, rule)]
-        notes += [*read.notes, *((name, text) for text in differing)]
-    names = next(iter(databases.values()))[1].names
+    members = find_members(dataset, data, classes)
+    parts = {name: read_member(member, errata, prefer) for name, member in members.items()}
+    for name, part in parts.items():
+        if not part.clips:
+            raise UserError(_nothing(members[name], part))
+    findings = [
+        finding
+        for name, part in parts.items()
+        for finding in (*_sources(members[name].database, part.read), *part.findings)
+    ]
     return Study(
-        dataset,
-        names,
-        tuple(sorted(clips, key=lambda clip: clip.key)),
-        tuple(sorted(dropped)),
-        tuple(sorted(excluded)),
-        tuple(notes),
+        dataset if dataset in COMPOSITES else next(iter(members)),
+        next(iter(members.values())).rule.names,
+        tuple(sorted((clip for part in parts.values() for clip in part.clips), key=lambda clip: clip.key)),
+        tuple(sorted(pair for part in parts.values() for pair in part.excluded)),
+        tuple(findings),
     )
 
 
-def find_members(dataset: str, data: Path, classes: int | None = None) -> dict[str, tuple[Path, Rule]]:
-    """The databases of a protocol: name -> (folder, rule). Arguments and errors as for `load`."""
-    if dataset not in _DEFAULT_CLASSES:
-        raise UserError(f"dataset {dataset!r}: unknown; use one of {', '.join(sorted(_DEFAULT_CLASSES))}")
-    members = COMPOSITE if dataset == "composite" else (dataset,)
-    number = _DEFAULT_CLASSES[dataset] if classes is None else classes
-    possible = sorted({c for name, c in _RULES if name in members} if dataset != "composite" else {3})
-    if number not in possible:
-        listed = " or ".join(map(str, possible))
-        raise UserError(f"dataset {dataset!r}: {number} classes are not supported; use {listed}")
-    existing_folder(data)
-    return {
-        name: (find_database(data, name, required=len(members) > 1), _RULES[name, number]) for name in members
-    }
+def _sources(database: Database, read_all: Annotations) -> Iterable[Finding]:
+    """Which files the clips are from."""
+    for what, path in (("coding file", read_all.coding_file), ("frames from", read_all.frames)):
+        if path is not None:
+            yield Finding("note", "source", database.name, f"{what} {path}", file=str(path))
 
 
-def _unlike_published(name: str, read: Annotations) -> list[str]:
-    """Where the coding file at hand lists other clips than the published one."""
-    subjects, emotions = PUBLISHED.get(name, (0, {}))
-    listed = Counter(read.emotions.values())
-    texts = [
-        f"{emotion} {listed[emotion]} (published {emotions.get(emotion, 0)})"
-        for emotion in [*emotions, *sorted(set(listed) - set(emotions))]
-        if emotions and listed[emotion] != emotions.get(emotion, 0)
+def _nothing(member: Member, part: Part) -> str:
+    """Why no clip is left: the reason that most clips have."""
+    lost = [finding for finding in part.findings if finding.level == "lost" and finding.clip]
+    total = len(part.read.annotated)
+    if not lost:
+        listed = ", ".join(sorted({one.emotion for one in part.read.annotated.values()}))
+        return f"{member.root}: none of {total} clips has an emotion of the protocol; they have {listed}"
+    kind, count = Counter(finding.kind for finding in lost).most_common(1)[0]
+    first = next(finding for finding in lost if finding.kind == kind)
+    example = f"{kind} for {count}, such as {first.clip}: {first.detail}"
+    return f"{member.root}: none of {total} clips can be used; {example}"
+
+
+def _against_published(database: Database, read_all: Annotations, member: Member) -> Iterable[Finding]:
+    """Where the coding file lists other clips than the published one."""
+    if database.published is None or not database.coding_file:
+        return
+    expected = database.published.emotions
+    listed = Counter(one.emotion for one in read_all.annotated.values())
+    differing = [
+        f"{emotion or 'blank'} {listed[emotion]} of {expected.get(emotion, 0)}"
+        for emotion in [*expected, *sorted(set(listed) - set(expected))]
+        if listed[emotion] != expected.get(emotion, 0)
     ]
-    people = len({key.split("/")[1] for key in read.emotions})
-    if emotions and people != subjects:
-        texts.append(f"subjects {people} (published {subjects})")
-    rows = f"{len(read.emotions)} clips, {sum(emotions.values())} in the published one"
-    return [f"coding file lists {rows}: {', '.join(texts)}"] if texts else []
+    subjects = len({key.split("/")[1] for key in read_all.annotated})
+    if subjects != database.published.subjects:
+        differing.append(f"subjects {subjects} of {database.published.subjects}")
+    if differing:
+        rows = len(read_all.annotated)
+        # A loss only where the protocol has no counts of its own, which tell more.
+        level: Level = "lost" if rows < database.published.clips and not member.rule.expected else "warning"
+        detail = f"the coding file lists {rows} clips, the published one {database.published.clips}: "
+        detail += ", ".join(differing)
+        yield Finding(level, "coding file", database.name, detail, file=str(read_all.coding_file or ""))
 
 
-def _differences(clips: list[Clip], rule: Rule) -> list[str]:
-    """Where the copy at hand is not the complete database."""
+def _against_protocol(database: Database, clips: Iterable[Clip], rule: Rule) -> Iterable[Finding]:
+    """Usable clips and subjects against the complete protocol: fewer of a kind are a loss, more are not."""
+    clips = list(clips)
     found = Counter(rule.names[clip.label] for clip in clips)
-    texts = [
-        f"{name}: {found[name]} clips, {count} in the complete database"
-        for name, count in rule.expected.items()
-        if found[name] != count
-    ]
-    subjects = len({clip.subject for clip in clips})
-    if rule.subjects not in (None, subjects):
-        texts.append(f"{subjects} subjects, {rule.subjects} in the complete database")
-    return texts
+    counts = [(name, found[name], expected) for name, expected in rule.expected.items()]
+    if rule.subjects is not None:
+        counts.append(("subjects", len({clip.subject for clip in clips}), rule.subjects))
+    differing = [(name, number, expected) for name, number, expected in counts if number != expected]
+    if differing:
+        level: Level = "lost" if any(number < expected for _, number, expected in differing) else "warning"
+        shown = ", ".join(f"{name} {number} of {expected}" for name, number, expected in differing)
+        detail = f"{len(clips)} clips, {sum(rule.expected.values())} in the protocol: {shown}"
+        yield Finding(level, "protocol counts", database.name, detail)

@@ -25,9 +25,12 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields, replace
 from importlib import resources
+from pathlib import Path
+
+from mefar.errors import UserError
 
 FIELDS = ("onset", "apex", "offset", "aus")
 
@@ -102,35 +105,68 @@ class Erratum:
                 raise ValueError(f"errata.csv: unknown condition {condition!r}")
 
 
+@dataclass(frozen=True)
+class Correction:
+    """An erratum that met a copy; `refused` says why it was not applied, "" if it was."""
+
+    clip: str
+    field: str
+    old: str
+    new: str
+    source: str
+    refused: str = ""
+
+    def __str__(self) -> str:
+        refused = f" not applied, {self.refused}" if self.refused else ""
+        return f"erratum{refused}: {self.field} {self.old} -> {self.new} ({self.source})"
+
+
 @functools.cache
-def load_errata() -> tuple[Erratum, ...]:
-    """The rows of errata.csv."""
-    text = resources.files("datamodules.databases").joinpath("errata.csv").read_text(encoding="utf-8")
-    return tuple(
-        Erratum(**{**row, "onset": int(row["onset"])})  # type: ignore[arg-type]
-        for row in csv.DictReader(text.splitlines())
-    )
+def load_errata(file: Path | None = None) -> tuple[Erratum, ...]:
+    """The rows of errata.csv, or of another file with its columns.
+
+    Raises:
+        UserError: the other file cannot be read, or has other columns.
+    """
+    if file is None:
+        text = resources.files("datamodules.databases").joinpath("errata.csv").read_text(encoding="utf-8")
+    else:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: errata cannot be read ({error}); give a csv file in UTF-8") from error
+    try:
+        return tuple(
+            Erratum(**{**row, "onset": int(row["onset"])})  # type: ignore[arg-type]
+            for row in csv.DictReader(text.splitlines())
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        columns = ", ".join(field.name for field in fields(Erratum))
+        raise UserError(f"{file}: no errata ({error}); give the columns {columns}") from error
 
 
-def apply_errata(database: str, coded: Coded, files: Collection[int]) -> tuple[Coded, list[str]]:
-    """Correct what errata.csv knows to be wrong.
+def apply_errata(
+    database: str, key: str, coded: Coded, files: Collection[int], errata: Iterable[Erratum]
+) -> tuple[Coded, list[Correction]]:
+    """Correct what is known to be wrong.
 
     Args:
-        database: casme2, samm, smic, casme3, dfme or mmew.
+        database: its name.
+        key: the clip's, for the corrections.
         coded: the row as read.
         files: numbers of the frames on disk.
+        errata: from load_errata.
 
     Returns:
-        The corrected row and one remark per correction made or refused.
+        The corrected row, and every correction made or refused.
     """
     rows = [
         row
-        for row in load_errata()
+        for row in errata
         if (row.database, row.subject, row.clip, row.onset)
         == (database, coded.subject, coded.filename, coded.onset)
         and row.holds(coded)
     ]
-    notes: list[str] = []
     numbers = {row.field: int(row.value) for row in rows if row.field != "aus"}
     fixed = replace(coded, **numbers)  # type: ignore[arg-type]
     refused = ""
@@ -138,14 +174,14 @@ def apply_errata(database: str, coded: Coded, files: Collection[int]) -> tuple[C
         refused = "the apex would lie outside [onset, offset]"
     elif any(numbers[field] not in files for field in ("onset", "apex") if field in numbers):
         refused = "the frame has no file"
+    corrections = []
     for row in rows:
-        change = f"{row.field} {_shown(getattr(coded, row.field))} -> {row.value} ({row.source})"
+        why = "" if row.field == "aus" else refused
+        old = _shown(getattr(coded, row.field))
+        corrections.append(Correction(key, row.field, old, row.value, row.source, why))
         if row.field == "aus":
             fixed = replace(fixed, aus=row.value)
-            notes.append(f"erratum: {change}")
-        else:
-            notes.append(f"erratum not applied, {refused}: {change}" if refused else f"erratum: {change}")
-    return (replace(coded, aus=fixed.aus) if refused else fixed), notes
+    return (replace(coded, aus=fixed.aus) if refused else fixed), corrections
 
 
 def _inside(onset: int | None, apex: int | None, offset: int | None) -> bool:

@@ -9,115 +9,107 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
+from datamodules.findings import Finding
 from mefar.errors import UserError
 
 FrameKind = Literal["raw", "cropped"]
-Id = TypeVar("Id")
-# A recogniser gets the parts of a folder's path below the database's root, and answers with the clip's id
+# What tells a clip's folder from all others, such as (subject, clip name), in lower case.
+Place = tuple[str, ...]
+# A recogniser gets the parts of a folder's path below the database's root, and answers with the clip's place
 # and how many leading parts precede the subject's folder: those name the copy that the folder belongs to.
-Recogniser = Callable[[Sequence[str]], tuple[Id, int] | None]
-# (key or "", error): what makes a load stop, gathered for a reader who wants to know all of it.
-Faults = list[tuple[str, str]]
+Recogniser = Callable[[Sequence[str]], tuple[Place, int] | None]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+TABLES = {".xlsx", ".xls", ".csv"}
 _DEEPEST = 8
-
-_NAMES = {
-    "casme2": re.compile(r"casme(2|ii)(?!i)"),
-    "casme3": re.compile(r"casme(3|iii)"),
-    "samm": re.compile(r"samm"),
-    "smic": re.compile(r"smic"),
-    "dfme": re.compile(r"dfme"),
-    "mmew": re.compile(r"mmew"),
-}
 
 
 def existing_folder(path: Path) -> Path:
-    """The path, if it is a folder.
+    """The path, if it is a folder that can be looked into.
 
     Raises:
-        UserError: it is not there or is a file.
+        UserError: it is not there, is a file, or cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such folder; give the folder that holds the databases or one of them")
-    if not path.is_dir():
-        raise UserError(f"{path}: is a file; give the folder that holds the databases or one of them")
-    return path
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+            return path
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        reason = getattr(error, "strerror", None) or "a link that leads to itself"
+        raise UserError(f"{path}: cannot be read ({reason}); give a folder that you may read") from error
+    what = "is a file" if there else "no such folder"
+    raise UserError(f"{path}: {what}; give the folder that holds the databases or one of them")
 
 
-def find_database(data: Path, database: str, required: bool = False) -> Path:
+def find_root(data: Path, database: str, name: str, required: bool = False) -> Path:
     """The folder of one database: `data` itself or a child with its name, however it is spelled.
 
     Args:
         data: the database's folder or its parent.
-        database: casme2, samm, smic, casme3, dfme or mmew.
+        database: its name, for the error message.
+        name: regular expression for its folder's name without spaces, `_`, `-`, in lower case.
         required: refuse to fall back on `data` itself where no child has the name.
 
     Raises:
         UserError: `data` is no folder, or `required` and there is none.
     """
     existing_folder(data)
-    pattern = _NAMES[database]
+    pattern = re.compile(name)
+    there = sorted(entry for entry in data.iterdir() if not entry.name.startswith((".", "~")))
     # The database's own folder, a folder with a coding file, or one with several folders of that name such
     # as CASME2_RAW_selected and CASME2_cropped: we are inside already. The searches go down from there.
-    if _is_named(data.resolve().name, pattern) or any(_is_table(entry) for entry in data.iterdir()):
+    tables = any(entry.suffix.casefold() in TABLES for entry in there)
+    if pattern.match(_plain(data.resolve().name)) or tables:
         return data
-    named = [entry for entry in sorted(data.iterdir()) if _is_named(entry.name, pattern)]
+    named = [entry for entry in there if pattern.match(_plain(entry.name))]
     folders = [entry for entry in named if entry.is_dir()]
     exact = [folder for folder in folders if pattern.fullmatch(_plain(folder.name))]
     for found in (exact, folders):
         if len(found) == 1:
             return found[0]
     if required and not named:
-        there = ", ".join(entry.name for entry in sorted(data.iterdir()) if entry.is_dir()) or "none"
-        raise UserError(f"{data}: no folder for {database}; folders: {there}; name one of them {database}")
+        listed = ", ".join(entry.name for entry in there if entry.is_dir()) or "none"
+        raise UserError(f"{data}: no folder for {database}; folders: {listed}; name one of them {database}")
     return data
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name).casefold()
-
-
-def _is_table(entry: Path) -> bool:
-    return entry.suffix.casefold() in (".xlsx", ".csv") and not entry.name.startswith(("~", "."))
-
-
-def _is_named(name: str, pattern: re.Pattern[str]) -> bool:
-    return pattern.match(_plain(name)) is not None and not name.startswith(".")
+    return re.sub(r"[\s_.-]+", "", name).casefold()
 
 
 def find_clip_folders(
+    database: str,
     root: Path,
-    recognise: Recogniser[Id],
-    wanted: Collection[Id] | None,
+    recognise: Recogniser,
+    wanted: Collection[Place] | None,
     prefer: FrameKind,
-    faults: Faults | None = None,
-) -> tuple[dict[Id, Path], str]:
+) -> tuple[dict[Place, Path], str, list[Finding]]:
     """Find the folders that hold the frames of clips.
 
     Where a database lies there in several copies, say raw and cropped, all clips come from one of them:
     the one with most of the wanted clips, and among equals the preferred kind.
 
     Args:
-        root: the database's folder.
+        database: its name, for the findings.
+        root: its folder.
         recognise: tells a clip's folder, see `Recogniser`.
-        wanted: ids to look for; None = all that are recognised.
+        wanted: places to look for; None = all that are recognised.
         prefer: `cropped` copies have "crop" somewhere in their path.
-        faults: takes up what would be raised; of two folders the first is kept.
 
     Returns:
-        id -> folder, and the chosen copy's path below root ("" = root itself).
-
-    Raises:
-        UserError: two folders of one copy claim the same clip.
+        place -> folder; the chosen copy's path below root ("" = root itself); two folders of one copy that
+        claim the same clip, and folders that cannot be read.
     """
-    copies: dict[tuple[str, ...], dict[Id, Path]] = defaultdict(dict)
-    pending: list[tuple[Path, tuple[str, ...]]] = [(root, ())]
+    copies: dict[Place, dict[Place, Path]] = defaultdict(dict)
+    findings: list[Finding] = []
+    pending: list[tuple[Path, Place]] = [(root, ())]
     seen: set[str] = set()
     while pending:
         folder, parts = pending.pop()
@@ -125,55 +117,97 @@ def find_clip_folders(
         if real in seen:
             continue
         seen.add(real)
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if not e.name.startswith((".", "__MACOSX")) and e.is_dir())
+        try:
+            names = _folders(folder)
+        except OSError as error:
+            detail = f"{folder}: cannot be read ({error.strerror}), nothing in it is used"
+            findings.append(Finding("warning", "unreadable folder", database, detail, file=str(folder)))
+            continue
         for name in names:
             below, path = (*parts, name), folder / name
             known = recognise(below)
             if known is not None and (wanted is None or known[0] in wanted):
-                copy = copies[below[: known[1]]]
-                if known[0] in copy:
-                    problem = f"{copy[known[0]]} and {path}: two folders for one clip; remove one"
-                    if faults is None:
-                        raise UserError(problem)
-                    faults.append(("", problem))
-                    continue
-                copy[known[0]] = path
+                other = copies[below[: known[1]]].setdefault(known[0], path)
+                if other is not path:
+                    detail = f"{other} and {path}: two folders for one clip; remove one"
+                    findings.append(
+                        Finding("lost", "duplicate clip", database, detail, file=str(path), stops=True)
+                    )
             elif len(below) < _DEEPEST:
                 pending.append((path, below))
     if not copies:
-        return {}, ""
+        return {}, "", findings
 
-    def rank(copy: tuple[str, ...]) -> tuple[int, bool, tuple[str, ...]]:
+    def rank(copy: Place) -> tuple[int, bool, Place]:
         cropped = "crop" in "/".join(copy).casefold()
         return -len(copies[copy]), cropped != (prefer == "cropped"), copy
 
     best = min(copies, key=rank)
-    return copies[best], "/".join(best)
+    return copies[best], "/".join(best), findings
 
 
-def list_frames(folder: Path) -> dict[int, Path]:
+def _folders(folder: Path) -> list[str]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            try:
+                if entry.is_dir():
+                    found.append(entry.name)
+            except OSError:  # a link to itself is no folder
+                continue
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The pictures of a folder.
+
+    Attributes:
+        files: frame number -> file, in numerical order.
+        strays: names of pictures that are called otherwise than the others, and are no frames.
+    """
+
+    files: dict[int, Path]
+    strays: tuple[str, ...] = ()
+
+
+def list_frames(folder: Path) -> Frames:
     """The images of a folder by the last integer of their names, in numerical order.
 
     `img46.jpg`, `reg_img46.jpg`, `006_05562.jpg`, `image0181234.bmp`, `355.jpg`. Padding does not matter.
-    Hidden files, files without a number and copies that a desktop made (`img46 (1).jpg`) are left out.
+    The frames of a folder are called alike: what precedes and follows the number is the same in all of
+    them. A picture with another name, such as a file manager's copy `image101 2.bmp`, is a stray.
 
     Args:
-        folder: where to look; its subfolders are passed over.
+        folder: where to look; its subfolders and hidden files are passed over.
 
     Raises:
-        UserError: two files have the same number.
+        UserError: two files have the same number, or the folder cannot be read.
     """
-    frames: dict[int, Path] = {}
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_file())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); copy it again") from error
+    pictures: dict[str, tuple[str, str, int] | None] = {}
     for name in names:
         stem, dot, suffix = name.rpartition(".")
-        found = re.search(r"(\d+)\D*$", stem)
-        if dot + suffix.casefold() not in IMAGES or found is None or re.search(r"\(\d+\)$", stem):
+        if dot + suffix.casefold() in IMAGES:
+            found = re.fullmatch(r"(.*?)(\d+)(\D*)", stem, re.DOTALL)
+            pictures[name] = (found[1], found[3], int(found[2])) if found else None
+    patterns = Counter(known[:2] for known in pictures.values() if known is not None)
+    # Of equally many the shorter name: a copy's name is the original's with something added.
+    usual = min(patterns, key=lambda p: (-patterns[p], len(p[0]) + len(p[1]), p), default=None)
+    files: dict[int, Path] = {}
+    strays = []
+    for name, known in pictures.items():
+        if known is None or known[:2] != usual:
+            strays.append(name)
             continue
-        number = int(found[1])
-        if number in frames:
-            raise UserError(f"{folder}: {frames[number].name} and {name} are both frame {number}; remove one")
-        frames[number] = folder / name
-    return dict(sorted(frames.items()))
+        if known[2] in files:
+            other = files[known[2]].name
+            raise UserError(f"{folder}: {other} and {name} are both frame {known[2]}; remove one")
+        files[known[2]] = folder / name
+    return Frames(dict(sorted(files.items())), tuple(strays))

@@ -45,7 +45,8 @@ def doctor(
 
     Args:
         data: for composite the folder with one folder per database, else the database's folder or its parent.
-        dataset: composite, casme2, samm, smic, casme3, dfme or mmew; may be given as the first word.
+        dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
+            describes one; may be given as the first word.
         classes: number of classes; null = the protocol's own.
         faces: as for loso: `align` looks for raw frames first, `precropped` for cropped ones.
         apex: the apex rule that runs will use.

@@ -22,7 +22,6 @@ from datamodules.clips import Study
 from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import ApexRule
 from datamodules.micro import MicroExpressionDataset
-from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
 from mefar import sweeps
 from mefar.baselines.pixels import linear_control
@@ -52,7 +51,7 @@ COMMAND: ContextVar[str] = ContextVar("COMMAND", default="mefar loso")
 
 def loso(
     *,
-    dataset: DatasetName,
+    dataset: str,
     data: Path,
     tokenizer: Path,
     num_codes: int | None = None,
@@ -90,7 +89,8 @@ def loso(
     continued by the same command. `--epochs N` is short for `--training.epochs N`.
 
     Args:
-        dataset: protocol: composite, casme2, samm, smic, casme3, dfme or mmew.
+        dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
+            describes one.
         data: for composite the folder with one folder per database, else the database's own folder.
         tokenizer: checkpoint of a tokenizer; {num_codes} and {num_tokens} in it are filled in.
         num_codes: K that the tokenizer must have.

@@ -14,7 +14,6 @@ from rich.table import Table
 from datamodules.demo import truth as demo_truth
 from datamodules.faces.align import FaceMode
 from datamodules.micro import MicroExpressionDataset
-from datamodules.protocols import DatasetName
 from datamodules.protocols import load as load_study
 from mefar.commands import run_function
 from mefar.files import replacing
@@ -30,7 +29,7 @@ def probe(
     tokenizer: Path,
     data: Path,
     *,
-    dataset: DatasetName = "composite",
+    dataset: str = "composite",
     faces: FaceMode = "align",
     views: int = 8,
     cache_dir: Path = Path("runs/cache"),

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
 from datamodules import crops as pairs
-from datamodules.clips import parse_action_units
+from datamodules.databases.action_units import parse_action_units
 from datamodules.micro import MicroExpressionDataModule, MicroExpressionDataset, UnpaddedSampler, fingerprint
 from datamodules.protocols import load
 from datamodules.views import draw_view
@@ -93,7 +93,7 @@ def test_views_are_stacked_and_the_first_is_the_same_without_them(data: Path, ca
 
 def test_mirrored_views_exchange_left_and_right_action_units(data: Path, cache: str) -> None:
     study = load("casme2", data / "casme2", classes=3)
-    clips = [replace(clip, aus=parse_action_units("4+R12")) for clip in study.clips]
+    clips = [replace(clip, aus=parse_action_units("4+R12")[0]) for clip in study.clips]
     made = MicroExpressionDataset(
         replace(study, clips=tuple(clips)), 32, "precropped", views=6, cache_dir=cache
     )

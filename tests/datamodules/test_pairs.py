@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from readers import casme2
 from replicas import Row, write_casme2
 
 from datamodules import crops as pairs
 from datamodules.clips import Clip
 from datamodules.crops import PairSettings, PairStore, clip_fingerprint, fingerprint, read_image, render
-from datamodules.databases.annotations import casme2
 from datamodules.protocols import load
 from datamodules.views import View, draw_view
 from mefar.errors import UserError

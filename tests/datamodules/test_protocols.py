@@ -49,17 +49,17 @@ def test_the_composite_is_sorted_accounted_for_and_remarks_no_difference(composi
     assert not set(excluded) & set(keys)
     assert "MEGC2019" in excluded["casme2/sub04/EP12_01f"]
     assert "MEGC2019" in excluded["casme2/sub05/EP09_05f"]
-    assert not [note for note in composite.notes if "complete database" in note[1] or "lists" in note[1]]
+    assert {finding.kind for finding in composite.findings} == {"source", "erratum"}
 
 
 def test_the_2019_coding_gives_the_same_composite(tmp_path: Path, composite: Study) -> None:
     study = load("composite", complete_composite(tmp_path, coding="2019"))
     assert [(c.key, c.label) for c in study.clips] == [(c.key, c.label) for c in composite.clips]
-    listed = "coding file lists 255 clips, 255 in the published one: surprise 28 (published 25), "
-    assert ("casme2", listed + "sadness 4 (published 7)") in study.notes
+    listed = "the coding file lists 255 clips, the published one 255: surprise 28 of 25, sadness 4 of 7"
+    assert ("casme2", listed) in study.notes
     five = load("casme2", tmp_path)
     assert five.counts()["all"]["classes"]["surprise"] == 28
-    assert ("casme2", "surprise: 28 clips, 25 in the complete database") in five.notes
+    assert ("casme2", "249 clips, 246 in the protocol: surprise 28 of 25") in five.notes
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,8 @@ def test_spellings_of_the_folders(tmp_path: Path, casme2: str, samm: str, smic: 
         ("samm/006/006_1_2", 1),
         ("smic/s6/s6_sur_01", 2),
     ]
-    assert ("samm", "negative: 0 clips, 92 in the complete database") in study.notes
+    lacking = "1 clips, 133 in the protocol: negative 0 of 92, positive 1 of 26, surprise 0 of 15, "
+    assert ("samm", lacking + "subjects 1 of 28") in study.notes
 
 
 def test_emotions_in_any_case_and_strange_ones(tmp_path: Path) -> None:
@@ -123,12 +124,15 @@ def test_emotions_in_any_case_and_strange_ones(tmp_path: Path) -> None:
         Row(1, "EP02_02", emotion="OTHERS"),
         Row(1, "EP02_03", emotion="happines"),
         Row(1, "EP02_04", emotion=None),
+        Row(1, "EP02_05", emotion="Fear"),
     ]
     study = load("casme2", write_casme2(tmp_path / "casme2", rows))
     assert [c.label for c in study.clips] == [0, 4]
-    assert dict(study.excluded) == {
-        "casme2/sub01/EP02_03": "emotion 'happines' is not in the protocol",
-        "casme2/sub01/EP02_04": "emotion '' is not in the protocol",
+    assert study.excluded == (("casme2/sub01/EP02_05", "emotion 'fear' is not in the protocol"),)
+    where = "CASME2-coding-20140508.xlsx, row"
+    assert dict(study.dropped) == {
+        "casme2/sub01/EP02_03": f"emotion 'happines' is none of the protocol's ({where} 4); correct the cell",
+        "casme2/sub01/EP02_04": f"no emotion annotated ({where} 5); correct the cell",
     }
 
 
@@ -155,9 +159,9 @@ def test_a_coding_file_with_more_or_fewer_rows_is_remarked(
         del rows[there]
     study = load("casme2", write_casme2(tmp_path, rows))
     count, change = {"disgust": 63, "fear": 2}[emotion], 1 if more else -1
-    listed = f"coding file lists {255 + change} clips, 255 in the published one: "
-    assert ("casme2", f"{listed}{emotion} {count + change} (published {count})") in study.notes
-    short = ("casme2", f"{emotion}: {count + change} clips, {count} in the complete database")
+    listed = f"the coding file lists {255 + change} clips, the published one 255: "
+    assert ("casme2", f"{listed}{emotion} {count + change} of {count}") in study.notes
+    short = ("casme2", f"{246 + change} clips, 246 in the protocol: {emotion} {count + change} of {count}")
     assert (short in study.notes) == wanted
 
 
@@ -191,7 +195,8 @@ def test_casme3_classes(tmp_path: Path, classes: int | None) -> None:
         (
             "casmeii",
             None,
-            "dataset 'casmeii': unknown; use one of casme2, casme3, composite, dfme, mmew, samm, smic",
+            "dataset 'casmeii': unknown; use one of casme2, casme3, composite, dfme, mmew, samm, smic, "
+            "or a file that describes one",
         ),
         ("composite", 5, "dataset 'composite': 5 classes are not supported; use 3"),
         ("casme2", 7, "dataset 'casme2': 7 classes are not supported; use 3 or 5"),
@@ -220,6 +225,9 @@ def test_wrong_folders(tmp_path: Path, complete: Path) -> None:
 
 
 def test_a_database_without_an_emotion_of_the_protocol(tmp_path: Path) -> None:
+    write_casme2(tmp_path, [Row(1, "EP02_01", emotion="fear")])
+    with pytest.raises(UserError, match="none of 1 clips has an emotion of the protocol; they have fear"):
+        load("casme2", tmp_path)
     write_casme2(tmp_path, [Row(1, "EP02_01", emotion="joy")])
-    with pytest.raises(UserError, match="none of 1 clips has an emotion of protocol 'casme2'"):
+    with pytest.raises(UserError, match=r"emotion for 1, such as casme2.*'joy' is none of .*row 2"):
         load("casme2", tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readers import casme2, casme3, samm, smic
 from replicas import (
     CASME2_COLUMNS,
     Row,
@@ -19,7 +20,7 @@ from replicas import (
 )
 
 from datamodules.clips import Clip
-from datamodules.databases.annotations import casme2, casme3, samm, smic
+from datamodules.findings import dropped, notes
 from mefar.errors import UserError
 
 
@@ -77,7 +78,7 @@ def test_columns_are_found_in_any_spelling(tmp_path: Path) -> None:
 def test_a_missing_apex_is_none(tmp_path: Path, apex: object) -> None:
     read = casme2(write_casme2(tmp_path, [Row(1, "EP02_01f", apex=apex)]))
     assert one(read.clips).apex is None
-    assert ("casme2/sub01/EP02_01f", "apex not annotated") in read.notes
+    assert ("casme2/sub01/EP02_01f", "apex not annotated") in notes(read.findings)
 
 
 def test_the_trailing_f_is_significant(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_the_trailing_f_is_significant(tmp_path: Path) -> None:
     read = casme2(tmp_path)
     assert one(read.clips).clip == "EP02_01f"
     assert one(read.clips).frames[10].parent.name == "EP02_01f"
-    assert read.dropped[0][0] == "casme2/sub01/EP02_01"
+    assert dropped(read.findings)[0][0] == "casme2/sub01/EP02_01"
 
 
 @pytest.mark.parametrize("deep", ["x/y/CASME2_RAW_selected", "Cropped", ".", "CASME2-RAW/CASME2-RAW"])
@@ -118,7 +119,7 @@ def test_the_2014_coding_is_taken_among_several(tmp_path: Path) -> None:
     write_casme2(tmp_path, [Row(24, "EP07_01", emotion="fear")], name="~$CASME2-coding-20140508.xlsx")
     read = casme2(tmp_path)
     assert one(read.clips).emotion == "sadness"
-    assert ("casme2", f"coding file {tmp_path / 'CASME2-coding-20140508.xlsx'}") in read.notes
+    assert read.coding_file == tmp_path / "CASME2-coding-20140508.xlsx"
 
 
 # --- SAMM
@@ -184,7 +185,7 @@ def test_smic_clip_under_another_emotion_is_dropped(tmp_path: Path) -> None:
     (micro / "positive" / "s1_po_01").rename(micro / "surprise" / "s1_po_01")
     read = smic(tmp_path)
     assert one(read.clips).clip == "s1_ne_01"
-    assert "named positive, but lies under surprise" in read.dropped[0][1]
+    assert "named positive, but lies under surprise" in dropped(read.findings)[0][1]
 
 
 # --- CAS(ME)^3
@@ -210,7 +211,7 @@ def test_casme3_clips_share_a_video(tmp_path: Path, layout: str) -> None:
 
 def test_casme3_impossible_rows_are_dropped_and_the_known_ones_mended(tmp_path: Path) -> None:
     rows = [
-        Row("spNO.149", "d", 112, 83, 358, emotion="fear", frames=(112, 123, 358)),
+        Row("spNO.149", "d", 112, 83, 358, emotion="fear", frames=(112, 123, 160, 358)),
         Row("spNO.216", "d", 3647, 2668, 2694, emotion="fear", frames=(2647, 2668, 2694, 3647)),
         Row("spNO.40", "e", 1812, 1820, 0, emotion="fear", frames=(1812, 1820, 1845)),
         Row("spNO.216", "e", 0, 0, 25, emotion="fear", frames=(1, 2, 25)),
@@ -220,7 +221,7 @@ def test_casme3_impossible_rows_are_dropped_and_the_known_ones_mended(tmp_path: 
     write_casme3(tmp_path, rows)
     mended = {c.key: (c.onset, c.apex, c.offset) for c in casme3(tmp_path).clips}
     assert mended == {
-        "casme3/spNO.149/d_112": (112, 123, 358),
+        "casme3/spNO.149/d_112": (112, 160, 358),
         "casme3/spNO.216/d_3647": (2647, 2668, 2694),
         "casme3/spNO.40/e_1812": (1812, 1820, 1845),
         "casme3/spNO.216/e_0": (1, 1, 25),
@@ -229,7 +230,7 @@ def test_casme3_impossible_rows_are_dropped_and_the_known_ones_mended(tmp_path: 
     plain = casme3(tmp_path, errata=False)
     assert {c.key for c in plain.clips} == {"casme3/spNO.149/d_112", "casme3/spNO.214/c_5"}
     assert plain.clips[0].apex is None  # 83 is outside [112, 358]
-    reasons = dict(plain.dropped)
+    reasons = dict(dropped(plain.findings))
     assert "onset frame 0 has no file" in reasons["casme3/spNO.216/e_0"]
     assert "offset 0 is not after onset 1812" in reasons["casme3/spNO.40/e_1812"]
 
@@ -251,7 +252,7 @@ def test_casme3_impossible_rows_are_dropped_and_the_known_ones_mended(tmp_path: 
 def test_a_clip_that_cannot_be_used_is_dropped(tmp_path: Path, bad: Row, reason: str) -> None:
     read = casme2(write_casme2(tmp_path, [bad, Row(1, "EP02_01"), Row(3, "EP02_01")]))
     assert [c.subject for c in read.clips] == ["sub01", "sub03"]
-    ((key, why),) = read.dropped
+    ((key, why),) = dropped(read.findings)
     assert key == "casme2/sub02/EP01_01"
     assert reason in why
 
@@ -259,7 +260,8 @@ def test_a_clip_that_cannot_be_used_is_dropped(tmp_path: Path, bad: Row, reason:
 def test_an_apex_outside_the_clip_counts_as_missing(tmp_path: Path) -> None:
     read = casme2(write_casme2(tmp_path, [Row(1, "EP02_01", apex=99, frames=(10, 14, 99))]))
     assert one(read.clips).apex is None
-    assert ("casme2/sub01/EP02_01", "apex 99 is outside [10, 14]: treated as not annotated") in read.notes
+    remark = "apex 99 is outside [10, 14]: treated as not annotated"
+    assert ("casme2/sub01/EP02_01", remark) in notes(read.findings)
 
 
 def test_a_missing_offset_is_the_last_frame_and_a_cut_clip_stays(tmp_path: Path) -> None:
@@ -269,13 +271,15 @@ def test_a_missing_offset_is_the_last_frame_and_a_cut_clip_stays(tmp_path: Path)
     ]
     read = casme2(write_casme2(tmp_path, rows))
     assert [c.offset for c in read.clips] == [13, 110]
-    assert ("casme2/sub16/EP01_08", "no file for the offset 110; frames end at 96") in read.notes
+    assert ("casme2/sub16/EP01_08", "no file for the offset 110; frames end at 96") in notes(read.findings)
 
 
 def test_unreadable_action_units_are_remarked_and_do_not_cost_the_clip(tmp_path: Path) -> None:
     read = casme2(write_casme2(tmp_path, [Row(1, "EP02_01", aus="4+smile")]))
-    assert one(read.clips).aus == ()
-    assert any("action units not read: 'smile'" in remark and "row 2" in remark for _, remark in read.notes)
+    assert [str(unit) for unit in one(read.clips).aus] == ["4"]
+    (finding,) = [f for f in read.findings if f.kind == "action units"]
+    assert (finding.level, finding.row, finding.clip) == ("warning", 2, "casme2/sub01/EP02_01")
+    assert "'smile'" in finding.detail and "'4'" not in finding.detail
 
 
 cells = st.one_of(

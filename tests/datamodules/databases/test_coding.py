@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from readers import casme2, smic
 from replicas import CASME2_COLUMNS, Row, write_casme2, write_frames, write_samm, write_smic, write_table
 
-from datamodules.databases.annotations import casme2, smic
 from mefar.errors import UserError
 
 
@@ -104,9 +104,6 @@ def test_no_coding_file_or_another_databases(tmp_path: Path) -> None:
     assert "no coding file (CASME2-coding-20140508.xlsx)" in message(casme2, tmp_path)
     write_samm(tmp_path, [Row(6, "006_1_2")])
     assert "SAMM_Micro_FACS_Codes_v2.xlsx of samm" in message(casme2, tmp_path)
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "CASME2-coding.xls").touch()
-    assert "save CASME2-coding.xls as .xlsx" in message(casme2, tmp_path / "old")
 
 
 def test_an_empty_clip_folder_is_an_error(tmp_path: Path) -> None:

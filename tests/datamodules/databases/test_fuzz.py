@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from readers import casme2, casme3, dfme, mmew, samm
 from replicas import write_frames, write_table
 
 from datamodules.clips import Clip
 from datamodules.crops import read_image
-from datamodules.databases.annotations import Annotations, casme2, casme3, dfme, mmew, samm
+from datamodules.databases.description import Annotations
 from datamodules.databases.folders import list_frames
+from datamodules.findings import dropped
 from mefar.errors import UserError
 
 FEW = settings(
@@ -209,8 +211,8 @@ def test_a_coding_file_is_read_right_or_refused(
         assert clip.onset in clip.frames
         assert clip.apex is None or (clip.onset <= clip.apex <= clip.offset and clip.apex in clip.frames)
         assert any(tells(row, list(map(str, table[0])), clip) for row in table[1:])
-    keys = {clip.key for clip in read.clips} | {key for key, _ in read.dropped}
-    assert keys == set(read.emotions)
+    keys = {clip.key for clip in read.clips} | {key for key, _ in dropped(read.findings)}
+    assert keys == set(read.annotated)
 
 
 @FEW
@@ -230,12 +232,14 @@ def test_frames_have_the_number_in_their_name(
     for name in names:
         if name.strip(".") and name.strip():
             (folder / name).touch()
-    frames, complaint = attempt(lambda: list_frames(folder))
-    if frames is None:
+    found, complaint = attempt(lambda: list_frames(folder))
+    if found is None:
         assert "\n" not in complaint
         assert re.search(r"(.+) and (.+) are both frame (\d+); remove one", complaint)
         return
+    frames = found.files
     assert list(frames) == sorted(frames)
+    assert len({re.sub(r"\d+(?=\D*$)", "", path.stem) for path in frames.values()}) <= 1
     for number, path in frames.items():
         assert path.exists()
         assert int(re.findall(r"\d+", path.stem)[-1]) == number

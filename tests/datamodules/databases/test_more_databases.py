@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from readers import dfme, mmew, samm
 from replicas import Row, write_dfme, write_frames, write_mmew, write_samm
 
 from datamodules.clips import Clip
-from datamodules.databases.annotations import Annotations, dfme, mmew, samm
+from datamodules.databases.description import Annotations
+from datamodules.findings import notes
 from datamodules.protocols import load
 from mefar.errors import UserError
 
@@ -40,7 +42,7 @@ def test_dfme_folders_are_found_at_any_depth(tmp_path: Path, place: str) -> None
 def test_dfme_without_a_rate_is_remarked(tmp_path: Path, fps: object) -> None:
     read = dfme(write_dfme(tmp_path, [DFME], fps))
     assert one(read).fps == 200.0
-    assert ("dfme/sub0003/sub0003_01", "frames per second not annotated: 200 assumed") in read.notes
+    assert ("dfme/sub0003/sub0003_01", "frames per second not annotated: 200 assumed") in notes(read.findings)
 
 
 @pytest.mark.parametrize("fps", ["fast", 0, -200, 10**6])
@@ -73,7 +75,8 @@ def test_mmew_under_another_emotion_is_remarked(tmp_path: Path) -> None:
     (micro / "disgust" / "S13-07-001").rename(micro / "fear" / "S13-07-001")
     read = mmew(tmp_path)
     assert [clip.emotion for clip in read.clips] == ["fear", "disgust"]
-    assert any(key == "mmew/S13/S13-07-001" and "but lies under fear" in text for key, text in read.notes)
+    (finding,) = [f for f in read.findings if f.kind == "misplaced clip"]
+    assert finding.clip == "mmew/S13/S13-07-001" and "but lies under fear" in finding.detail
 
 
 def test_two_rows_never_share_a_folder(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_classes(
     assert study.class_names == names
     assert [clip.label for clip in study.clips] == list(labels)
     assert len(study.clips) + len(study.excluded) == len(rows)
-    assert not [note for note in study.notes if "complete database" in note[1]]
+    assert not [note for note in study.notes if "protocol" in note[1]]
 
 
 def test_neither_takes_the_other_for_itself(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.clips import ActionUnit, mirrored, parse_action_units
+from datamodules.clips import ActionUnit, mirrored
 from datamodules.counter_random import uniforms
+from datamodules.databases.action_units import parse_action_units
 from datamodules.voxceleb.augmentation import PairTransform
 
 QUIET = {"noise": 0.0, "camera": 0.0}
@@ -108,8 +109,8 @@ def test_a_flip_mirrors():
 
 
 def test_a_flip_swaps_the_sides_of_action_units():
-    aus = parse_action_units("L12+R4+7+L1+R1")
-    assert mirrored(aus) == parse_action_units("R12+L4+7+R1+L1")
+    aus = parse_action_units("L12+R4+7+L1+R1")[0]
+    assert mirrored(aus) == parse_action_units("R12+L4+7+R1+L1")[0]
     assert mirrored(()) == ()
 
 
