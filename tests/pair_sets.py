@@ -20,7 +20,7 @@ from mefar.tokenizer.warp_network import WarpNetwork
 
 CLIPS = (3, 4, 6)  # training sets of 10, 9 and 7 clips: a last batch of 2, of 1, and of 3
 SUBJECTS = tuple(f"casme2/{number}" for number, count in enumerate(CLIPS) for _ in range(count))
-PUBLISHED = {"image_size": 32, "patch_size": 8, "dim": 16, "spatial_depth": 1, "temporal_depth": 1,
+PUBLISHED = {"image_size": 32, "patch_size": 4, "dim": 16, "spatial_depth": 1, "temporal_depth": 1,
              "heads": 2, "head_dim": 8, "num_codes": 8, "num_tokens": 4, "code_dim": 4}  # fmt: skip
 
 

@@ -17,8 +17,8 @@ def import_dface(
         checkpoint: .pt or .safetensors with the published state dict.
         out: checkpoint to write, by custom ending in .ckpt.
         image_size: side in pixels of the images it was trained on; the file does not tell.
-        num_tokens: action tokens per pair, where the file does not tell; by default every convolution of
-            its bottleneck halves the grid, as in the published model of 16 tokens.
+        num_tokens: action tokens per pair that it must have; by default what its kernels and the image size
+            say: a file of 4 tokens looks like one of 16 at twice the image size.
     """
     from mefar.tokenizer.import_dface import import_checkpoint
 

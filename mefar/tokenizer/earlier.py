@@ -44,7 +44,6 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
             "temporal_depth": ("temporal_depth", 6),
             "heads": ("heads", 8),
             "head_dim": ("head_dim", 64),
-            "bottleneck_convolutions": ("bottleneck_convolutions", None),
         },
     ),
 }
@@ -62,6 +61,8 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of FacialActionTokenizer in 0.1 -> the same of today; a setting of the other network goes."""
     class_path, known = _NETWORKS[settings.get("network", "warp")]
     network = {ours: settings.get(name, default) for name, (ours, default) in known.items()}
+    if settings.get("network") == "published":
+        network["bottleneck"] = "halving"  # all that 0.1 knew
     rest = {name: value for name, value in settings.items() if name not in FLAT | {"network"}}
     return rest | {"network": {"class_path": class_path, "init_args": network}}
 

@@ -1,8 +1,8 @@
 """Importer of published tokenizer checkpoints: their names in, a mefar tokenizer out.
 
-A published state dict has no sizes written in it: all are read off its tensors. What no tensor shows are
-the image size, on which no weight depends, and the number of tokens where a convolution may halve the grid
-or keep it; both are arguments. Every entry of the file is accounted for one by one: mapped to a weight of
+A published state dict has no sizes written in it: all are read off its tensors. What no tensor shows is the
+image size, on which no weight depends: it is an argument, and with the kernels of the bottleneck it tells the
+number of tokens. Every entry of the file is accounted for one by one: mapped to a weight of
 ours, known to take no part in the computation, or named in an error.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mefar.errors import UserError
 from mefar.tokenizer.module import FacialActionTokenizer
-from mefar.tokenizer.published_network import PublishedNetwork
+from mefar.tokenizer.published_network import PUBLISHED_BOTTLENECKS, PublishedNetwork, bottleneck_layout
 
 # Published name -> name in PublishedNetwork, outside of the transformers.
 PLAIN = {
@@ -105,8 +105,7 @@ def load_tokenizer(
         path: `.safetensors`, or what torch.save wrote: a state dict, or a dict that holds one as `model` or
             `state_dict`. Names may start with `module.` or `tokenizer.`; optimiser entries are passed over.
         image_size: H = W in pixels that the tokenizer was trained on; a multiple of its patches' side.
-        num_tokens: L, where the file cannot tell; None takes every convolution of the bottleneck to halve the
-            grid, as in the published model of 16 tokens.
+        num_tokens: L that the file must have; None takes what kernels and image size say.
 
     Raises:
         UserError: the file cannot be read safely, or is no published tokenizer of consistent sizes.
@@ -269,25 +268,34 @@ def infer_settings(
     if width % head_dim:
         raise UserError(f"{path}: attention width {width} is no multiple of the heads' width {head_dim}")
     num_codes, code_dim = shape("vq.codebooks", 2)
-    convolutions = _count(state, "vq.cnn_encoder.")
-    if num_tokens is None:
-        side = image_size // patch_size
-        for _ in range(convolutions):
-            side = (side + 1) // 2
-        num_tokens = side**2
+    kernels = [
+        shape(f"vq.cnn_encoder.{2 * number}.weight", 4)[2:]
+        for number in range(_count(state, "vq.cnn_encoder.", ".weight"))
+    ]
+    grid = image_size // patch_size
+    counts = [
+        count
+        for (side, count), layout in PUBLISHED_BOTTLENECKS.items()
+        if side == grid and [torch.Size(each.kernel) for each in layout] == kernels
+    ]
+    if num_tokens not in (*counts, None) or not counts:
+        found = " and ".join("x".join(map(str, kernel)) for kernel in kernels)
+        known = f"that makes {counts[0]} tokens" if counts else "that is no published bottleneck"
+        raise UserError(
+            f"{path}: convolutions {found} on {grid}x{grid} patches (image size {image_size}): {known}; give "
+            "the image size that it was trained with"
+        )
     return {
         "image_size": image_size,
         "patch_size": patch_size,
         "num_codes": num_codes,
-        "num_tokens": num_tokens,
+        "num_tokens": counts[0],
         "code_dim": code_dim,
         "dim": dim,
         "spatial_depth": depths["enc_spatial_transformer"],
         "temporal_depth": depths["enc_temporal_transformer"],
         "heads": width // head_dim,
         "head_dim": head_dim,
-        "bottleneck_convolutions": convolutions,
-        "quantizer": "nsvq",
     }
 
 
@@ -298,7 +306,9 @@ def published_names(settings: Mapping[str, Any]) -> dict[str, str | None]:
     that self-attention carries along.
     """
     names: dict[str, str | None] = dict(PLAIN)
-    for number in range(settings["bottleneck_convolutions"]):  # ReLUs lie between them
+    grid = settings["image_size"] // settings["patch_size"]
+    layout = bottleneck_layout("published", grid, settings["num_tokens"])
+    for number in range(len(layout)):  # ReLUs lie between them
         for kind in ("weight", "bias"):
             names[f"vq.cnn_encoder.{2 * number}.{kind}"] = f"bottleneck.convolutions.{number}.{kind}"
     for published, ours in TRANSFORMERS.items():
@@ -328,9 +338,10 @@ def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str | None], p
         raise UserError(f"{path}: entry {missing[0]!r}{more} is missing; is the file complete?")
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+def _count(state: Mapping[str, Tensor], prefix: str, suffix: str = "") -> int:
     """How many numbered layers follow a prefix."""
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+    names = [name[len(prefix) :] for name in state if name.startswith(prefix) and name.endswith(suffix)]
+    return len({name.split(".")[0] for name in names})
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from mefar.errors import UserError
 from mefar.tokenizer.network import ActionNetwork
-from mefar.tokenizer.quantizer import Quantized, VectorQuantizer
+from mefar.tokenizer.quantizer import Quantized, Revival, VectorQuantizer
 from mefar.tokenizer.transformer import RelativePositionBias, Transformer, TransformerBlock
 from mefar.tokens import ActionTokens
 
@@ -53,30 +53,71 @@ class PatchEmbedding(nn.Module):
         return out
 
 
+class Convolution(NamedTuple):
+    """One convolution of the bottleneck."""
+
+    kernel: tuple[int, int]
+    stride: int
+    padding: int
+
+
+HALVE = Convolution((3, 3), 2, 1)
+# (patches along a side, tokens) -> the convolutions of the published code, which knows these counts alone.
+PUBLISHED_BOTTLENECKS = {
+    (8, 1): (HALVE, Convolution((4, 4), 1, 0)),
+    (8, 2): (HALVE, Convolution((3, 4), 1, 0)),
+    (8, 4): (HALVE, Convolution((3, 3), 1, 0)),
+    (16, 16): (HALVE, HALVE),
+    (16, 25): (HALVE, Convolution((4, 4), 1, 0)),
+    (16, 64): (HALVE,),
+    (32, 256): (HALVE,),
+}
+
+
+def bottleneck_layout(
+    kind: Literal["published", "halving"], grid: int, num_tokens: int
+) -> tuple[Convolution, ...]:
+    """The convolutions from grid x grid patches to L tokens.
+
+    Args:
+        kind: `published`, or `halving`: as many of 3x3 with stride 2 as lead to sqrt(L) x sqrt(L).
+        grid: patches along a side.
+        num_tokens: L.
+
+    Raises:
+        UserError: there is no such layout.
+    """
+    if kind == "published":
+        if (grid, num_tokens) not in PUBLISHED_BOTTLENECKS:
+            known = ", ".join(f"{count} of {side}x{side}" for side, count in PUBLISHED_BOTTLENECKS)
+            raise UserError(
+                f"num_tokens {num_tokens} of {grid}x{grid} patches: the published network makes {known}; "
+                "take one of these, or bottleneck: halving"
+            )
+        return PUBLISHED_BOTTLENECKS[grid, num_tokens]
+    side, left, count = math.isqrt(max(num_tokens, 0)), grid, 0
+    while left > max(side, 1):
+        left, count = (left + 1) // 2, count + 1
+    if side < 1 or side**2 != num_tokens or left != side:
+        raise UserError(f"num_tokens {num_tokens} is no square of {grid} (patches a side) halved")
+    return (HALVE,) * count or (Convolution((3, 3), 1, 1),)
+
+
 class Bottleneck(nn.Module):
-    """Per frame: D -> d per patch, then 3x3 convolutions with ReLU between them, down to sqrt(L) x sqrt(L).
+    """Per frame: D -> d per patch, then convolutions with ReLU between them, down to L cells.
 
     Args:
         dim: D.
         code_dim: d.
         grid: patches along a side.
-        num_tokens: L; sqrt(L) is the grid's side halved some times.
-        convolutions: their number; the first ones halve, the others keep the size. None: as many as halve, at
-            least one. (Published: 16 patches along a side, 16 tokens, two convolutions.)
+        layout: the convolutions.
     """
 
-    def __init__(
-        self, dim: int, code_dim: int, grid: int, num_tokens: int, convolutions: int | None = None
-    ) -> None:
+    def __init__(self, dim: int, code_dim: int, grid: int, layout: Sequence[Convolution]) -> None:
         super().__init__()
-        halvings = _halvings(grid, num_tokens)
-        count = max(1, halvings) if convolutions is None else convolutions
-        if count < max(1, halvings):
-            raise UserError(f"{count} convolutions cannot make {num_tokens} tokens of {grid}x{grid} patches")
         self.project = nn.Linear(dim, code_dim)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(code_dim, code_dim, 3, stride=2 if number < halvings else 1, padding=1)
-            for number in range(count)
+            nn.Conv2d(code_dim, code_dim, each.kernel, each.stride, each.padding) for each in layout
         )
         self.grid = grid
 
@@ -101,11 +142,14 @@ class PublishedNetwork(ActionNetwork):
         heads: attention heads.
         head_dim: channels of a head.
         num_codes: K.
-        num_tokens: L, a square; sqrt(L) is the number of patches along a side halved some times.
+        num_tokens: L; see `bottleneck`.
         code_dim: numbers in a code, d.
         quantizer: `nsvq` (published) or `ema`, see quantizer.py.
         continuous_share: share of the training steps before an `ema` codebook starts, in [0, 1).
-        bottleneck_convolutions: how many; None for as many as are needed to come from patches to tokens.
+        bottleneck: `published`: 16, 25 or 64 tokens of 16x16 patches, 1, 2 or 4 of 8x8, 256 of 32x32, by the
+            convolutions of the published code; `halving`: any square number of tokens that halving the
+            patches' side leads to.
+        revival: of unused codes under `nsvq`: as `published`, or `unused`, see VectorQuantizer.revive.
     """
 
     def __init__(
@@ -122,7 +166,8 @@ class PublishedNetwork(ActionNetwork):
         code_dim: int = 32,
         quantizer: Literal["ema", "nsvq"] = "nsvq",
         continuous_share: float = 0.0,
-        bottleneck_convolutions: int | None = None,
+        bottleneck: Literal["published", "halving"] = "published",
+        revival: Revival = "published",
     ) -> None:
         super().__init__()
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
@@ -131,12 +176,13 @@ class PublishedNetwork(ActionNetwork):
         self.dim, self.code_dim, self.continuous_share = dim, code_dim, continuous_share
         self.num_codes, self.num_tokens = num_codes, num_tokens
         self.grid = image_size // patch_size
+        layout = bottleneck_layout(bottleneck, self.grid, num_tokens)
         self.patch_embedding = PatchEmbedding(patch_size, dim)
         self.position_bias = RelativePositionBias((self.grid, self.grid), dim, heads)
         self.spatial_encoder = Transformer(dim, spatial_depth, heads, head_dim)
         self.temporal_encoder = Transformer(dim, temporal_depth, heads, head_dim)
-        self.bottleneck = Bottleneck(dim, code_dim, self.grid, num_tokens, bottleneck_convolutions)
-        self.vq = VectorQuantizer(num_codes, code_dim, quantizer)
+        self.bottleneck = Bottleneck(dim, code_dim, self.grid, layout)
+        self.vq = VectorQuantizer(num_codes, code_dim, quantizer, revival=revival)
         self.token_projection = nn.Linear(code_dim, dim)
         self.decoder = Transformer(dim, spatial_depth, heads, head_dim, cross=True)
         self.to_pixels = nn.Linear(dim, 3 * patch_size**2)
@@ -204,18 +250,3 @@ class PublishedNetwork(ActionNetwork):
             pixels, "b (h w) (c p q) -> b c (h p) (w q)", h=side, w=side, p=patch, q=patch
         )
         return image
-
-
-def _halvings(grid: int, num_tokens: int) -> int:
-    """How often a side of `grid` patches is halved to leave sqrt(num_tokens).
-
-    Raises:
-        UserError: num_tokens is not a square, or halving does not lead there.
-    """
-    side = math.isqrt(max(num_tokens, 0))
-    count, left = 0, grid
-    while left > side and left > 1:
-        left, count = (left + 1) // 2, count + 1
-    if side < 1 or side**2 != num_tokens or left != side:
-        raise UserError(f"num_tokens {num_tokens} is no square of {grid} (patches a side) halved")
-    return count

@@ -26,6 +26,9 @@ from mefar.errors import UserError
 from mefar.tokenizer import ranks
 
 REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived
+PUBLISHED_SHARE, PUBLISHED_NOISE = 0.1, 1e-12  # see VectorQuantizer.revive
+
+Revival = Literal["published", "unused"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class VectorQuantizer(nn.Module):
         warmup_steps: training steps during which `ema` passes vectors through unquantised and only
             collects them; then k-means makes the first book. 0 starts k-means on the first batch.
         decay: of the moving averages, per step, in (0, 1).
-        revive_every: steps between revivals of unused codes; 0 switches them off.
+        revive_every: steps between revivals of the codes of `ema`; 0 switches them off.
+        revival: which codes `nsvq` replaces at the steps of its schedule, and by what: see `revive`.
     """
 
     codebook: Tensor
@@ -77,6 +81,7 @@ class VectorQuantizer(nn.Module):
         warmup_steps: int = 0,
         decay: float = 0.99,
         revive_every: int = 50,
+        revival: Revival = "published",
     ) -> None:
         super().__init__()
         if num_codes < 2 or code_dim < 1 or not 0 < decay < 1:
@@ -85,6 +90,7 @@ class VectorQuantizer(nn.Module):
             )
         self.num_codes, self.code_dim, self.method = num_codes, code_dim, method
         self.warmup_steps, self.decay, self.revive_every = warmup_steps, decay, revive_every
+        self.revival = revival
         book = torch.randn(num_codes, code_dim)
         if method == "nsvq":
             self.codebook = nn.Parameter(book)
@@ -135,7 +141,7 @@ class VectorQuantizer(nn.Module):
                 dice = self._dice(1 + ranks.rank())  # every rank its own noise
                 noise = torch.randn(vectors.shape, device=vectors.device, generator=dice)
                 values = noisy(vectors, codes, noise)
-                self._count(indices)
+                self._count(indices, len(vectors))
             return Quantized(values, indices, commitment)
         if learning:
             self._update(vectors.detach(), indices)
@@ -216,37 +222,48 @@ class VectorQuantizer(nn.Module):
             self.revive()
 
     @torch.no_grad()
-    def _count(self, indices: Tensor) -> None:
+    def _count(self, indices: Tensor, pairs: int) -> None:
         chosen = indices.reshape(-1)
         # torch.bincount would make a GPU wait for its largest entry.
         ones = self.cluster_size.new_ones(len(chosen))
         counts = torch.zeros_like(self.cluster_size).index_add_(0, chosen, ones)
         ranks.add_up(counts)
-        self.cluster_size += counts  # the published schedule asks who was chosen since the last revival
-        if published_revival(self._told()[0]):
-            self.revive()
+        self.cluster_size += counts > 0  # in how many batches a code was chosen since the last revival
+        if published_revival(self._told()[0] - 1):
+            self.revive(pairs * ranks.world())
             self.cluster_size.zero_()
 
     @torch.no_grad()
-    def revive(self) -> int:
-        """Replace codes below 15 % of the uniform share; returns how many were replaced.
+    def revive(self, pairs: int = 0) -> int:
+        """Replace codes that are hardly used; returns how many were replaced.
 
-        `ema`: by the reservoir's vectors that lie farthest from every code, spread out over what the
-        book serves worst. `nsvq`: by used codes with a little noise, as published.
+        `ema`: codes below 15 % of the uniform share, by the reservoir's vectors that lie farthest from every
+        code, spread out over what the book serves worst. `nsvq`: by used codes. As published, these are the
+        codes chosen in fewer batches than a tenth of the *pairs* of a batch, and the noise on their copies is
+        too small for float32: of a large batch nearly every code must be in use, and a copy comes to life
+        only where its original moves away. With `revival: unused` the codes that no batch chose are replaced,
+        by copies that lie beside their originals.
+
+        Args:
+            pairs: pairs of a batch, over all ranks; `nsvq` alone asks.
         """
-        dead = (self.cluster_size < REVIVAL_SHARE).nonzero().squeeze(-1)
-        if self.method == "nsvq":
-            dead = (self.cluster_size < 1e-3).nonzero().squeeze(-1)
-        if len(dead) == 0 or len(dead) == self.num_codes:
+        if self.method == "ema":
+            least, noise = REVIVAL_SHARE, 0.0
+        elif self.revival == "published":
+            least, noise = PUBLISHED_SHARE * pairs, PUBLISHED_NOISE
+        else:
+            least, noise = 0.5, 0.01
+        dead, alive = (self.cluster_size < least).nonzero(), (self.cluster_size >= least).nonzero()
+        dead, alive = dead.squeeze(-1), alive.squeeze(-1)
+        if len(dead) == 0 or len(alive) == 0:
             return 0
         if self.method == "ema":
             fresh = self._worst_served(len(dead))
         else:
-            alive = (self.cluster_size >= 1e-3).nonzero().squeeze(-1)
             dice = self._dice()
             pick = torch.randint(len(alive), (len(dead),), device=alive.device, generator=dice)
             fresh = self.codebook[alive[pick]]
-            fresh = fresh + 0.01 * torch.randn(fresh.shape, device=fresh.device, generator=dice)
+            fresh = fresh + noise * torch.randn(fresh.shape, device=fresh.device, generator=dice)
         ranks.copy_from_first(fresh)
         self.codebook.data[dead] = fresh
         self.cluster_size[dead] = 0.5
@@ -268,10 +285,10 @@ def noisy(vectors: Tensor, codes: Tensor, noise: Tensor) -> Tensor:
 
 
 def published_revival(step: int) -> bool:
-    """The published schedule: at 10..100 every 10, to 1000 every 100, to 5000 every 500, then never."""
-    if step <= 0 or step > 5000:
+    """The published schedule, steps counted from 0: 10, 20 to 90, 100, 200 to 900, 1000, 1500 to 4500."""
+    if step <= 0 or step >= 5000:
         return False
-    return step % (10 if step <= 100 else 100 if step <= 1000 else 500) == 0
+    return step % (10 if step < 100 else 100 if step < 1000 else 500) == 0
 
 
 def kmeans(

@@ -131,7 +131,7 @@ def test_the_tokenizer_learns_and_the_starting_one_stays(network: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in start.named_parameters())
     still = {name for name, value in adapted.named_parameters() if torch.equal(before[name], value)}
     # The last bias of the encoder falls out of the difference of the frames.
-    assert still <= {"codec.readout.4.bias", "codec.bottleneck.convolutions.0.bias"}
+    assert still <= {"network.readout.4.bias", "network.bottleneck.convolutions.0.bias"}
     for name, value in adapted.named_buffers():
         assert torch.equal(before[name], value), f"{name}: nothing but the optimiser may move"
     rows = module.model.train.tolist()

@@ -18,13 +18,12 @@ from mefar.errors import UserError
 from mefar.tokenizer import import_dface as dface
 from mefar.tokenizer import module as tokenizer
 from mefar.tokenizer.module import FacialActionTokenizer
-from mefar.tokenizer.published_network import PublishedNetwork
+from mefar.tokenizer.published_network import PUBLISHED_BOTTLENECKS, PublishedNetwork
 
 State = dict[str, torch.Tensor]
 SIZES = {
     "image_size": 64, "patch_size": 4, "num_codes": 8, "num_tokens": 16,
     "code_dim": 6, "dim": 12, "spatial_depth": 2, "temporal_depth": 1, "heads": 3, "head_dim": 4,
-    "bottleneck_convolutions": 2, "quantizer": "nsvq",
 }  # fmt: skip
 
 
@@ -72,7 +71,7 @@ def refusal(path: Path, **arguments: int) -> str:
 @given(
     st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2),
     st.integers(1, 3), st.integers(2, 9), st.integers(1, 7),
-    st.sampled_from([(1, 4), (4, 2), (16, 1), (16, 2), (64, 1), (64, 2)]),
+    st.sampled_from(sorted(PUBLISHED_BOTTLENECKS)),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
 def test_every_size_is_read_off_the_file(
@@ -85,33 +84,53 @@ def test_every_size_is_read_off_the_file(
     width: int,
     book: tuple[int, int],
 ) -> None:
-    tokens, convolutions = book
-    side = int(tokens**0.5) * 2**convolutions  # patches along a side
+    side, tokens = book
     sizes = SIZES | {
         "image_size": side * patch, "patch_size": patch, "heads": heads, "spatial_depth": depth,
         "temporal_depth": temporal, "dim": 3 * third, "head_dim": 2 * third, "num_codes": codes,
-        "code_dim": width, "num_tokens": tokens, "bottleneck_convolutions": convolutions,
+        "code_dim": width, "num_tokens": tokens,
     }  # fmt: skip
     with torch.device("meta"):
         state = published_state(sizes)[1]
     assert dface.infer_settings(state, Path("x.pt"), side * patch) == sizes
 
 
-@pytest.mark.parametrize("tokens", [16, 64, 256])
-def test_tokens_that_the_file_cannot_tell_are_an_argument(
-    tokens: int, write: Callable[[object], Path]
+def published_bottleneck(state: State, frames: torch.Tensor, tokens: int) -> torch.Tensor:
+    """What the published code computes from patch vectors (B, d, h, w), count by count."""
+    first, second = ((state[f"vq.cnn_encoder.{n}.weight"], state[f"vq.cnn_encoder.{n}.bias"])
+                     if f"vq.cnn_encoder.{n}.weight" in state else None for n in (0, 2))  # fmt: skip
+    assert first is not None
+    cells = torch.conv2d(frames, *first, stride=2, padding=1)
+    if second is not None:
+        stride, padding = (2, 1) if tokens == 16 else (1, 0)
+        cells = torch.conv2d(cells.relu(), *second, stride=stride, padding=padding)
+    return cells.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("side", "tokens"), sorted(PUBLISHED_BOTTLENECKS))
+def test_published_token_counts_compute_what_they_computed_there(
+    side: int, tokens: int, write: Callable[[object], Path]
 ) -> None:
-    codec, state = published_state(SIZES | {"num_tokens": tokens})
-    model = dface.load_tokenizer(write(state), 64, num_tokens=tokens)
-    onset, apex = torch.rand(2, 1, 3, 64, 64)
-    assert model.num_tokens == tokens
+    torch.manual_seed(tokens)
+    codec, state = published_state(SIZES | {"image_size": 4 * side, "num_tokens": tokens})
+    model = dface.load_tokenizer(write(state), 4 * side)
+    assert isinstance(model.network, PublishedNetwork) and model.num_tokens == tokens
+    patches = torch.rand(2, side**2, 12)
+    projected = torch.nn.functional.linear(
+        patches, state["vq.project_in.weight"], state["vq.project_in.bias"]
+    )
+    frames = projected.transpose(1, 2).unflatten(2, (side, side))
     with torch.no_grad():
+        expected = published_bottleneck(state, frames, tokens)
+        assert expected.shape == (2, tokens, 6)
+        torch.testing.assert_close(model.network.bottleneck(patches), expected)
+        onset, apex = torch.rand(2, 1, 3, 4 * side, 4 * side)
         assert torch.equal(model.network.encode(onset, apex), codec.encode(onset, apex))
 
 
 def test_all_weights_arrive_at_another_image_size_too(write: Callable[[object], Path]) -> None:
     codec, state = published_state(SIZES)
-    weights = dict(dface.load_tokenizer(write(state), 128).network.named_parameters())
+    weights = dict(dface.load_tokenizer(write(state), 32, num_tokens=4).network.named_parameters())
     for name, weight in codec.named_parameters():
         assert torch.equal(weights[name], weight), name
 
@@ -181,7 +200,8 @@ def test_a_missing_entry_is_named(name: str, state: State, write: Callable[[obje
         ("to_patch_emb_first_frame.2.weight", torch.rand(13, 48), "other sizes"),
         ("enc_spatial_transformer.layers.0.1.q_scale", torch.rand(5), "no multiple"),
         ("dec_spatial_transformer.layers.1.3.1.weight", torch.rand(4, 4), "other sizes"),
-        ("vq.cnn_encoder.2.weight", torch.rand(6, 6, 4, 4), "other sizes"),
+        ("vq.cnn_encoder.2.weight", torch.rand(5, 6, 4, 4), "other sizes"),
+        ("vq.cnn_encoder.2.weight", torch.rand(6, 6, 5, 5), "3x3 and 5x5"),
         ("enc_temporal_transformer.norm_out.beta", torch.ones(12), "not zero"),
         ("enc_temporal_transformer.layers.0.1.null_kv", torch.rand(3, 4, 4), "not empty"),
     ],
@@ -208,9 +228,9 @@ def test_depths_that_differ(state: State, write: Callable[[object], Path]) -> No
 def test_arguments_that_do_not_fit(state: State, write: Callable[[object], Path]) -> None:
     path = write(state)
     assert "62" in refusal(path, image_size=62)
-    assert "num_tokens 9" in refusal(path, num_tokens=9)
-    assert "num_tokens 0" in refusal(path, num_tokens=0)
-    assert "2 convolutions" in refusal(path, num_tokens=4)
+    for tokens in (9, 0, 4):
+        assert "on 16x16 patches (image size 64): that makes 16 tokens" in refusal(path, num_tokens=tokens)
+    assert "on 12x12 patches (image size 48): that is no published" in refusal(path, image_size=48)
 
 
 class Hostile:

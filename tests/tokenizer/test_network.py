@@ -186,7 +186,7 @@ FLAT = {
 @pytest.mark.parametrize("network", ["warp", "published"])
 def test_checkpoints_of_earlier_versions_load(network: str, tmp_path: Path) -> None:
     model = small() if network == "warp" else FacialActionTokenizer(
-        PublishedNetwork(32, 4, 16, 1, 2, 2, 8, 8, 4, 8)
+        PublishedNetwork(32, 4, 16, 1, 2, 2, 8, 8, 4, 8, bottleneck="halving")
     )  # fmt: skip
     old = {name.replace("network.", "codec.", 1): value for name, value in model.state_dict().items()}
     torch.save({"state_dict": old, "hyper_parameters": FLAT[network]}, tmp_path / "old.ckpt")

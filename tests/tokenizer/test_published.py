@@ -26,7 +26,8 @@ TINY = {"image_size": 32, "patch_size": 4, "dim": 16, "heads": 2, "head_dim": 8,
 
 
 def tiny(**changes: object) -> PublishedNetwork:
-    return PublishedNetwork(**(TINY | {"num_tokens": 4, "spatial_depth": 1, "temporal_depth": 1} | changes))
+    sizes = TINY | {"num_tokens": 4, "spatial_depth": 1, "temporal_depth": 1, "num_codes": 8}
+    return PublishedNetwork(**(sizes | changes))
 
 
 def pair(size: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +86,7 @@ def test_the_paper_config_has_the_published_sizes() -> None:
     }
 
 
-@given(st.sampled_from([1, 4, 16]), st.integers(1, 12), st.integers(0, 100))
+@given(st.sampled_from([1, 2, 4]), st.integers(1, 12), st.integers(0, 100))
 @settings(max_examples=20, deadline=None)
 def test_quirk_1_codes_are_read_as_if_they_lay_transposed(tokens: int, width: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -126,8 +127,8 @@ def test_quirk_2_the_temporal_convolution_reads_patches_as_frames() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 16, 64, 256])
-def test_token_counts(tokens: int) -> None:
-    codec = tiny(patch_size=2, num_tokens=tokens).eval()
+def test_token_counts_by_halving(tokens: int) -> None:
+    codec = tiny(patch_size=2, num_tokens=tokens, bottleneck="halving").eval()
     onset, apex = pair()
     action = codec.encode(onset, apex)
     assert action.shape == (2, tokens, 8)
@@ -137,16 +138,19 @@ def test_token_counts(tokens: int) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"num_tokens": 9}, "num_tokens 9"), ({"num_tokens": 0}, "num_tokens 0"), ({"num_tokens": 256}, "256"),
-     ({"image_size": 30}, "multiple of patch_size"), ({"bottleneck_convolutions": 1}, "1 convolutions")],
+    [({"num_tokens": 9}, "num_tokens 9 of 8x8 patches: the published network makes 1 of 8x8"),
+     ({"num_tokens": 16}, "or bottleneck: halving"), ({"image_size": 30}, "multiple of patch_size"),
+     ({"num_tokens": 9, "bottleneck": "halving"}, "num_tokens 9 is no square"),
+     ({"num_tokens": 0, "bottleneck": "halving"}, "num_tokens 0"),
+     ({"num_tokens": 256, "bottleneck": "halving"}, "256")],
 )  # fmt: skip
-def test_sizes_that_cannot_be(changes: dict[str, int], words: str) -> None:
+def test_sizes_that_cannot_be(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         tiny(**changes)
 
 
 def test_images_of_another_size_than_a_power_of_two() -> None:
-    codec = tiny(image_size=24, num_tokens=9).eval()  # 6 x 6 patches -> 3 x 3 tokens
+    codec = tiny(image_size=24, num_tokens=9, bottleneck="halving").eval()  # 6 x 6 patches -> 3 x 3 tokens
     onset, apex = pair(24)
     assert codec.decode(onset, codec.embed(codec.encode(onset, apex))).shape == onset.shape
 
@@ -175,19 +179,26 @@ def test_noise_substitution_keeps_the_distance_and_trains_the_book() -> None:
     assert torch.equal(codec.eval().quantize(action).values, codes)
 
 
-def test_published_revival_replaces_the_unused_and_only_those() -> None:
+@pytest.mark.parametrize("revival", ["published", "unused"])
+def test_revival_by_batches(revival: str) -> None:
+    """At the 11th forward: as published, whoever served fewer than .1 x 40 batches; else whoever none."""
     torch.manual_seed(0)
-    book = VectorQuantizer(4, 2, "nsvq").train()
+    book = VectorQuantizer(4, 2, "nsvq", revival=revival).train()
     with torch.no_grad():
         book.codebook.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 500.0], [-500.0, 0.0]]))
-    rare = torch.zeros(1, 20_000, 2)
-    rare[0, 0, 0] = 10.0
-    for step in range(10):
-        before = book.codebook.detach().clone()
-        book(rare if step == 0 else torch.zeros(1, 20_000, 2))
-        assert torch.equal(book.codebook, before) == (step < 9)
-    assert torch.equal(book.codebook[:2], before[:2]), "a code chosen once in ten steps is in use"
-    assert torch.cdist(book.codebook[2:], before[:2]).min(1).values.max() < 0.1
+    batches = torch.zeros(11, 40, 3, 2)
+    batches[:3, :, 0, 0] = 10.0  # code 1 serves 3 batches, often; code 2 serves 4, a single vector each
+    batches[:4, 0, 1, 1] = 500.0
+    before = book.codebook.detach().clone()
+    for number, vectors in enumerate(batches):
+        book(vectors)
+        assert torch.equal(book.codebook, before) == (number < 10)
+    assert torch.equal(book.codebook[[0, 2]], before[[0, 2]])
+    copies = book.codebook[[1, 3]] if revival == "published" else book.codebook[[3]]
+    assert torch.equal(book.codebook[1], before[1]) == (revival == "unused")
+    distance = torch.cdist(copies, before[:3] if revival == "unused" else before[[0, 2]]).min(1).values
+    assert (distance < 1e-9).all() if revival == "published" else 1e-9 < distance.max() < 0.1
+    assert not book.cluster_size.any(), "the count begins anew"
 
 
 def test_half_precision_chooses_the_same_codes() -> None:

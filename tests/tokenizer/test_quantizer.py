@@ -138,9 +138,7 @@ def test_a_training_step_does_not_wait_for_the_device(method: str) -> None:
 
 def test_published_revival_schedule() -> None:
     steps = [step for step in range(6001) if published_revival(step)]
-    assert steps[:10] == list(range(10, 101, 10))
-    assert steps[10:19] == list(range(200, 1001, 100))
-    assert steps[19:] == list(range(1500, 5001, 500))
+    assert steps == [*range(10, 100, 10), *range(100, 1000, 100), *range(1000, 4501, 500)]
 
 
 def test_kmeans_finds_separate_clusters() -> None:

@@ -259,9 +259,9 @@ def test_codebook_size_and_token_count_are_configuration(codes: int, tokens: int
         (WarpNetwork, {"code_dim": 0}, "code_dim >= 1"),
         (WarpNetwork, {"dim": 2}, "dim >= 4"),
         (WarpNetwork, {"depth": -1}, "depth >= 0"),
-        (PublishedNetwork, {"num_tokens": 9}, "num_tokens 9 is no square of"),
+        (PublishedNetwork, {"num_tokens": 9}, "num_tokens 9 of 4x4 patches"),
         (PublishedNetwork, {"num_tokens": 0}, "num_tokens 0"),
-        (PublishedNetwork, {"num_codes": 1}, "num_codes >= 2"),
+        (PublishedNetwork, {"image_size": 256, "num_codes": 1}, "num_codes >= 2"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(
