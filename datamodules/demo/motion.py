@@ -2,12 +2,12 @@
 
 Every range below was fixed from what recorded clips look like, before any model saw the corpora, and stays.
 
-How strong a micro-expression is (`STRENGTHS`): shares of a unit's full action. FACS (Ekman, Friesen and Hager,
-2002) grades intensity A (trace), B (slight), C (marked or pronounced), D (severe or extreme), E (maximum), C and
-D the widest. `micro` is A to B, `demo` C, `macro` D to E. In crops of 64 px the most moved hundredth of the face
-moves by 0.45, 1.5 and 2.1 px (medians of 60 clips); in CASME II's faces of 280 px `micro` would be 2 px. No
-publication that we know gives displacements of micro-expressions in pixels; methods that magnify them before
-reading them use factors of 4 to 20.
+How strong a micro-expression is (`STRENGTHS`): shares of a unit's full action. FACS (Ekman, Friesen and
+Hager, 2002) grades intensity A (trace), B (slight), C (marked or pronounced), D (severe or extreme), E
+(maximum), C and D the widest. `micro` is A to B, `demo` C, `macro` D to E. In crops of 64 px the most moved
+hundredth of the face moves by 0.45, 1.5 and 2.1 px (medians of 60 clips); in CASME II's faces of 280 px
+`micro` would be 2 px. No publication that we know gives displacements of micro-expressions in pixels; methods
+that magnify them before reading them use factors of 4 to 20.
 """
 
 from __future__ import annotations
