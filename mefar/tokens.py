@@ -15,6 +15,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from mefar.errors import UserError
+
 
 @dataclass(frozen=True)
 class ActionTokens:
@@ -22,12 +24,14 @@ class ActionTokens:
 
     Attributes:
         indices: (B, L) int64 in [0, K), the code chosen at each token position.
-        embeddings: (B, L, D) float, the vectors that those codes stand for, as the decoder and
-            the classifiers read them.
+        embeddings: (B, L, D) float, the vectors that those codes stand for.
+        strength: (B,) float >= 0, how much of the action there is, where codes say only what it is; 1 is as
+            much as talking faces typically show, 0 no action. None: the codes say both.
     """
 
     indices: Tensor
     embeddings: Tensor
+    strength: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.indices.dtype != torch.int64 or self.indices.ndim != 2:
@@ -39,13 +43,51 @@ class ActionTokens:
                 f"embeddings must be (B, L, D) matching indices {tuple(self.indices.shape)}, "
                 f"got {tuple(self.embeddings.shape)}"
             )
+        if self.strength is not None and self.strength.shape != self.indices.shape[:1]:
+            raise ValueError(f"strength must be ({len(self)},), got {tuple(self.strength.shape)}")
 
     def __len__(self) -> int:
         return self.indices.shape[0]
 
     def select(self, rows: Tensor | slice) -> ActionTokens:
         """The tokens of some rows of the batch."""
-        return ActionTokens(self.indices[rows], self.embeddings[rows])
+        strength = None if self.strength is None else self.strength[rows]
+        return ActionTokens(self.indices[rows], self.embeddings[rows], strength)
+
+    @property
+    def features(self) -> Tensor:
+        """What classifiers read, (B, L, D'): embeddings, with how much of the action there is as one more.
+
+        That channel is log2(strength) / 4, the same at every position, between -1.5 and 1.5: a strength of 0
+        reads like one of 1/64.
+        """
+        if self.strength is None:
+            return self.embeddings
+        level = self.strength.clamp(2.0**-6, 2.0**6).log2() / 4
+        level = level[:, None, None].expand(*self.indices.shape, 1).to(self.embeddings)
+        return torch.cat([self.embeddings, level], dim=-1)
+
+    def scaled(self, factor: float) -> ActionTokens:
+        """The same action, `factor` times as strong.
+
+        Raises:
+            UserError: the codes say both what and how much.
+        """
+        if self.strength is None:
+            raise UserError(
+                "these tokens carry no strength, so they cannot be scaled; use a tokenizer that measures it"
+            )
+        return ActionTokens(self.indices, self.embeddings, self.strength * factor)
+
+    @staticmethod
+    def cat(parts: Sequence[ActionTokens]) -> ActionTokens:
+        """Tokens of several batches of one tokenizer as one batch."""
+        strengths = [each.strength for each in parts if each.strength is not None]
+        return ActionTokens(
+            torch.cat([each.indices for each in parts]),
+            torch.cat([each.embeddings for each in parts]),
+            torch.cat(strengths) if strengths else None,
+        )
 
 
 @runtime_checkable

@@ -43,7 +43,7 @@ def features(tokenizer: ActionTokenizer, clips: Iterable[tuple[Tensor, Tensor]])
         made = tokenizer.tokenize(onset, apex)
         codes = functional.one_hot(made.indices, tokenizer.num_codes).float()
         found["tokens"].append(codes.mean(0).flatten())
-        found["embeddings"].append(made.embeddings.mean(0).flatten())
+        found["embeddings"].append(made.features.mean(0).flatten())
         found["pixels"].append(pixel_differences(onset, apex).mean(0))
     return {name: torch.stack(rows) for name, rows in found.items()}
 
@@ -240,13 +240,8 @@ def transfer_error(
 
 
 def _tokens(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> ActionTokens:
-    made = [
-        tokenizer.tokenize(a, b)
-        for a, b in zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
-    ]
-    return ActionTokens(
-        torch.cat([tokens.indices for tokens in made]), torch.cat([tokens.embeddings for tokens in made])
-    )
+    pairs = zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
+    return ActionTokens.cat([tokenizer.tokenize(*pair) for pair in pairs])
 
 
 def gray(images: Tensor) -> Tensor:
