@@ -4,4 +4,16 @@ Shape legend of the whole package: B batch, L tokens, K codes, D width, P patche
 H W pixels, C classes, F folds, S seeds, V views, G models trained together.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# Nothing goes to the network unasked: libraries that would look for news of themselves, or tell of our use.
+for _switch, _value in {
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # asks a package index at every import
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "WANDB_ERROR_REPORTING": "false",  # W&B itself is asked for by --wandb or a logger
+}.items():
+    os.environ.setdefault(_switch, _value)

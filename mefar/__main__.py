@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, util
+from pathlib import Path
 from typing import NoReturn
 
 from mefar import __version__
-from mefar.commands import USER_ERROR, guard
+from mefar.commands import USER_ERROR, follow_parent, guard
 
 TRAINER_VERBS = {
-    "fit": "train a model: mefar fit --config experiments/configs/pretrain.yaml",
+    "fit": "train a model: mefar fit --config pretrain",
     "validate": "one pass over the validation data",
     "test": "one pass over the test data",
-    "predict": "run a trained model over data",
+    "predict": "write a trained classifier's answers for all clips as csv",
 }
 """Verbs of LightningCLI; `mefar.commands.train` runs all four."""
 
@@ -30,7 +31,7 @@ VERBS = {
     "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
-    "sweep": ("mefar.commands.sweep", "run a W&B sweep file here, without an account"),
+    "sweep": ("mefar.commands.sweep", "check a W&B sweep file, or run it here, without an account"),
 }
 """Our own verbs: name -> (module with `main(argv) -> int`, one line of help)."""
 
@@ -70,11 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join([*TRAINER_VERBS, *VERBS])
         print(f"mefar: error: no verb {verb!r}; choose from {known}", file=sys.stderr)
         return USER_ERROR
+    if (stranger := _stranger()) is not None:
+        line = f"{stranger} hides mefar's own datamodules; work in another folder, or type `mefar` alone"
+        print(f"mefar {verb}: error: {line}", file=sys.stderr)
+        return USER_ERROR
     return guard(f"mefar {verb}", lambda: int(import_module(module).main(rest)), rest)
+
+
+def _stranger() -> Path | None:
+    """A `datamodules` that is not ours but would be imported: `python -m` looks into this folder first."""
+    found = util.find_spec("datamodules")
+    if found is None or found.origin is None:
+        return None
+    origin, ours = Path(found.origin).resolve(), Path(__file__).resolve().parents[1]
+    return None if origin.parents[1] == ours else origin
 
 
 def run() -> NoReturn:
     """Console entry."""
+    follow_parent()
     sys.exit(main())
 
 

@@ -7,22 +7,50 @@ a verb needs it: `mefar --help` must answer at once.
 
 from __future__ import annotations
 
+import _thread
 import argparse
+import errno
 import inspect
 import logging
+import os
 import re
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from mefar.commands.shipped import with_shipped_configs
+from mefar.errors import UserError
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 USER_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+READER_GONE = 141  # and by a pipe that nobody reads any more
+_PARENT = "MEFAR_PARENT"
+_OURS = ("mefar", "datamodules")
+
+# What a disk answers that its owner can mend, and how.
+_DISKS = {
+    errno.EACCES: "give a place that you may read and write",
+    errno.EPERM: "give a place that you may read and write",
+    errno.EROFS: "give a place that can be written",
+    errno.ENOSPC: "make room, or give another place",
+    errno.EDQUOT: "make room, or give another place",
+    errno.ENOTDIR: "a file stands where a folder is meant; give another path",
+    errno.EEXIST: "a file stands where a folder is meant; give another path",
+    errno.EISDIR: "a folder stands where a file is meant; give another path",
+    errno.ELOOP: "a link that leads to itself; remove it",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "give a path that exists",
+    errno.EIO: "the disk fails",
+    errno.ESTALE: "the network disk is gone; mount it again",
+}
 
 # Lines of Lightning that tell our users nothing: hardware inventories, advertisements, advice
 # about loaders that are small on purpose. Warnings about data or numbers stay.
@@ -59,8 +87,8 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
     parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`).
     Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these, and
     dataclasses of them (`--training.epochs 50`).
-    `--config FILE` reads any of the options from YAML; `--text-model` and `--text_model` are the
-    same, and `--download` alone means `--download true`.
+    `--config FILE` reads any of the options from YAML, `--config NAME` from a shipped one; `--text-model`
+    and `--text_model` are the same, and `--download` alone means `--download true`.
 
     Args:
         function: what to run; returns an exit code, or None for success.
@@ -73,7 +101,7 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
 
     def call() -> int:
         parser = _parser(function, prog)
-        parsed = parser.parse_args(_spelled(function, argv))
+        parsed = parser.parse_args(_spelled(function, with_shipped_configs(argv)))
         # Renamed by the parser's authors; the old name still exists but complains.
         build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
         namespace = build(parsed)
@@ -121,7 +149,8 @@ def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
 def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
     """Call, and turn what the user can mend into one line on stderr and exit code 2.
 
-    Ctrl-C gives 130. Anything else is a bug and keeps its traceback.
+    Ctrl-C gives 130, a reader that has closed our output (`| head`) 141. Anything else is a bug and keeps its
+    traceback.
 
     Args:
         prog: what the user typed so far; opens the line.
@@ -133,7 +162,9 @@ def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
     """
     try:
         with quiet():
-            return call()
+            code = call()
+            sys.stdout.flush()  # here, where a closed pipe is still told to us
+            return code
     except KeyboardInterrupt:
         return _interrupted(prog)
     except SystemExit as stop:
@@ -146,17 +177,16 @@ def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
         read = _configs(argv)
         where = f" (config {', '.join(read)})" if read else ""
         return _complain(prog, f"{plain(str(error))}{where}; see `{prog} --help`")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+        return READER_GONE
     except Exception as error:
-        if type(error).__module__.startswith(
-            "wandb.errors"
-        ):  # imported by nobody here: its logger brought it
-            return _complain(prog, f"W&B: {plain(str(error))} (WANDB_MODE=offline needs no account)")
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, _user_errors()):
-            cause = cause.__cause__  # the parser wraps what a constructor raised
-        if cause is None:
+        line = _mendable(error)
+        if line is None:
+            if isinstance(error.__context__, KeyboardInterrupt):  # loader workers, ended by the same Ctrl-C
+                return _interrupted(prog)
             raise
-        return _complain(prog, plain(str(cause)))
+        return _complain(prog, line)
 
 
 def _interrupted(prog: str) -> int:
@@ -169,11 +199,23 @@ def _complain(prog: str, line: str) -> int:
     return USER_ERROR
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    # Imported only after something went wrong: mefar.tokens brings torch with it.
-    from mefar.errors import UserError
-
-    return (UserError, UserError)
+def _mendable(error: BaseException | None) -> str | None:
+    """One line for an error that the user can mend; None for a bug. Parsers wrap what constructors raise."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return plain(str(error))
+        if isinstance(error, OSError) and error.errno in _DISKS:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{(error.strerror or str(error)).lower()}; {_DISKS[error.errno]}"
+        library = type(error).__module__.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in _OURS:
+            return f"{plain(str(error))}; install that package, or do without what needs it"
+        if library == "wandb":  # imported by nobody here: its logger brought it
+            return f"W&B: {plain(str(error))} (WANDB_MODE=offline needs no account)"
+        if library in ("safetensors", "safetensors_rust"):
+            return plain(str(error))
+        error = error.__cause__
+    return None
 
 
 def _configs(argv: Sequence[str]) -> list[str]:
@@ -187,35 +229,51 @@ def _configs(argv: Sequence[str]) -> list[str]:
 
 
 def plain(message: str) -> str:
-    """An error message as one line of ordinary words.
+    """An error message as one line.
 
-    Undoes the wrapping of loader workers ("Caught UserError in DataLoader worker process 0...") and
-    the type jargon of the option parser, of which the innermost complaint is kept.
+    Undoes the wrapping of loader workers ("Caught UserError in DataLoader worker process 0...") and of the
+    option parser, which lists every type that would have done.
     """
     if "Original Traceback" in message:
         last = message.strip().splitlines()[-1]
         message = re.sub(r"^[\w.]*(?:Error|Exception): ", "", last)
-    line = " ".join(message.split())
+    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
     # A class that was found: what is wrong inside it.  Otherwise: the types that would have done.
     line = re.sub(
-        r"Does not validate against .*? Problem with given class_path '([^']*)': (.*?)"
-        r"(?: - [A-Z].*)? Given value type: .*",
-        r"\1: \2",
-        line,
+        r"Does not validate.*? Problem with given (.*?)(?: - Expected .*)? Given value type: .*", r"\1", line
     )
-    line = re.sub(r"(?:- Expected a path but .*? )?- Does not validate", "Does not validate", line)
-    line = re.sub(r".*Expected a dot import path string: (\S+).*", r"no class \1 is known", line)
-    line = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*?"
-        r"Given value type: .*? Given value: ",
+    return re.sub(
+        r"(?:- .*? - )?Does not validate .*? Subtypes: (.*?) Errors: .* Given value: ",
         r"expected one of \1; got ",
         line,
     )
-    line = re.sub(r'(?:Parser|Validation) key "([^"]*)": ?', r"\1: ", line)
-    line = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1; got ", line)
-    line = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", lambda hit: "one of " + hit[1].replace("'", ""), line)
-    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line).replace("NoneType", "null")
-    return line[0].lower() + line[1:] if re.match(r"[A-Z][a-z]+ ", line) else line
+
+
+def follow_parent() -> None:
+    """End this process soon after the one that started it, where that one asked for it (`child_environment`).
+
+    A killed parent cannot tell its children; a process whose parent is gone has another one.
+    """
+    parent = os.environ.pop(_PARENT, None)  # not for this one's own children: their parent is another
+    if parent is None or os.name != "posix":
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1)
+        _thread.interrupt_main()  # as Ctrl-C does: pools and loaders are ended in good order
+        time.sleep(20)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a `python -m mefar` of our own that shall not outlive us."""
+    told = {_PARENT: str(os.getpid())}
+    if Path.cwd() != Path(__file__).parents[2]:  # nothing that lies here by chance is imported
+        told["PYTHONSAFEPATH"] = "1"
+    return os.environ | told
 
 
 class _Chatter(logging.Filter):
