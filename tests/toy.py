@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
@@ -16,9 +18,17 @@ class ToyModel(LightningModule):
     Args:
         width: inputs, at most 4.
         fails: where to fail: "init" as a user's mistake, "step" as Ctrl-C, "bug" as a bug.
+        num_classes: number of classes, if it has any.
+        class_names: their names.
     """
 
-    def __init__(self, width: int = 4, fails: str = "") -> None:
+    def __init__(
+        self,
+        width: int = 4,
+        fails: str = "",
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if fails == "init":
@@ -39,6 +49,10 @@ class ToyModel(LightningModule):
         self.log("val/loss", self.net(batch[:, : self.width]).pow(2).mean())
 
     test_step = validation_step
+
+    def predict_step(self, batch: Tensor) -> dict[str, object]:
+        odds = batch[:, :3].softmax(-1)
+        return {"clip": [f"clip{float(row[0]):.4f}" for row in odds], "probabilities": odds}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.01)
@@ -66,16 +80,21 @@ class ToyData(LightningDataModule):
         data: a folder that is never looked at.
         broken: whether every sample is.
         num_workers: loader processes.
+        classes: names of the classes, if there are any.
     """
 
-    def __init__(self, data: str, broken: bool = False, num_workers: int = 0) -> None:
+    def __init__(
+        self, data: str, broken: bool = False, num_workers: int = 0, classes: list[str] | None = None
+    ) -> None:
         super().__init__()
+        self.save_hyperparameters()
+        self.study = classes and SimpleNamespace(protocol="toys", class_names=tuple(classes))
         self.broken, self.num_workers = broken, num_workers
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(ToyDataset(self.broken), 8, num_workers=self.num_workers)
+        return DataLoader(ToyDataset(self.broken), batch_size=8, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(ToyDataset(False), 8)
+        return DataLoader(ToyDataset(False), batch_size=8)
 
-    test_dataloader = val_dataloader
+    test_dataloader = predict_dataloader = val_dataloader

@@ -93,6 +93,11 @@ class TokenClassifier(LightningModule):
         seed = int(torch.randint(2**31, ()))
         return TokenHead(self.tokenizer.num_tokens, self.tokenizer.dim, num_classes, size, text_dim, (seed,))
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the face crops that the tokenizer takes."""
+        return int(self.tokenizer.image_size)
+
     def train(self, mode: bool = True) -> TokenClassifier:
         """As ever, but the tokenizer stays in eval mode."""
         super().train(mode)

@@ -1,0 +1,111 @@
+"""What is asked of a checkpoint before anything is begun with it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mefar.errors import UserError
+from mefar.tokenizer import earlier
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file that must be a checkpoint of Lightning's.
+
+    Returns:
+        Its content, tensors still on disk.
+
+    Raises:
+        UserError: no such file, unreadable, or without model weights.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give a .ckpt file, or `last` to resume the newest")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not a checkpoint that can be read; it may be cut short") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
+    return content
+
+
+def check_shapes(path: Path, content: dict[str, Any], model: nn.Module) -> None:
+    """Refuse a checkpoint of another model, by the tensors that both have.
+
+    Raises:
+        UserError: the first tensor that differs.
+    """
+    earlier.translate_checkpoint(content)
+    there, here = content["state_dict"], model.state_dict()
+    shared = [name for name in there if name in here]
+    other = [name for name in shared if there[name].shape != here[name].shape]
+    if other:
+        name = other[0]
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        raise UserError(
+            f"{path}: {name} is {list(there[name].shape)} in the file and {list(here[name].shape)} in the "
+            f"model{more}; give the settings it was trained with"
+        )
+    if there and here and not shared:
+        raise UserError(f"{path}: a checkpoint of another class than {type(model).__name__}")
+
+
+def check_same_data(path: Path, content: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data than a training has seen.
+
+    A corpus may have moved: it is known by the name of its folder.
+
+    Args:
+        path: of the checkpoint.
+        content: of the checkpoint.
+        data: settings of the data that it would go on with.
+
+    Raises:
+        UserError: they have another name.
+    """
+    before = content.get("datamodule_hyper_parameters") or {}
+    for name in ("dataset", "data"):
+        old, new = (Path(str(settings.get(name, ""))).name for settings in (before, data))
+        if name in before and name in data and old != new:
+            raise UserError(
+                f"{path}: was trained on {before[name]}, not on {data[name]}; --ckpt_path goes on with the "
+                "same training only"
+            )
+
+
+def is_finished(content: Mapping[str, Any], max_epochs: int | None, max_steps: int = -1) -> bool:
+    """Whether a training with these limits has nothing left to do.
+
+    Args:
+        content: of its checkpoint.
+        max_epochs: None or -1 for no limit.
+        max_steps: -1 for no limit.
+    """
+    progress = content.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+    epochs = int(progress.get("processed", 0))
+    over = max_epochs is not None and 0 <= max_epochs <= epochs
+    return over or 0 < max_steps <= int(content.get("global_step", 0))
+
+
+def check_no_other_training(folders: Iterable[Path], goes_on_from: Path | None) -> None:
+    """Refuse to begin a training where the checkpoints of another one lie.
+
+    Args:
+        folders: where this one would write its own.
+        goes_on_from: the checkpoint that it goes on from.
+
+    Raises:
+        UserError: there are some, and it does not go on from one of them.
+    """
+    for folder in folders:
+        there = sorted(folder.glob("*.ckpt"))
+        if there and (goes_on_from is None or goes_on_from.resolve().parent != folder.resolve()):
+            raise UserError(
+                f"{there[0]}: of another training; go on with it by --ckpt_path last, or give another "
+                "--trainer.default_root_dir"
+            )
