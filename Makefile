@@ -59,7 +59,7 @@ loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: 
 
 sweep: need-SWEEP $(READY)  ## a W&B sweep: SWEEP=pretrain|loso [COUNT=20]; without an account LOCAL=10 runs it here
 ifdef LOCAL
-	$(MEFAR) sweep experiments/sweeps/$(SWEEP).yaml --local $(LOCAL) $(ARGS)
+	$(MEFAR) sweep $(SWEEP) --local $(LOCAL) $(ARGS)
 else
 	@BIN=$(BIN) experiments/sweeps/run $(SWEEP) $(COUNT)
 endif

@@ -1,165 +1,161 @@
-"""`mefar sweep`: a W&B sweep file without an account, run after run on this machine."""
+"""`mefar sweep`: a W&B sweep file checked, or drawn from and run here, without an account.
 
-from __future__ import annotations
+With an account W&B's own engine runs the same file: `wandb sweep FILE`, then `wandb agent`.
+"""
 
+import csv
+import itertools
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import numpy as np
+import yaml
 
-from mefar import sweeps
-from mefar.commands import run_function
+from mefar.commands import child_environment, run_function
+from mefar.commands.shipped import shipped
 from mefar.errors import UserError
-from mefar.files import lock, replacing
-from mefar.sweeps import Settings, Sweep
+from mefar.files import fingerprint, lock, write_text
+from mefar.sweeps import RUN_ID
 
-RESULTS = "results.jsonl"
+FOLDER = {"loso": "--out", "fit": "--trainer.default_root_dir"}  # where a verb's run goes
 
 
 def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None) -> int:
     """Check a W&B sweep file; with `--local N` also run N of its draws here, one after another.
 
-    A grid is taken in order, anything else at random: bayes needs W&B's server. W&B itself is offline. Every
-    finished draw is a line of results.jsonl; a second call goes on, with what failed or is new. What a run
-    printed is in its .log beside that.
+    A grid is taken in order, anything else at random: bayes needs W&B's server. A finished draw is kept as
+    NAME.json beside what it said, NAME.log; a second call goes on with what failed or is new.
 
     Args:
-        file: such as experiments/sweeps/loso.yaml.
+        file: a sweep file, or the name of a shipped one: loso or pretrain.
         local: number of draws; 0 only checks the file.
         seed: of the draws.
         out: folder for results and logs; default runs/sweeps/NAME.
     """
-    plan = sweeps.read(file)
-    if local < 0:
-        raise UserError(f"local is {local}; give a number of runs, or 0 to check the file")
-    if not local:
-        print(f"{file}: {plan.method} over {len(plan.parameters)} parameters for {plan.metric}")
-        return 0
-    draws = plan.draws(local, seed)
-    names = [plan.name(settings) for settings in draws]
-    if plan.method == "bayes":
-        print(f"bayes needs W&B's server: {len(draws)} draws at random instead, seed {seed}")
-    elif len(draws) < local:
-        print(f"{file} has {len(draws)} different draws, not {local}")
-    folder = out or Path("runs/sweeps") / file.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / ".lock"):
-        results = _Results(folder / RESULTS, plan.metric)
-        _run_all(plan, dict(zip(names, draws, strict=True)), results, folder)
-    rows = [results.entries[name] for name in names]
-    finished = [row for row in rows if row["value"] is not None]
-    Console(width=None if sys.stdout.isatty() else 160).print(_table(plan, rows))
-    print(results.path)
-    return 0 if finished else 1
+    plan = read(shipped("sweeps", str(file)))
+    folder, metric, found = out or Path("runs/sweeps") / plan["path"].stem, plan["metric"], []
+    how = "at random" if local > 0 and plan["method"] == "bayes" else plan["method"]
+    print(f"{plan['path']}: {how} over {', '.join(plan['parameters'])} for {metric['name']}")
+    with lock(folder / ".lock") if local > 0 else nullcontext():
+        for settings in draws(plan, local, seed):
+            name = fingerprint(words(plan, settings), metric)[:10]
+            kept = folder / f"{name}.json"
+            if not kept.exists() and (value := run(plan, name, settings, folder / f"{name}.log")) is not None:
+                write_text(kept, json.dumps({"run": name, "value": value, "settings": settings}))
+            found += [json.loads(kept.read_text(encoding="utf-8"))] if kept.exists() else []
+    for row in sorted(found, key=lambda row: row["value"], reverse=metric["goal"] == "maximize"):
+        print(f"{row['value']:.4f}  {row['run']}  {json.dumps(row['settings'])}")
+    return 0 if found or local < 1 else 1
 
 
-class _Results:
-    """results.jsonl: the newest line of a draw for this metric counts.
-
-    The file is small and written anew each time: whole, or not at all.
-    """
-
-    def __init__(self, path: Path, metric: str) -> None:
-        self.path, self.metric = path, metric
-        self.lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def read(path: Path) -> dict[str, Any]:
+    """Read a sweep file; refuse one that tunes on tested subjects, or whose runs share a folder."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:  # 1e-4 without a point is a word in YAML 1.1
+        plan = dict(yaml.safe_load(re.sub(r"(?<![\w.-])(\d+)[eE]([-+]\d+)\b", r"\1.0e\2", text)))
+        command, metric, goal = " ".join(plan["command"]), plan["metric"]["name"], plan["metric"]["goal"]
+        good = plan["method"] in ("grid", "random", "bayes") and goal in ("maximize", "minimize")
+        if not good or not dict(plan["parameters"]):
+            raise ValueError("method is grid, random or bayes; goal is maximize or minimize; parameters vary")
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no sweep of W&B's ({' '.join(str(error).split())})") from None
+    verb = next((verb for verb in FOLDER if f"mefar {verb} " in command), "")
+    place = re.search(rf" {FOLDER.get(verb)}[ =](\S*{{run}}\S*)", command)
+    if place is None or "${args}" not in command:
+        raise UserError(
+            f"{path}: command must run `mefar loso` or `mefar fit` with ${{args}}, and --out or "
+            "--trainer.default_root_dir with {run} in it, or its runs overwrite each other"
+        )
+    if "oracle" in metric or (verb == "loso" and not re.match(r"loso/(inner|last)/", metric)):
+        raise UserError(
+            f"{path}: metric {metric} is none to tune by: the oracle is chosen on the tested subjects; take "
+            "loso/inner/uf1, or say loso/last/uf1 if you mean it"
+        )
+    for name, entry in plan["parameters"].items():
         try:
-            entries = [json.loads(line) for line in self.lines]
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not JSON lines; delete it or give another --out") from error
-        self.entries = {entry["run"]: entry for entry in entries if entry["metric"] == metric}
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self.entries[entry["run"]] = entry
-        self.lines.append(json.dumps(entry))
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
-
-
-def _run_all(plan: Sweep, draws: dict[str, Settings], results: _Results, folder: Path) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("sweep", total=len(draws))
-        for name, settings in draws.items():
-            varied = _varied(plan, settings)
-            bar.update(task, description=f"{name}: {varied}")
-            if results.entries.get(name, {}).get("value") is None:
-                entry = _run(plan, name, settings, folder / f"{name}.log")
-                results.add(entry)
-                said = f"{entry['value']:.4f}" if entry["value"] is not None else entry["error"]
-                bar.console.print(f"{name}: {said}   {varied}", highlight=False, markup=False, soft_wrap=True)
-            bar.advance(task)
+            draw(entry, np.random.default_rng(0))
+            drawn = plan["method"] != "grid" or "min" not in entry
+        except (KeyError, TypeError, ValueError):
+            drawn = False
+        if not drawn:
+            raise UserError(
+                f"{path}: parameters.{name}: give value, values (a grid needs them), or min and max of "
+                "uniform, int_uniform or log_uniform_values; W&B's server knows more"
+            )
+    return plan | {"path": path, "verb": verb, "folder": place[1]}
 
 
-def _varied(plan: Sweep, settings: Settings) -> str:
-    """The settings that differ between draws, by the last part of their names."""
-    varied = {name: value for name, value in settings.items() if plan.parameters[name].kind != "constant"}
-    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in varied.items())
+def draws(plan: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
+    """Different settings to try, fewer than `count` if there are no more."""
+    entries, generator = plan["parameters"], np.random.default_rng(seed)
+    if plan["method"] == "grid":
+        levels = [entry["values"] if "values" in entry else [entry["value"]] for entry in entries.values()]
+        rows = [dict(zip(entries, row, strict=True)) for row in itertools.product(*levels)]
+    else:
+        rows = [{name: draw(entries[name], generator) for name in entries} for _ in range(100 * count)]
+    return list({json.dumps(row): row for row in rows}.values())[:count]
 
 
-def _run(plan: Sweep, name: str, settings: Settings, log: Path) -> dict[str, Any]:
-    """Run one draw in a process of its own; returns its line of the results.
+def draw(entry: dict[str, Any], generator: np.random.Generator) -> Any:
+    """One value of a parameter; numbers of a continuum keep 6 digits."""
+    if "min" not in entry:
+        values = entry["values"] if "values" in entry else [entry["value"]]
+        return values[generator.choice(len(values), p=entry.get("probabilities"))]
+    low, high = entry["min"], entry["max"]
+    kind = entry.get("distribution", "int_uniform" if isinstance(low + high, int) else "uniform")
+    if kind == "int_uniform":
+        return int(generator.integers(low, high, endpoint=True))
+    if kind == "log_uniform_values":
+        return float(f"{math.exp(generator.uniform(math.log(low), math.log(high))):.6g}")
+    return float(f"{generator.uniform(*{'uniform': (low, high)}[kind]):.6g}")
 
-    The draw holds the sweep's lock too: where it outlives a killed sweep, the next call waits for its end
-    instead of starting the same draw beside it.
 
-    Raises:
-        UserError: it went well but left no such metric, so no other draw will.
-    """
-    words = plan.words(settings)
-    if words[0] == "mefar":  # this one, whatever PATH says
-        words[:1] = [sys.executable, "-m", "mefar"]
-    filled = [word.replace("{run}", name) for word in words]
-    environment = os.environ | {"WANDB_MODE": "offline", sweeps.RUN_ID: name}
-    began = time.monotonic()
+def words(plan: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """The command of one draw, with `{run}` still in it; what is no text is written as YAML reads it."""
+    options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
+    made: list[str] = []
+    for word in map(str, plan["command"]):
+        filled = re.sub(r"\$\{envvar:(\w+)\}", lambda hit: os.environ.get(hit[1]) or hit[0], word)
+        if word != "${args}" and (missing := re.search(r"\$\{(?:envvar:)?(\w+)\}", filled)):
+            raise UserError(f"{missing[1]} is missing; {plan['path']} opens with the whole command")
+        made += options if word == "${args}" else [filled]
+    return made
+
+
+def run(plan: dict[str, Any], name: str, settings: dict[str, Any], log: Path) -> float | None:
+    """Run one draw in a process of its own, which ends with this one; its metric, None if it failed."""
+    command = [word.replace("{run}", name) for word in words(plan, settings)]
     with log.open("w", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(filled)}\n")
-        file.flush()
-        try:
-            code = subprocess.run(
-                filled,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                check=False,
-            ).returncode
-        except OSError as error:
-            raise UserError(f"{plan.path}: command cannot be started: {error}") from error
-    seconds = round(time.monotonic() - began, 1)
-    entry = {"run": name, "settings": settings, "metric": plan.metric, "value": None, "seconds": seconds}
-    place = Path(plan.folder.replace("{run}", name))
-    entry |= {"folder": str(place), "command": shlex.join(filled)}
-    if code:
-        last = [
-            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        return entry | {"error": f"exit code {code}: {last[-1]}"}
-    value = plan.score(place)
-    return entry | ({"value": value} if math.isfinite(value) else {"error": f"{plan.metric} is {value}"})
+        print(f"$ {shlex.join(command)}", file=file, flush=True)
+        told = child_environment() | {"WANDB_MODE": "offline", RUN_ID: name}
+        start = [sys.executable, "-m", *command] if command[0] == "mefar" else command
+        code = subprocess.run(start, stdout=file, stderr=file, env=told, check=False).returncode
+    folder, metric = Path(plan["folder"].replace("{run}", name)), plan["metric"]["name"]
+    found = {} if code else scores(plan["verb"], folder)
+    if not code and metric not in found:  # no other draw will have it
+        raise UserError(f"{folder}: no {metric} there; set training.inner, or correct the metric")
+    said = found.get(metric, f"failed: {log.read_text(errors='replace').strip().splitlines()[-1]}")
+    print(f"{name}: {said}  {json.dumps(settings)}", flush=True)
+    return found[metric] if math.isfinite(found.get(metric, math.nan)) else None
 
 
-def _table(plan: Sweep, rows: Sequence[dict[str, Any]]) -> Table:
-    """Draws, best first, failed ones last."""
-    table = Table(title=f"{plan.metric}, {len(rows)} draws", title_justify="left")
-    names = [name for name, parameter in plan.parameters.items() if parameter.kind != "constant"]
-    for title in (plan.metric, *(name.rpartition(".")[2] for name in names), "s", "run"):
-        table.add_column(title, justify="right", overflow="fold")
-    sign = -1 if plan.maximize else 1
-    for row in sorted(rows, key=lambda row: math.inf if row["value"] is None else sign * row["value"]):
-        shown = "failed" if row["value"] is None else f"{row['value']:.4f}"
-        cells = [f"{row['settings'][name]}" for name in names]
-        table.add_row(shown, *cells, f"{row['seconds']:.0f}", row["run"])
-    return table
+def scores(verb: str, folder: Path) -> dict[str, float]:
+    """What a finished run came to, by W&B's names."""
+    if verb == "loso":
+        from mefar.loso import results, tracker
+
+        return tracker.metrics(results.read_run(folder).summary)
+    rows = csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    return {name: float(value) for row in rows for name, value in row.items() if value}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from places import ROOT
 
-from mefar import sweeps
 from mefar.__main__ import TRAINER_VERBS, VERBS, main
+from mefar.commands import sweep
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
@@ -117,9 +117,9 @@ def test_a_sweep_varies_options_that_exist(
     """The command of a draw, as the sweep itself spells it, is accepted down to the last option."""
     for name in re.findall(r"\$\{envvar:(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "composite" if name == "DATASET" else "somewhere")
-    sweep = sweeps.read(path)
-    for settings in sweep.draws(3, seed=0):
-        words = sweep.words(settings)
+    plan = sweep.read(path)
+    for settings in sweep.draws(plan, 3, seed=0):
+        words = sweep.words(plan, settings)
         assert words[0] == "mefar", "the sweep's command runs mefar"
         if words[1] in TRAINER_VERBS:
             parse(words[1:])
@@ -134,13 +134,13 @@ def test_a_sweep_varies_options_that_exist(
 
 @every_sweep
 def test_a_sweep_optimises_neither_oracle_nor_last(path: Path) -> None:
-    sweep = sweeps.read(path)
-    assert sweep.method == "bayes"
-    assert not {"oracle", "last"} & set(sweep.metric.split("/"))
-    if sweep.verb == "loso":
-        assert sweep.metric.startswith("loso/inner/")
-        where = sweep.command.index("--training.inner")
-        assert sweep.command[where + 1] == "true", "without it there is no inner score"
+    plan = sweep.read(path)
+    assert plan["method"] == "bayes"
+    assert not {"oracle", "last"} & set(plan["metric"]["name"].split("/"))
+    if plan["verb"] == "loso":
+        assert plan["metric"]["name"].startswith("loso/inner/")
+        where = plan["command"].index("--training.inner")
+        assert plan["command"][where + 1] == "true", "without it there is no inner score"
 
 
 @every_sweep
@@ -153,6 +153,6 @@ def test_a_sweep_and_its_runs_are_in_one_project(path: Path) -> None:
 
 
 def test_the_sweeps_vary_what_matters() -> None:
-    varied = {name.rpartition(".")[2] for path in SWEEPS for name in sweeps.read(path).parameters}
+    varied = {name.rpartition(".")[2] for path in SWEEPS for name in sweep.read(path)["parameters"]}
     assert varied >= {"learning_rate", "depth", "dropout", "entropy_weight", "edclip_weight"}
     assert varied >= {"views", "num_codes", "num_tokens"}
