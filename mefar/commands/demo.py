@@ -1,12 +1,11 @@
 """`mefar demo`: the whole road on rendered faces, by the same commands that a user types for real data.
 
 Each stage is a command of its own, printed before it runs, so that what the demo did can be repeated by hand.
-Every stage skips what it finds done, and a killed demo goes on where it was.
+Every stage skips what it finds done, and a killed demo goes on where it was; its stage ends with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import subprocess
@@ -14,66 +13,84 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from mefar.commands import run_function
+from mefar.commands import child_environment, run_function
+from mefar.commands.shipped import shipped
 from mefar.errors import UserError
-from mefar.files import replacing
+from mefar.files import fingerprint, lock, write_text
 
-TRAINING = Path("experiments/configs/demo.yaml")
+TINY_FIT = ["--trainer.max_epochs", "1", "--data.init_args.pairs_per_epoch", "96",
+            "--data.init_args.val_pairs", "16", "--data.init_args.val_fraction", "0.2"]  # fmt: skip
+TINY_LOSO = ["--epochs", "3", "--views", "2"]
 
 
-def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
+def demo(*, out: Path = Path("runs/demo"), seed: int = 0, size: Literal["demo", "tiny"] = "demo") -> int:
     """Render faces, pretrain a tokenizer on them, run composite LOSO, write a report page.
 
     About 10 minutes on 2 CPU cores. What is finished is kept: a second call reuses it, and after an
-    interruption the demo goes on. Run it in the root of a clone: it reads experiments/configs.
+    interruption the demo goes on.
 
     Args:
         out: folder for everything the demo makes.
         seed: of the faces and of the training.
+        size: tiny goes the same road in two minutes, to see that it is open; its numbers mean nothing.
     """
-    if not TRAINING.is_file():
-        raise UserError(f"{TRAINING}: not found; run `mefar demo` in the root of a clone of mefar")
     began = time.monotonic()
-    corpora, tokenizer = out / "corpora", out / "tokenizer"
-    _stage(f"render faces into {corpora}", "make-demo", str(corpora), "--seed", str(seed))
-    checkpoint = _pretrain(corpora, tokenizer, out / "cache", seed)
-    _stage(
-        "composite leave-one-subject-out, with both controls",
-        "loso", "--dataset", "composite", "--data", str(corpora), "--tokenizer", str(checkpoint),
-        "--out", str(out), "--cache-dir", str(out / "cache"), "--shuffled-control", "true",
-    )  # fmt: skip
+    corpora, cache = out / "corpora", out / "cache"
+    with lock(out / ".demo.lock"):
+        faces = ["make-demo", str(corpora), "--seed", str(seed), "--size", size]
+        _stage(f"render faces into {corpora}", *faces)
+        checkpoint = _pretrain(corpora, out / "tokenizer", cache, seed, size)
+        _stage(
+            "composite leave-one-subject-out, with both controls",
+            "loso", "--dataset", "composite", "--data", str(corpora), "--tokenizer", str(checkpoint),
+            "--out", str(out), "--cache-dir", str(cache), "--shuffled-control", "true",
+            *(TINY_LOSO if size == "tiny" else ()),
+        )  # fmt: skip
     print(f"\n{out / 'report.html'}: the report page.  {(time.monotonic() - began) / 60:.1f} minutes in all.")
     return 0
 
 
-def _pretrain(corpora: Path, folder: Path, cache: Path, seed: int) -> Path:
+def _pretrain(corpora: Path, folder: Path, cache: Path, seed: int, size: str) -> Path:
     """Train the tokenizer unless this very training is finished; returns its last checkpoint."""
-    last, done = folder / "checkpoints" / "last.ckpt", folder / "finished.json"
-    told = {"config": hashlib.sha256(TRAINING.read_bytes()).hexdigest(), "seed": seed}
-    if done.is_file() and last.is_file():
-        if json.loads(done.read_text()) != told:
-            raise UserError(
-                f"{folder}: trained with other settings than {TRAINING} has now; "
-                "remove the folder or give another --out"
-            )
-        print(f"\n== pretrain: finished before, {last}")
-        return last
-    words = ["--config", str(TRAINING), "--seed_everything", str(seed)]
+    last, told = folder / "checkpoints" / "last.ckpt", folder / "demo.json"
+    config = shipped("configs", "demo")
+    settings = {"config": fingerprint(config), "seed": seed, "size": size}
+    words = ["--config", "demo", "--seed_everything", str(seed)]
     words += ["--trainer.default_root_dir", str(folder), "--data.init_args.data", str(corpora / "voxceleb")]
     words += ["--data.init_args.cache_dir", str(cache), "--data.init_args.seed", str(seed)]
-    if last.is_file():
-        words += ["--ckpt_path", "last"]
+    words += TINY_FIT if size == "tiny" else []
+    with lock(folder / ".lock"):  # the training of a demo that was killed a moment ago
+        if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != settings:
+            raise UserError(
+                f"{folder}: trained with other settings than {config} has now; "
+                "remove the folder or give another --out"
+            )
+        write_text(told, json.dumps(settings))
+        if last.is_file():
+            if _is_finished(last, config, size):
+                print(f"\n== pretrain: finished before, {last}")
+                return last
+            words += ["--ckpt_path", "last"]
     _stage("pretrain the tokenizer", "fit", *words)
-    with replacing(done) as temporary:
-        temporary.write_text(json.dumps(told))
     return last
+
+
+def _is_finished(checkpoint: Path, config: Path, size: str) -> bool:
+    import yaml
+
+    from mefar.commands.checkpoints import is_finished, read_checkpoint
+
+    epochs = yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_epochs"]
+    return is_finished(read_checkpoint(checkpoint), 1 if size == "tiny" else epochs)
 
 
 def _stage(title: str, *words: str) -> None:
     """Run `mefar words...` in a process of its own; its exit code ends the demo if it is not 0."""
     print(f"\n== {title}\n$ mefar {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "mefar", *words], check=False).returncode
+    command = [sys.executable, "-m", "mefar", *words]
+    code = subprocess.run(command, env=child_environment(), check=False).returncode
     if code:
         sys.exit(code if code > 0 else 128 - code)  # a stage that a signal killed says so as a shell would
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from datamodules.demo.corpora import make_databases, make_voxceleb
 from mefar.commands import run_function
+from mefar.files import lock
 from mefar.progress import shown
 
 
@@ -33,10 +34,10 @@ def make_demo(
     """
     if size == "tiny" and workers == 0:
         workers = 1  # starting processes would take longer than the work
-    with shown("rendering databases", "subjects") as progress:
+    with lock(out / ".lock"), shown("rendering databases", "subjects") as progress:
         make_databases(out, seed, size, workers, progress, strength)
     if talking:
-        with shown("rendering voxceleb", "speakers") as progress:
+        with lock(out / ".lock"), shown("rendering voxceleb", "speakers") as progress:
             make_voxceleb(out, seed, size, workers, progress, strength)
     names = ("voxceleb, " if talking else "") + "casme2, samm, smic, casme3"
     print(f"{out}: demo corpora of rendered faces, seed {seed}, strength {strength}: {names}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from launching import wait_for
 from places import ROOT
 from sklearn.metrics import f1_score, recall_score
 
@@ -47,7 +51,7 @@ def test_training_leaves_what_repeats_it(made: Path) -> None:
     folder = made / "tokenizer"
     assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (folder / "checkpoints").iterdir()}
     written = yaml.safe_load((folder / "config.yaml").read_text())
-    assert written["model"]["init_args"]["image_size"] == 64
+    assert written["model"]["init_args"]["network"]["init_args"]["image_size"] == 64
     assert "val/gain_over_copy" in (folder / "metrics.csv").read_text().splitlines()[0]
     page = (folder / "report.html").read_text()
     assert "After 3 steps the reconstruction is" in page
@@ -99,28 +103,46 @@ def test_a_stopped_training_goes_on(made: Path, tmp_path: Path) -> None:
     assert "After 6 steps" in page and "All 2 starts" in page and "rebuilt, step 3" in page
 
 
-def test_the_demo_needs_a_clone(
+def test_the_demo_runs_its_stages_in_order_and_skips_a_finished_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["demo"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr("mefar.commands.demo._stage", lambda title, *words: ran.append(words))
+    assert main(["demo", "--out", "demo"]) == 0
+    assert [words[0] for words in ran] == ["make-demo", "fit", "loso"]
+    assert "--ckpt_path" not in ran[1]
+    last = tmp_path / "demo" / "tokenizer" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    for epochs, stages in ((7, ["make-demo", "fit", "loso"]), (8, ["make-demo", "loso"])):
+        ran.clear()
+        progress = {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}
+        torch.save({"state_dict": {}, "loops": progress}, last)
+        assert main(["demo", "--out", "demo"]) == 0
+        assert [words[0] for words in ran] == stages
+        assert epochs == 8 or ran[1][-2:] == ("--ckpt_path", "last")
+    assert main(["demo", "--out", "demo", "--seed", "1"]) == 2
+    assert "trained with other settings" in capsys.readouterr().err
 
 
-def test_the_demo_runs_its_stages_in_order_and_skips_a_finished_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    ran: list[str] = []
+def test_a_stage_ends_with_the_demo_that_started_it(tmp_path: Path) -> None:
+    """Also where the demo is killed and cannot tell it."""
+    stage = "import os, pathlib, time; from mefar.commands import follow_parent; follow_parent();"
+    stage += "pathlib.Path('stage').write_text(str(os.getpid())); time.sleep(120)"
+    demo = "import subprocess, sys; from mefar.commands import child_environment;"
+    demo += f"subprocess.run([sys.executable, '-c', {stage!r}], env=child_environment())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", demo], cwd=tmp_path, env=environment) as process:
+        wait_for(lambda: (tmp_path / "stage").exists() and (tmp_path / "stage").read_text())
+        process.kill()
+    stage_process = int((tmp_path / "stage").read_text())
+    wait_for(lambda: not running(stage_process), 30)
 
-    def stage(run: Callable[[str], None]) -> Callable[..., None]:
-        return lambda title, *words: run(words[0])
 
-    monkeypatch.setattr("mefar.commands.demo._stage", stage(ran.append))
-    (tmp_path / "tokenizer" / "checkpoints").mkdir(parents=True)
-    assert main(["demo", "--out", str(tmp_path)]) == 0
-    assert ran == ["make-demo", "fit", "loso"]
-    (tmp_path / "tokenizer" / "checkpoints" / "last.ckpt").touch()
-    assert main(["demo", "--out", str(tmp_path)]) == 0
-    assert ran[3:] == ["make-demo", "loso"]
-    assert main(["demo", "--out", str(tmp_path), "--seed", "1"]) == 2  # another training lies there
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
