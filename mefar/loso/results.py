@@ -146,6 +146,8 @@ def read_run(run: Path) -> FinishedRun:
     missing = [key for key in ("protocol", "classes", "scores", "counts") if key not in summary]
     if missing:
         raise UserError(f"{run / 'summary.json'}: no {missing[0]!r}; run `mefar loso` again")
+    if "full" not in summary["scores"].get("last", {}):
+        raise UserError(f"{run / 'summary.json'}: no scores of the last epoch in all; run `mefar loso` again")
     confusion = _json(run / "confusion.json") if (run / "confusion.json").is_file() else {}
     attention = _json(run / "attention.json") if (run / "attention.json").is_file() else {}
     _must_be_numbers(run / "summary.json", {key: summary.get(key) for key in _NUMBERS})

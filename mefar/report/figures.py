@@ -1,197 +1,348 @@
-"""Small drawings for reports: SVG for numbers, PNG for faces. Numpy and Pillow, nothing else.
+"""Charts and pictures of finished runs: the same drawing stands in a page and, as PDF and PNG, in a paper.
 
-Every function returns text or an array; nothing is written here.
+matplotlib takes a second to import: it is imported by the first chart that is drawn. A chart is a Figure,
+sized in inches as it is printed; `svg` makes it a part of a page, in the page's font and colours, and
+`save` makes it files. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-INK = "#1d2733"
-FAINT = "#8a94a0"
-BLUE = (31, 95, 153)
-RED = (178, 52, 42)
+from mefar.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, TRACK, BLUE, RED = "#1d2733", "#6b7682", "#e3e8ee", "#1f5f99", "#b2342a"
+THEME = {INK: "ink", FAINT: "faint", TRACK: "track", BLUE: "bar", RED: "red"}
+"""Colour in a file -> the page's own, which follows the reader's choice of light or dark."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": 8,
+    "text.color": INK,
+    "text.parse_math": False,  # a $ in a class name is a $
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": FAINT,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mefar",
+    "pdf.fonttype": 42,  # TrueType: what publishers accept, and text that can be searched
+}
+COLUMN = 2.8
+"""Inches of the axes of a chart that fits into a column of a paper, names beside them included."""
+
+LETTER = 0.062
+"""Inches that a letter of a name is wide, about."""
 
 Picture = NDArray[np.uint8]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def confusion_svg(matrix: Sequence[Sequence[float]], classes: Sequence[str]) -> str:
+def _styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draw in our style, whatever the user's own settings of matplotlib are, and leave those alone."""
+
+    @functools.wraps(draw)
+    def within(*args: P.args, **kwargs: P.kwargs) -> T:
+        from matplotlib import style
+
+        with style.context(["default", STYLE]):
+            return draw(*args, **kwargs)
+
+    return within
+
+
+@_styled
+def svg(figure: Figure, about: str) -> Markup:
+    """A chart as a part of a page; what `_hover` named is told when the reader points at it.
+
+    Args:
+        figure: of this module.
+        about: what it shows, for who cannot see it.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(r'<g id="hover ([^"]*)">', r"<g><title>\1</title>", text)
+    text = re.sub(r' id="\w+_\d+"', "", text)  # would be there once for every chart of the page
+    for colour, name in THEME.items():
+        text = text.replace(colour, f"var(--{name})")
+    return Markup(text.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(about), 1))
+
+
+@_styled
+def save(charts: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write charts for a paper by their names: each as a PDF with its fonts and a PNG of 300 dots per inch.
+
+    Args:
+        charts: name -> chart.
+        folder: where to; made.
+
+    Returns:
+        The files' paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, chart in charts.items():
+        for ending, changing in (("pdf", "CreationDate"), ("png", "Software")):
+            path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}.{ending}"
+            with replacing(path) as temporary:
+                chart.savefig(temporary, format=ending, dpi=300, metadata={changing: None})
+            paths.append(path)
+    return paths
+
+
+@_styled
+def confusion(matrix: Sequence[Sequence[float]], classes: Sequence[str], rows: str = "annotated") -> Figure:
     """A confusion matrix: rows annotated, columns predicted; colour is the share of the row.
 
     Args:
         matrix: (C, C) counts.
         classes: C names.
+        rows: what the labels are.
     """
-    size, longest = len(classes), max(len(name) for name in classes)
-    width, height, left, top = max(46, 4 + 6 * longest), 42, 14 + 6 * longest, 40
-    parts = [
-        f'<svg class="confusion" role="img" width="{left + size * width + 2}" '
-        f'height="{top + size * height + 2}" xmlns="http://www.w3.org/2000/svg">',
-        _text(left + size * width / 2, 12, "predicted", "middle", FAINT, 11),
-    ]
-    for column, name in enumerate(classes):
-        parts.append(_text(left + (column + 0.5) * width, top - 8, name, "middle", INK, 11))
-    for row, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
-        parts.append(_text(left - 8, top + (row + 0.5) * height + 4, name, "end", INK, 11))
+    size, longest = len(classes), LETTER * max(len(name) for name in classes)
+    width = max(0.48, longest + 0.02)
+    axes = _axes(size * width, size * 0.42, left=longest + 0.24, top=0.4)
+    for row, counts in enumerate(matrix):
         total = sum(counts)
         for column, count in enumerate(counts):
             share = count / total if total else 0.0
-            x, y = left + column * width, top + row * height
-            mark = f"annotated {name}, predicted {classes[column]}: {count:g} of {total:g}"
-            parts.append(
-                f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" rx="3" '
-                f'fill="{_blend(BLUE, 0.05 + 0.95 * share)}"><title>{escape(mark)}</title></rect>'
-            )
+            _cell(axes, column, row, BLUE, 0.06 + 0.94 * share)
             colour = "#ffffff" if share > 0.5 else INK
-            middle = x + width / 2 - 1
-            parts.append(_text(middle, y + 18, f"{count:g}", "middle", colour, 13))
-            parts.append(_text(middle, y + 32, f"{share:.0%}" if total else "none", "middle", colour, 10))
-    return "".join([*parts, "</svg>"])
+            axes.text(column + 0.5, row + 0.4, f"{count:g}", size=9.5, color=colour, **_CENTRE)
+            told = f"{share:.0%}" if total else "none"
+            axes.text(column + 0.5, row + 0.76, told, size=7, color=colour, **_CENTRE)
+    _names(axes, classes, classes)
+    axes.set_xlabel("predicted", labelpad=4)
+    axes.set_ylabel(rows, labelpad=4)
+    return _figure(axes)
 
 
-def usage_svg(usage: Sequence[int]) -> str:
-    """How often each code was chosen, with the uniform share as a dashed line.
-
-    Args:
-        usage: (K,) counts.
-    """
-    height, floor = 120, 18
-    step = max(4, min(24, 720 // max(1, len(usage))))
-    width = step * len(usage)
-    most = max(max(usage, default=0), 1)
-    parts = [
-        f'<svg class="usage" role="img" width="{width}" height="{height + floor}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-    ]
-    total = max(sum(usage), 1)
-    for code, count in enumerate(usage):
-        tall = count / most * (height - 6)
-        parts.append(
-            f'<rect x="{code * step + 1}" y="{height - tall:.1f}" width="{step - 2}" height="{tall:.1f}" '
-            f'fill="{_blend(BLUE, 0.8)}"><title>code {code}: {count} ({count / total:.1%})</title></rect>'
-        )
-        if code % 4 == 0:
-            parts.append(_text((code + 0.5) * step, height + 13, str(code), "middle", FAINT, 10))
-    level = height - sum(usage) / max(1, len(usage)) / most * (height - 6)
-    parts.append(
-        f'<line x1="0" x2="{width}" y1="{level:.1f}" y2="{level:.1f}" stroke="{INK}" stroke-dasharray="3 4" '
-        f'stroke-width="1"><title>uniform share</title></line>'
-        f'<line x1="0" x2="{width}" y1="{height}" y2="{height}" stroke="{FAINT}"/>'
-    )
-    return "".join([*parts, "</svg>"])
-
-
-def attention_svg(
-    weights: Sequence[Sequence[float] | None], classes: Sequence[str], factor: float = 4.0
-) -> str:
+@_styled
+def attention(
+    weights: Sequence[Sequence[float] | None],
+    classes: Sequence[str],
+    factor: float = 4.0,
+    width: float = 3.84,
+) -> Figure:
     """Pooling weights per class and token, coloured by how far they are from the uniform share.
 
     Args:
         weights: C rows of L weights that sum to 1; None for a class without clips.
         classes: C names.
         factor: so many times the uniform share, or that part of it, is full colour; above 1.
+        width: of all cells, in inches, at most.
     """
     tokens = max(len(row) for row in weights if row is not None)
-    width, height = max(8, min(24, 384 // tokens)), 24
-    left, top = 14 + 6 * max(len(name) for name in classes), 18
-    parts = [
-        f'<svg class="attention" role="img" width="{left + tokens * width + 2}" '
-        f'height="{top + len(classes) * height + 2}" xmlns="http://www.w3.org/2000/svg">'
-    ]
-    for token in range(0, tokens, 1 if width >= 18 else 4):
-        parts.append(_text(left + (token + 0.5) * width, 12, str(token), "middle", FAINT, 10))
+    side = min(0.24, width / tokens)
+    longest = LETTER * max(len(name) for name in classes)
+    axes = _axes(tokens * side, len(classes) * 0.24, left=longest + 0.12, top=0.24)
     for row, (name, shares) in enumerate(zip(classes, weights, strict=True)):
-        y = top + row * height
-        parts.append(_text(left - 8, y + height / 2 + 4, name, "end", INK, 11))
         if shares is None:
-            parts.append(_text(left + 4, y + height / 2 + 4, "no clips", "start", FAINT, 11))
-            continue
-        for token, share in enumerate(shares):
+            axes.text(0.3, row + 0.5, "no clips", color=FAINT, va="center")
+        for token, share in enumerate(shares or ()):
             # A quarter of the uniform share is as far from it as four times.
             ratio = math.log(max(share * tokens, 1e-6), factor)
-            colour = _blend(RED if ratio > 0 else BLUE, min(1.0, abs(ratio)))
-            mark = f"{name}, token {token}: {share:.1%} (uniform {1 / tokens:.1%})"
-            parts.append(
-                f'<rect x="{left + token * width}" y="{y}" width="{width - 1}" height="{height - 1}" '
-                f'fill="{colour}" stroke="#e3e8ee"><title>{escape(mark)}</title></rect>'
-            )
-    return "".join([*parts, "</svg>"])
+            cell = _cell(axes, token, row, RED if ratio > 0 else BLUE, min(1.0, abs(ratio)))
+            cell.set(edgecolor=TRACK, linewidth=0.5)
+            _hover(cell, f"{name}, token {token}: {share:.1%} (uniform {1 / tokens:.1%})")
+    _names(axes, range(tokens), classes, every=1 if side >= 0.17 else 4)
+    return _figure(axes)
 
 
-def line_svg(
-    points: Sequence[tuple[int, float]], level: float | None = None, breaks: Sequence[int] = ()
-) -> str:
+@_styled
+def code_usage(usage: Sequence[int], width: float = 6.0) -> Figure:
+    """How often each code was chosen, with the uniform share as a dashed line.
+
+    Args:
+        usage: (K,) counts.
+        width: of the axes, in inches, at most.
+    """
+    K, total = len(usage), max(sum(usage), 1)
+    axes = _axes(min(width, max(2.4, 0.18 * K)), 1.2, left=0.5, bottom=0.38)
+    axes.margins(x=0.01)
+    bars = axes.bar(range(K), usage, width=0.86, color=BLUE, alpha=0.85)
+    for code, (bar, count) in enumerate(zip(bars, usage, strict=True)):
+        _hover(bar, f"code {code}: {count} ({count / total:.1%})")
+    axes.axhline(total / max(K, 1), color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+    axes.locator_params(axis="x", nbins=16, integer=True)
+    axes.locator_params(axis="y", nbins=4, integer=True)
+    axes.set_xlabel("code")
+    return _figure(axes)
+
+
+@_styled
+def subjects(scores: Sequence[tuple[str, float, float]], width: float = 6.2) -> Figure:
+    """A bar per subject, as high as it has clips, filled as far as they were right.
+
+    Args:
+        scores: (name, right, clips) in the order of drawing.
+        width: of the axes, in inches, at most.
+    """
+    most = max(clips for _, _, clips in scores)
+    step = min(0.16, width / len(scores))
+    named = step >= 0.09
+    low = 0.1 + (LETTER * max(len(name) for name, _, _ in scores) if named else 0.1)
+    axes = _axes(max(0.8, step * len(scores)), 1.0, left=0.42, bottom=low)
+    for place, (name, right, clips) in enumerate(scores):
+        for height, colour in ((clips, TRACK), (right, BLUE)):
+            (bar,) = axes.bar(place, height, width=0.84, color=colour)
+            _hover(bar, f"{name}: {right:g} of {clips:g}")
+    axes.set_xlim(-0.6, len(scores) - 0.4)
+    axes.set_ylim(0, most * 1.02)
+    axes.set_xticks(range(len(scores)) if named else [], [name for name, _, _ in scores] if named else [])
+    axes.tick_params(axis="x", rotation=90, length=0, pad=2, labelsize=min(7.5, 62 * step))
+    axes.locator_params(axis="y", nbins=4, integer=True)
+    axes.set_ylabel("clips")
+    return _figure(axes)
+
+
+@_styled
+def curve(
+    points: Sequence[tuple[int, float]],
+    name: str = "",
+    level: float | None = None,
+    breaks: Iterable[int] = (),
+) -> Figure:
     """A curve over training steps; many points become means of neighbours, large ranges a log axis.
 
     Args:
         points: (step, value) by step, values finite.
-        level: a value to mark with a dashed line; it widens the axis.
+        name: of the value, for its axis; none where the page tells it.
+        level: a value to mark with a dashed line.
         breaks: steps to mark with a vertical line.
     """
-    width, height, left, floor = 306, 110, 58, 16
     shown = _thinned(points, 120)
-    values = [value for _, value in shown]
-    low, high = min(values), max(values)
-    log = low > 0 and level is None and high > 30 * low
-    if level is not None:
-        low, high = min(low, level), max(high, level)
-
-    def place(value: float) -> float:
-        if high == low:
-            return height / 2
-        share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-        return height - 4 - share * (height - 12)
-
-    first, last = points[0][0], points[-1][0]
-    unit = (width - left - 6) / max(1, last - first)
-    dots = [(left + (step - first) * unit, place(value)) for step, value in shown]
-    parts = [
-        f'<svg class="line" role="img" width="{width}" height="{height + floor}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-        f'<line x1="{left}" x2="{width}" y1="{height}" y2="{height}" stroke="{FAINT}"/>'
-    ]
+    steps, values = zip(*shown, strict=True)
+    axes = _axes(2.55, 1.05, left=0.66 if name else 0.5, right=0.2, bottom=0.38, top=0.08)
     for step in breaks:
-        if first < step <= last:
-            x = left + (step - first) * unit
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="#dde3ea"/>')
+        axes.axvline(step, color=TRACK, linewidth=1)
     if level is not None:
-        y = place(level)
-        parts.append(
-            f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" stroke="{INK}" stroke-dasharray="3 4">'
-            f"<title>{short(level)}</title></line>"
-        )
-    colour = _blend(BLUE, 0.9)
-    if len(dots) > 1:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-    # Few values are dots of their own; of many, each has an invisible strip that tells its number.
-    strip = max(2.0, (width - left) / len(dots))
-    for (x, y), (step, value) in zip(dots, shown, strict=True):
-        mark = f"<title>step {step:,}: {short(value)}</title>"
-        if len(dots) <= 40:
-            parts.append(
-                f'<rect x="{x - 2.5:.1f}" y="{y - 2.5:.1f}" width="5" height="5" rx="2.5" fill="{colour}"/>'
-            )
-        parts.append(
-            f'<rect x="{x - strip / 2:.1f}" y="0" width="{strip:.1f}" height="{height}" '
-            f'fill-opacity="0">{mark}</rect>'
-        )
-    ends = (high, low) if high > low else (high,)
-    for value in ends:
-        parts.append(_text(left - 6, place(value) + 4, short(value), "end", FAINT, 10))
-    parts.append(_text(left, height + 13, f"{first:,}", "start", FAINT, 10))
-    parts.append(_text(width - 4, height + 13, f"{last:,}", "end", FAINT, 10))
-    if log:
-        parts.append(_text((left + width) / 2, height + 13, "log scale", "middle", FAINT, 10))
-    return "".join([*parts, "</svg>"])
+        axes.axhline(level, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+    axes.plot(steps, values, color=BLUE, linewidth=1.2)
+    if len(shown) <= 60:
+        for step, value in shown:
+            (dot,) = axes.plot([step], [value], "o", color=BLUE, markersize=2.6)
+            _hover(dot, f"step {step:,}: {short(value)}")
+    low, high = min(values), max(values)
+    if low > 0 and level is None and high > 30 * low:
+        axes.set_yscale("log")
+        axes.locator_params(axis="y", numticks=4)
+    else:
+        axes.locator_params(axis="y", nbins=4)
+    axes.locator_params(axis="x", nbins=4, integer=True)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+    axes.yaxis.set_minor_formatter(lambda *_: "")
+    axes.set_xlabel("step")
+    axes.set_ylabel(name)
+    return _figure(axes)
+
+
+@_styled
+def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], titles: Sequence[str], side: float = 0.95) -> Figure:
+    """Rows of pictures under column titles, each row named on its left.
+
+    Args:
+        rows: (name, pictures (H, W, 3) uint8), as many pictures as titles.
+        titles: names of the columns.
+        side: width of a picture in inches.
+    """
+    from matplotlib.figure import Figure
+
+    left, top, gap = 0.1 + LETTER * max(len(name) for name, _ in rows), 0.22, 0.05
+    tall = [side * pictures[0].shape[0] / pictures[0].shape[1] for _, pictures in rows]
+    size = (left + len(titles) * (side + gap), top + sum(tall) + gap * len(rows))
+    figure = Figure(size)
+    y = size[1] - top
+    for (name, pictures), height in zip(rows, tall, strict=True):
+        y -= height
+        for column, picture in enumerate(pictures):
+            place = (left + column * (side + gap), y, side, height)
+            axes = figure.add_axes(tuple(part / size[i % 2] for i, part in enumerate(place)))
+            axes.imshow(picture, interpolation="lanczos", aspect="auto")
+            axes.axis("off")
+        figure.text((left - 0.06) / size[0], (y + height / 2) / size[1], name, ha="right", va="center")
+        y -= gap
+    for column, title in enumerate(titles):
+        x = left + column * (side + gap) + side / 2
+        figure.text(x / size[0], 1 - top / 2 / size[1], title, **_CENTRE)
+    return figure
+
+
+_CENTRE: dict[str, Any] = {"ha": "center", "va": "center"}
+
+
+def _axes(
+    width: float,
+    height: float,
+    left: float = 0.04,
+    right: float = 0.04,
+    bottom: float = 0.04,
+    top: float = 0.04,
+) -> Axes:
+    """Axes of a size in inches, and a figure around them with margins in inches."""
+    from matplotlib.figure import Figure
+
+    size = (left + width + right, bottom + height + top)
+    return Figure(size).add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def _cell(axes: Axes, column: int, row: int, colour: str, strength: float) -> Artist:
+    from matplotlib.patches import Rectangle
+
+    cell = Rectangle((column + 0.02, row + 0.02), 0.96, 0.96, facecolor=(colour, strength), clip_on=False)
+    return axes.add_patch(cell)
+
+
+def _names(axes: Axes, columns: Iterable[object], rows: Sequence[str], every: int = 1) -> None:
+    """Names of the cells' columns above them and of their rows beside them, and nothing else around."""
+    names = [str(name) for name in columns]
+    axes.set(xlim=(0, len(names)), ylim=(len(rows), 0))
+    axes.set_xticks([place + 0.5 for place in range(0, len(names), every)], names[::every])
+    axes.set_yticks([place + 0.5 for place in range(len(rows))], rows)
+    axes.tick_params(length=0, labelcolor=INK, pad=3)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.spines[:].set_visible(False)
+
+
+def _hover(artist: Artist, told: str) -> None:
+    artist.set_gid(f"hover {told}")
 
 
 def short(value: float) -> str:
@@ -206,35 +357,6 @@ def _thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, 
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def subjects_svg(scores: Sequence[tuple[str, int, int]]) -> str:
-    """One bar per subject: the share of its clips that was right; its width is how many clips it has.
-
-    Args:
-        scores: (name, right, clips) in the order of drawing; clips > 0.
-    """
-    height, floor, gap = 64, 16, 2
-    clips = sum(count for _, _, count in scores)
-    unit = min(14.0, (720 - gap * len(scores)) / max(1, clips))
-    width = unit * clips + gap * len(scores)
-    parts = [
-        f'<svg class="subjects" role="img" width="{width:.0f}" height="{height + floor}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-    ]
-    x = 0.0
-    for name, right, count in scores:
-        wide, tall = unit * count, right / count * (height - 2)
-        mark = f"<title>{escape(name)}: {right} of {count}</title>"
-        parts.append(
-            f'<rect x="{x:.1f}" y="1" width="{wide:.1f}" height="{height - 2}" fill="#e9edf2">{mark}</rect>'
-            f'<rect x="{x:.1f}" y="{height - 1 - tall:.1f}" width="{wide:.1f}" height="{tall:.1f}" '
-            f'fill="{_blend(BLUE, 0.8)}">{mark}</rect>'
-        )
-        if wide > 8 * len(name):
-            parts.append(_text(x + wide / 2, height + 12, name, "middle", FAINT, 10))
-        x += wide + gap
-    return "".join([*parts, "</svg>"])
-
-
 def signed_map(before: Picture, after: Picture, gain: float) -> Picture:
     """What became darker (blue) and lighter (red) from one picture to another, on white.
 
@@ -246,10 +368,12 @@ def signed_map(before: Picture, after: Picture, gain: float) -> Picture:
     Returns:
         (H, W, 3) uint8.
     """
-    change = (after.astype(np.float32) - before.astype(np.float32)).mean(axis=2) / 255.0
-    strength = np.clip(np.abs(change) * gain, 0.0, 1.0)[..., None]
-    colour = np.where(change[..., None] > 0, np.array(RED, np.float32), np.array(BLUE, np.float32))
-    mixed: Picture = (255.0 + strength * (colour - 255.0)).round().astype(np.uint8)
+    change = (after.astype(np.float32) - before.astype(np.float32)).mean(axis=2, keepdims=True) / 255.0
+    red, blue = (
+        np.frombuffer(bytes.fromhex(colour[1:]), np.uint8).astype(np.float32) for colour in (RED, BLUE)
+    )
+    strength = np.clip(np.abs(change) * gain, 0.0, 1.0)
+    mixed: Picture = (255.0 + strength * (np.where(change > 0, red, blue) - 255.0)).round().astype(np.uint8)
     return mixed
 
 
@@ -266,14 +390,9 @@ def gain_for(before: Picture, after: Picture) -> float:
 
 
 def row_of(pictures: Mapping[str, NDArray[np.generic]], database: str) -> tuple[list[Picture], float] | None:
-    """The five pictures of one database, and the amplification of the last two.
+    """Of pictures.npz one database's onset, apex, reconstruction and both changes; their amplification.
 
-    Args:
-        pictures: content of pictures.npz.
-        database: database id.
-
-    Returns:
-        Onset, apex, reconstruction, apex - onset, reconstruction - onset; None if any is not there.
+    None if any is not there.
     """
     names = [f"{database}_{part}" for part in ("onset", "apex", "reconstruction")]
     if not all(name in pictures for name in names):
@@ -303,54 +422,8 @@ def png_uri(picture: Picture, width: int) -> str:
         picture: (H, W, 3) uint8.
         width: pixels.
     """
-    image = _scaled(picture, width)
+    image = Image.fromarray(picture)
+    image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def sheet(
-    rows: Sequence[tuple[str, Sequence[Picture]]], titles: Sequence[str], width: int = 176
-) -> Image.Image:
-    """Rows of pictures under column titles, each row named on its left.
-
-    Args:
-        rows: (name, pictures), as many pictures as titles.
-        titles: names of the columns.
-        width: pixels of one picture.
-    """
-    gap, left, top = 8, 96, 34
-    images = [(name, [_scaled(picture, width) for picture in pictures]) for name, pictures in rows]
-    tall = [max(image.height for image in row) for _, row in images]
-    canvas = Image.new(
-        "RGB", (left + len(titles) * (width + gap), top + sum(tall) + gap * len(tall)), (255, 255, 255)
-    )
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(15)
-    for column, title in enumerate(titles):
-        draw.text((left + column * (width + gap) + width / 2, top / 2), title, INK, font, anchor="mm")
-    y = top
-    for (name, row), height in zip(images, tall, strict=True):
-        draw.text((left - 10, y + height / 2), name, INK, font, anchor="rm")
-        for column, image in enumerate(row):
-            canvas.paste(image, (left + column * (width + gap), y))
-        y += height + gap
-    return canvas
-
-
-def _scaled(picture: Picture, width: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    height = max(1, round(image.height * width / image.width))
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _text(x: float, y: float, words: str, anchor: str, colour: str, size: int) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" '
-        f'font-size="{size}">{escape(words)}</text>'
-    )
-
-
-def _blend(colour: tuple[int, int, int], strength: float) -> str:
-    mixed = [round(255 + strength * (part - 255)) for part in colour]
-    return "#" + "".join(f"{part:02x}" for part in mixed)

@@ -6,19 +6,32 @@ optional: its section is then left out). Nothing here computes a score; the numb
 
 from __future__ import annotations
 
-import os
+import csv
 from collections import Counter
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mefar.errors import UserError
-from mefar.loso.results import FinishedRun as Run
-from mefar.loso.results import read_run, title
+from mefar.loso.results import DRAWS, FinishedRun, Mistake, ordered, read_run, title, worst_mistakes
 from mefar.report import figures
-from mefar.report.loso_scores import confusions, peers, scores, subjects
-from mefar.report.loso_tokens import PICTURE_TITLES, attention, codes, mistakes, pictures
-from mefar.report.page import facts, listed, plural, section, table, warning, write_page
+from mefar.report.page import ASSETS, code_usage, write_page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OFFICIAL_COMPOSITE = (442, 68)
+"""Clips and subjects of the composite protocol on the real databases, as published papers have them."""
+
+EVEN = 1.1
+"""Pooling weights within this factor of the uniform share are as good as uniform."""
+
+PICTURE_TITLES = ("onset", "apex", "reconstruction", "change", "rebuilt change")
+
+_SELECTIONS = {
+    "last": ("last epoch", "our score"),
+    "inner": ("inner", "epoch by training subjects"),
+    "oracle": ("oracle", "leaks: epoch by test subject"),
+}
+_CONTROLS = {"pixels": ("pixel control", "linear on differences"), "shuffled": ("shuffled labels", "chance")}
 
 
 def write_report(run: Path) -> Path:
@@ -34,164 +47,166 @@ def write_report(run: Path) -> Path:
         UserError: no finished run there, or one of its files cannot be read.
     """
     content = read_run(run)
-    makers = (
-        scores, peers, confusions, pictures, mistakes, attention, codes, subjects, _dropped, _protocol,
-        _provenance,
-    )  # fmt: skip
-    name = f"Leave one subject out: {title(content.summary['protocol'])}"
+    summary = content.summary
+    peers: list[dict[str, str]] = []
+    if summary["protocol"] == "composite":
+        with (ASSETS / "peers_composite.csv").open(newline="", encoding="utf-8") as file:
+            peers = list(csv.DictReader(file))
+    notes = [(str(what), text) for what, text in summary.get("notes") or ()]
+    origin = str((summary.get("tokenizer") or {}).get("pretrained_on") or "")
     return write_page(
-        content.folder / "report.html", name, _lead(content), [make(content) for make in makers]
+        content.folder / "report.html",
+        "loso.html",
+        title=f"Leave one subject out: {title(summary['protocol'])}",
+        run=content,
+        summary=summary,
+        charts={name: figures.svg(chart, name) for name, chart in charts(content).items()},
+        columns=_columns(summary),
+        intervals=summary.get("intervals") or {},
+        draws=DRAWS,
+        peers=peers,
+        official=OFFICIAL_COMPOSITE,
+        picture_titles=PICTURE_TITLES,
+        pictures=_pictures(content),
+        mistakes=_mistakes(content),
+        attention=attention_scale(content) | {"even": EVEN},
+        usage=code_usage(content.pictures.get("usage")),
+        subjects=by_subject(content),
+        dropped=summary.get("dropped") or [],
+        left_out=summary.get("left_out") or [],
+        clip_notes=[note for note in notes if "/" in note[0]],
+        study_notes=[(title(what), text) for what, text in notes if "/" not in what],
+        origin=origin,
+        seen=[title(database) for database in content.databases if database in origin.lower()],
+        facts=_facts(content),
     )
 
 
-def write_figure(run: Path, path: Path) -> Path:
-    """Write the rows of pictures of a run, one per database, as one PNG.
+def write_figures(run: Path, folder: Path) -> list[Path]:
+    """Write every chart of a run, and its rows of pictures, for a paper: each as PDF and as PNG.
 
     Args:
         run: folder of a finished run.
-        path: file to write.
+        folder: where to write them; made.
 
     Returns:
-        The file's path.
+        The files' paths.
 
     Raises:
-        UserError: the run has no pictures.
+        UserError: no finished run there, or one of its files cannot be read.
     """
     content = read_run(run)
-    rows = []
-    for database in content.databases:
-        found = figures.row_of(content.pictures, database)
-        if found is not None:
-            rows.append((title(database), found[0]))
-    if not rows:
-        raise UserError(f"{content.folder}: no pictures.npz with pictures in it; run `mefar loso` again")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figures.sheet(rows, PICTURE_TITLES).save(temporary, "PNG")
-    os.replace(temporary, path)
-    return path
+    drawn = charts(content, paper=True)
+    if rows := [(name, row) for name, row, _ in _pictures(content)]:
+        drawn["pictures"] = figures.sheet(rows, PICTURE_TITLES)
+    return figures.save(drawn, Path(folder))
 
 
-def _lead(run: Run) -> str:
-    cell = run.summary["scores"]["last"]["full"]
-    clips, people = run.totals
-    control = "A control: the labels of this run were shuffled. It must score at chance."
-    return warning(control if run.shuffled else "") + (
-        f'<p class="lead"><b>UF1 {cell["uf1"]:.3f}</b>, <b>UAR {cell["uar"]:.3f}</b> at the last epoch, over '
-        f"{plural(clips, 'clip')} of {plural(people, 'subject')}, "
-        f"{plural(len(run.summary['classes']), 'class', 'es')}, {plural(len(run.seeds), 'seed')}."
-        f"{_interval(run)}</p>"
-    )
+def charts(run: FinishedRun, paper: bool = False) -> dict[str, Figure]:
+    """Every chart of a run by its name: confusion_full, attention_full, codes, subjects_samm, ...
+
+    Args:
+        run: what it left.
+        paper: whether to fit into a column of a paper.
+    """
+    narrow = {"width": figures.COLUMN} if paper else {}
+    drawn, classes = {}, run.summary["classes"]
+    counts, factor = run.confusion.get("last", {}), attention_scale(run)["factor"]
+    rows = "shuffled labels" if run.shuffled else "annotated"
+    for scope in run.scopes:
+        if scope in counts:
+            drawn[f"confusion_{scope}"] = figures.confusion(counts[scope], classes, rows)
+        if any(run.attention.get(scope, ())):
+            drawn[f"attention_{scope}"] = figures.attention(run.attention[scope], classes, factor, **narrow)
+    if "usage" in run.pictures:
+        drawn["codes"] = figures.code_usage(run.pictures["usage"].tolist(), **narrow)
+    for database, each in by_subject(run).items():
+        bars = [
+            (name, count["last"] / len(run.seeds), count["clips"] / len(run.seeds)) for name, count in each
+        ]
+        drawn[f"subjects_{database}"] = figures.subjects(bars, **narrow)
+    return drawn
 
 
-def _interval(run: Run) -> str:
-    bounds = run.summary.get("intervals", {}).get("last", {}).get("full")
-    if bounds is None:
-        return ""
-    low, high = bounds["uf1"]
-    return f" With other subjects: UF1 {low:.3f} to {high:.3f} (95 % of draws)."
+def by_subject(run: FinishedRun) -> dict[str, list[tuple[str, Counter[str]]]]:
+    """Database -> its subjects with their counts, the best share of right clips first."""
+    found: dict[str, list[tuple[str, Counter[str]]]] = {}
+    for (database, subject), count in run.subjects.items():
+        found.setdefault(database, []).append((subject, count))
+    for each in found.values():
+        each.sort(key=lambda pair: (-pair[1]["last"] / pair[1]["clips"], -pair[1]["clips"], pair[0]))
+    return {database: found[database] for database in ordered(found)}
 
 
-def _dropped(run: Run) -> str:
-    dropped = run.summary.get("dropped") or []
-    left_out = run.summary.get("left_out") or []
-    count = plural(len(left_out), "annotated clip")
-    rule = f"<p>{count} left out by the protocol's rule.</p>" if left_out else ""
-    remarks = [pair for pair in run.summary.get("notes") or [] if "/" in str(pair[0])]
-    return section(
-        "Dropped clips",
-        _reasons(dropped) or "<p>None.</p>",
-        listed("dropped clip", dropped),
-        rule,
-        _reasons(left_out),
-        listed("clip left out", left_out, "clips left out"),
-        listed("remark", remarks),
-    )
+def attention_scale(run: FinishedRun) -> dict[str, float]:
+    """How far the furthest pooling weight is from the uniform share, a factor, and what is full colour."""
+    rows = [row for scope in run.scopes for row in run.attention.get(scope, ()) if row]
+    shares = [share * len(row) for row in rows for share in row]
+    furthest = max((max(share, 1 / max(share, 1e-6)) for share in shares), default=1.0)
+    return {"furthest": furthest, "factor": min(4.0, max(EVEN, furthest))}
 
 
-def _reasons(pairs: Sequence[Sequence[object]]) -> str:
-    """How many clips for which reason, the most first."""
-    counts = Counter(str(reason) for _, reason in pairs)
-    lines = "".join(f"<li>{count} × {escape(reason)}</li>" for reason, count in counts.most_common())
-    return f"<ul>{lines}</ul>" if lines else ""
-
-
-def _protocol(run: Run) -> str:
-    summary = run.summary
-    rows = []
-    for database in run.databases:
-        counts = summary["counts"][database]
-        classes = "".join(f"<td>{int(counts.get('classes', {}).get(c, 0))}</td>" for c in summary["classes"])
-        rows.append(
-            f"<tr><th>{escape(title(database))}</th><td>{int(counts['clips'])}</td>"
-            f"<td>{int(counts['subjects'])}</td>{classes}</tr>"
-        )
-    heads = "".join(f"<th>{escape(name)}</th>" for name in summary["classes"])
-    origin = str((summary.get("tokenizer") or {}).get("pretrained_on") or "")
-    seen = [title(database) for database in run.databases if database in origin.lower()]
-    leak = ""
-    if seen:
-        leak = (
-            f"The tokenizer was pretrained on {escape(origin)}, which holds faces of the "
-            f"subjects tested here ({escape(', '.join(seen))})."
-        )
-    remarks = [
-        f"<li>{escape(title(str(key)))}: {escape(str(text))}</li>"
-        for key, text in summary.get("notes") or []
-        if "/" not in str(key)
+def _columns(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Columns of the score table: selections, then controls."""
+    found = [
+        {"key": key, "kind": key, "name": name, "about": about, "cells": summary["scores"][key]}
+        for key, (name, about) in _SELECTIONS.items()
+        if key in summary["scores"]
     ]
-    several = len(run.databases) > 1
-    return section(
-        "Protocol",
-        f"<p>Every subject is held out once; {plural(int(summary.get('folds', 0)), 'fold')}"
-        f"{f' for each of {len(run.seeds)} seeds' if len(run.seeds) > 1 else ''}. A subject is a "
-        "pair (database, subject). "
-        f"{'Training is over all databases of the protocol, and class' if several else 'Class'} weights come "
-        "from the training subjects of each fold. Predictions of all folds are pooled before scoring; UF1 "
-        "and UAR are means over <i>all</i> classes, and a class that nobody predicts counts 0."
-        f"{' The rows of single databases are the same predictions, restricted.' if several else ''}</p>",
-        table(f"<tr><th></th><th>clips</th><th>subjects</th>{heads}</tr>", rows),
-        f"<ul>{''.join(remarks)}</ul>" if remarks else "",
-        f"<p>Tokenizer pretrained on: {escape(origin) or 'not recorded'}.</p>",
-        warning(leak),
-    )
+    for key, cells in (summary.get("controls") or {}).items():
+        name, about = _CONTROLS.get(key, (key, "control"))
+        found.append(
+            {"key": f"control {key}", "kind": "control", "name": name, "about": about, "cells": cells}
+        )
+    return found
 
 
-def _provenance(run: Run) -> str:
+def _pictures(run: FinishedRun) -> list[tuple[str, list[figures.Picture], float]]:
+    """One clip per database: its title, onset, apex, reconstruction and both changes, amplification."""
+    rows = [(title(database), figures.row_of(run.pictures, database)) for database in run.databases]
+    return [(name, *found) for name, found in rows if found is not None]
+
+
+def _mistakes(run: FinishedRun) -> list[tuple[Mistake, list[figures.Picture], float]]:
+    """The worst, with their pictures where there are any; none of shuffled labels, which tell nothing."""
+    if run.shuffled or run.predictions is None:
+        return []
+    shown = {str(clip): row for row, clip in enumerate(run.pictures.get("mistakes_clips", ()))}
+    found = []
+    for mistake in worst_mistakes(run.predictions):
+        row: list[figures.Picture] = []
+        gain = 0.0
+        if mistake.clip in shown:
+            parts = [run.pictures[f"mistakes_{part}"][shown[mistake.clip]] for part in PICTURE_TITLES[:3]]
+            row, gain = figures.with_changes(*parts)
+        found.append((mistake, row, gain))
+    return found
+
+
+def _facts(run: FinishedRun) -> dict[str, Any]:
     summary = run.summary
-    tokenizer = summary.get("tokenizer") or {}
-    seconds = summary.get("wall_seconds")
-    return section(
-        "How this was made",
-        facts(
-            {
-                "command": summary.get("command"),
-                "commit": summary.get("commit"),
-                "tokenizer": tokenizer.get("checkpoint"),
-                "sha256": tokenizer.get("sha256"),
-                "apex": summary.get("apex"),
-                "views": summary.get("views"),
-                "text anchors": summary.get("edclip"),
-                "seeds": ", ".join(str(seed) for seed in run.seeds),
-                "training": _settings(summary.get("training") or {}),
-                "adapted": _adapted(summary.get("adapt_tokenizer", 0.0)),
-                "head": _settings(summary.get("head") or {}),
-                "wall time": f"{float(seconds):,.0f} s" if seconds is not None else None,
-                "mefar": summary.get("mefar"),
-            }
-        ),
-    )
+    tokenizer, seconds = summary.get("tokenizer") or {}, summary.get("wall_seconds")
+    adapted = summary.get("adapt_tokenizer")
+    return {
+        "command": summary.get("command"),
+        "commit": summary.get("commit"),
+        "tokenizer": tokenizer.get("checkpoint"),
+        "sha256": tokenizer.get("sha256"),
+        "apex": summary.get("apex"),
+        "views": summary.get("views"),
+        "text anchors": summary.get("edclip"),
+        "seeds": ", ".join(str(seed) for seed in run.seeds),
+        "training": _settings(summary.get("training")),
+        "adapted": adapted
+        and "every fold went on training a copy of the tokenizer on its own training pairs (squared error, "
+        f"weight {adapted}); pictures and codes above are of the tokenizer that all folds started from",
+        "head": _settings(summary.get("head")),
+        "wall time": None if seconds is None else f"{seconds:,.0f} s",
+        "mefar": summary.get("mefar"),
+    }
 
 
-def _adapted(weight: float) -> str:
-    if not weight:
-        return ""
-    return (
-        "every fold went on training a copy of the tokenizer on its own training pairs (squared error, "
-        f"weight {weight}); pictures and codes above are of the tokenizer that all folds started from"
-    )
-
-
-def _settings(entries: dict[str, object]) -> str:
+def _settings(entries: Any) -> str:
+    if not isinstance(entries, dict):
+        return str(entries or "")
     return ", ".join(f"{name} {value}" for name, value in entries.items())

@@ -1,41 +1,47 @@
-"""What every report page is made of: one self-contained HTML file of sections."""
+"""A page from its template: one HTML file that needs nothing else, no network and no script."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mefar.files import write_text
+from mefar.report import figures
+
 ASSETS = Path(__file__).parents[1] / "assets"
-LIGHTER_AND_DARKER = '<span class="lighter">lighter</span> and <span class="darker">darker</span>'
 
 
-def write_page(path: Path, title: str, lead: str, sections: Iterable[str]) -> Path:
-    """Write a page, whole or not at all.
+def write_page(path: Path, template: str, **content: Any) -> Path:
+    """Write a page, whole or not at all. Whatever a file says is escaped; only our own charts are markup.
 
     Args:
         path: file to write.
-        title: plain text.
-        lead: HTML under the title.
-        sections: HTML, in their order; empty ones leave no trace.
+        template: file of templates/.
+        content: what the template names.
 
     Returns:
         The file's path.
     """
-    template = Template((ASSETS / "report.html").read_text(encoding="utf-8"))
-    body = "\n".join(section for section in sections if section)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(template.substitute(title=escape(title), lead=lead, body=body), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, _environment().get_template(template).render(content))
     return path
 
 
-def section(name: str, *content: str) -> str:
-    """A headline and what stands under it, HTML."""
-    return f"<section><h2>{name}</h2>\n" + "\n".join(part for part in content if part) + "\n</section>"
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mefar.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    filters = {"plural": plural, "range": between, "short": figures.short, "reasons": reasons}
+    environment.filters |= filters | {"png": figures.png_uri}
+    return environment
 
 
 def plural(count: int, noun: str, ending: str = "s") -> str:
@@ -43,42 +49,28 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else ending)
 
 
-def warning(text: str) -> str:
-    """HTML in a red frame; nothing for no text."""
-    return f'<p class="warning">{text}</p>' if text else ""
+def between(bounds: Sequence[float]) -> str:
+    """`.702–.812`."""
+    return "–".join(f"{value:.3f}".removeprefix("0") for value in bounds)
 
 
-def note(text: str) -> str:
-    """HTML in small gray letters."""
-    return f'<p class="note">{text}</p>'
+def reasons(pairs: Iterable[Sequence[object]]) -> list[tuple[str, int]]:
+    """How many clips of (clip, reason) for which reason, the most first."""
+    return Counter(str(reason) for _, reason in pairs).most_common()
 
 
-def table(head: str, rows: Sequence[str], kind: str = "") -> str:
-    """A table that scrolls where the window is narrow.
+def code_usage(counts: Any) -> dict[str, float]:
+    """What a page says of how often each code was chosen.
 
     Args:
-        head: HTML of the header's rows.
-        rows: HTML of the body's rows.
-        kind: CSS classes.
+        counts: (K,) integers, or None.
+
+    Returns:
+        codes K, how many are used, their perplexity, and tokens counted; empty for None.
     """
-    opened = f'<table class="{kind}">' if kind else "<table>"
-    return f'<div class="wide">{opened}<thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def facts(entries: Mapping[str, Any]) -> str:
-    """A table of names and values, plain text; entries without a value are left out."""
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"
-        for name, value in entries.items()
-        if value not in (None, "")
-    )
-    return f'<div class="wide"><table class="facts">{rows}</table></div>'
-
-
-def listed(noun: str, pairs: Sequence[Sequence[Any]], several: str = "") -> str:
-    """Pairs (what, text) to unfold; nothing for none."""
-    if not pairs:
-        return ""
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(text))}</td></tr>" for k, text in pairs)
-    name = f"{len(pairs):,} {several}" if several and len(pairs) > 1 else plural(len(pairs), noun)
-    return f"<details><summary>{name}</summary><table><tbody>{rows}</tbody></table></details>"
+    if counts is None:
+        return {}
+    usage = np.asarray(counts, np.float64)
+    shares = usage[usage > 0] / max(usage.sum(), 1)
+    perplexity = math.exp(-float((shares * np.log(shares)).sum()))
+    return {"codes": len(usage), "used": len(shares), "perplexity": perplexity, "tokens": int(usage.sum())}

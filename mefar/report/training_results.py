@@ -24,7 +24,7 @@ Curve = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
+class FinishedTraining:
     """What a training left.
 
     Attributes:
@@ -45,10 +45,6 @@ class TrainingRecord:
     newest: dict[str, NDArray[np.generic]]
     config: str
 
-    def last(self, column: str) -> float | None:
-        """The newest value of a curve."""
-        return self.curves[column][-1][1] if self.curves.get(column) else None
-
 
 def is_training(folder: Path) -> bool:
     """Whether a folder holds the training of a tokenizer."""
@@ -59,7 +55,7 @@ def is_training(folder: Path) -> bool:
     )
 
 
-def read_training(folder: Path) -> TrainingRecord:
+def read_training(folder: Path) -> FinishedTraining:
     """Read a training's folder.
 
     Raises:
@@ -84,7 +80,7 @@ def read_training(folder: Path) -> TrainingRecord:
             for name, value in entries.items():
                 curves.setdefault(name, {})[step] = value
     config = folder / "config.yaml"
-    return TrainingRecord(
+    return FinishedTraining(
         folder,
         {name: sorted(values.items()) for name, values in curves.items() if values},
         [step for step in resumed if step > min((min(v) for v in curves.values() if v), default=0)],

@@ -8,7 +8,6 @@ that the page shows how far the tokens have come. A training that starts anew in
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mefar import __version__
-from mefar.files import commit
+from mefar.files import commit, replacing
 from mefar.tokenizer.module import FacialActionTokenizer
 
 FOLDER, STARTS = "samples", "starts.jsonl"
@@ -115,7 +114,8 @@ class SampleKeeper(Callback):
             for name in ("first", "newest"):
                 path = folder / f"{name}.npz"
                 if name == "newest" or not path.exists():
-                    _write(path, arrays)
+                    with replacing(path) as temporary, temporary.open("wb") as file:
+                        np.savez_compressed(file, **arrays)
         except OSError as error:
             rank_zero_warn(f"{self.folder / FOLDER}: samples of this validation are not kept ({error})")
 
@@ -128,10 +128,3 @@ class SampleKeeper(Callback):
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         levels = (images * 255).round().clamp(0, 255).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)

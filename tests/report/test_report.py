@@ -1,21 +1,34 @@
 """The page of a run: complete, self-contained, true to its files, and one line when they are not there."""
 
+from __future__ import annotations
+
 import csv
+import itertools
 import json
 import re
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT
 from sample_runs import CLASSES, SUBJECTS, write_run
 
 from mefar.__main__ import main
 from mefar.errors import UserError
-from mefar.loso.results import ordered, read_predictions, worst_mistakes
+from mefar.loso.results import ordered, read_predictions, read_run, worst_mistakes
 from mefar.report import figures
-from mefar.report.loso_page import write_figure, write_report
+from mefar.report.loso_page import charts, write_figures, write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATES = ROOT / "mefar" / "report" / "templates"
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +51,71 @@ def part(page: str, name: str) -> str:
     return page[start : page.index("</section>", start)]
 
 
-class Balance(HTMLParser):
-    """Fails on a tag that is closed but not open; `open` is what was never closed."""
+def told(folder: Path, **changes: object) -> str:
+    """The page of a run without charts and pictures: `changes` of its summary."""
+    write_run(folder, pictures={}, **changes)
+    for name in ("predictions.csv", "confusion.json", "attention.json", "pictures.npz"):
+        (folder / name).unlink()
+    return write_report(folder).read_text(encoding="utf-8")
 
-    def __init__(self) -> None:
+
+class Page(HTMLParser):
+    """What a browser would see: tags and attributes; fails on a tag that is closed but not open."""
+
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(html)
+        self.close()
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag not in ("meta", "img", "line", "rect", "br"):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("line", "rect"):
-            assert self.open.pop() == tag
-        elif self.open[-1:] == [tag]:
-            self.open.pop()
+        assert self.open.pop() == tag
+
+    @property
+    def links(self) -> list[str]:
+        """Addresses that a browser would follow or fetch, but for places in the page itself."""
+        named = [value for name, value in self.attributes if name.split(":")[-1] in ("href", "src", "srcset")]
+        named += [found for _, value in self.attributes for found in re.findall(r"url\(([^)]*)\)", value)]
+        return [address for address in named if not address.startswith(("#", "data:image/png;base64,"))]
+
+
+def check_alone(html: str) -> Page:
+    """A page that needs nothing else: no link, no script, no style from elsewhere, all tags closed."""
+    page = Page(html)
+    assert page.open == [] and page.links == []
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "@import" not in style and "url(" not in style
+    return page
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
-    assert not re.findall(r"<script|@import|url\(", page)
-    assert page.count('src="data:image/png;base64,') == 5 * (len(SUBJECTS) + 8)
-    balance = Balance()
-    balance.feed(page)
-    assert balance.open == []
+    seen = check_alone(page)
+    assert seen.tags.count("img") == 5 * (len(SUBJECTS) + 8)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_links_are_found_where_there_are_some() -> None:
+    with pytest.raises(AssertionError):
+        check_alone('<style></style><a href="https://mefar.example">elsewhere</a>')
+    assert Page("<rect style='fill: url(https://mefar.example/x)'/>").links == ["https://mefar.example/x"]
+    assert Page("<p>http and https are words</p>").links == []
+
+
+def test_the_same_run_is_the_same_bytes(run: Path, tmp_path: Path, page: str) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    assert write_report(tmp_path / "copy").read_text(encoding="utf-8") == page
 
 
 def test_every_score_of_the_summary_is_on_the_page(run: Path, page: str) -> None:
@@ -90,14 +143,14 @@ def test_intervals_stand_under_our_numbers_only(page: str, tmp_path: Path) -> No
     assert scores.count(".412–.777") == scores.count(".423–.788") == 2 * 4  # last and oracle, 4 rows
     assert peers.count(".412–.777") == 2 * 4
     assert "95 % of 2,000 draws of the subjects" in words(peers)
-    bare = write_report(write_run(tmp_path / "run", intervals={})).read_text(encoding="utf-8")
-    assert "draws of the subjects" not in bare and "bounds" not in bare.partition("<body>")[2]
+    bare = told(tmp_path / "run", intervals={})
+    assert "draws of the subjects" not in bare and "±" not in bare and "–" not in bare.partition("<body>")[2]
 
 
 def test_published_numbers_stand_beside_composite_only(run: Path, page: str, tmp_path: Path) -> None:
     assert "D-FACE 2026 0.894 0.897 0.974 0.975 0.842 0.848 0.872 0.851 oracle" in words(page)
     assert "Not comparable: this run has" in words(page)
-    other = write_report(write_run(tmp_path / "casme2", protocol="casme2")).read_text(encoding="utf-8")
+    other = told(tmp_path / "casme2", protocol="casme2")
     assert "D-FACE" not in other
 
 
@@ -106,14 +159,14 @@ def test_the_official_composite_is_called_comparable(tmp_path: Path) -> None:
         name: {"clips": clips, "subjects": subjects, "classes": {}}
         for name, clips, subjects in (("casme2", 145, 24), ("smic", 164, 16), ("samm", 133, 28))
     }
-    page = write_report(write_run(tmp_path / "run", counts=counts)).read_text(encoding="utf-8")
+    page = told(tmp_path / "run", counts=counts)
     assert "Not comparable" not in page
 
 
 def test_a_tokenizer_that_saw_the_test_faces_is_called_out(page: str, tmp_path: Path) -> None:
     assert "was pretrained on" not in page
     tokenizer = {"checkpoint": "x.ckpt", "sha256": "0", "pretrained_on": "casme2 and voxceleb"}
-    leaky = write_report(write_run(tmp_path / "run", tokenizer=tokenizer)).read_text(encoding="utf-8")
+    leaky = words(told(tmp_path / "run", tokenizer=tokenizer))
     assert "The tokenizer was pretrained on casme2 and voxceleb" in leaky
 
 
@@ -125,17 +178,31 @@ def test_shuffled_labels_are_called_out(page: str, tmp_path: Path) -> None:
 
 def test_several_seeds_show_their_spread(tmp_path: Path) -> None:
     cell = {"uf1": 0.5, "uf1_std": 0.0312, "uar": 0.6, "uar_std": 0.01}
-    run = write_run(tmp_path / "run", seeds=[0, 1, 2], scores={"last": {"full": cell}})
-    page = write_report(run).read_text(encoding="utf-8")
+    page = told(tmp_path / "run", seeds=[0, 1, 2], scores={"last": {"full": cell}})
     assert "0.500 ± 0.031" in words(page)
-    assert "pooled over 3 seeds" in words(page)
+    assert "means over 3 seeds, ± their standard deviation" in words(page)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_confusion_counts_are_drawn(run: Path, page: str) -> None:
     matrix = json.loads((run / "confusion.json").read_text())["last"]["full"]
-    drawn = figures.confusion_svg(matrix, CLASSES)
-    assert drawn in page
-    assert f"annotated negative, predicted surprise: {matrix[0][2]} of {sum(matrix[0])}" in drawn
+    drawn = figures.confusion(matrix, CLASSES)
+    counts = [f"{count}" for row in matrix for count in row]
+    shares = [f"{count / sum(row):.0%}" for row in matrix for count in row]
+    assert texts(drawn) == [text for pair in zip(counts, shares, strict=True) for text in pair]
+    strength = [cell.get_facecolor()[3] for cell in drawn.axes[0].patches]
+    assert max(strength) == strength[int(np.argmax(np.array(matrix) / np.sum(matrix, 1, keepdims=True)))]
+    shown = words(part(page, "Confusion"))
+    assert all(text in shown for text in (*counts, *shares, *CLASSES, "predicted", "annotated"))
+    assert texts(figures.confusion([[0, 0], [1, 3]], ["a", "b"])) == ["0", "none"] * 2 + [
+        "1",
+        "25%",
+        "3",
+        "75%",
+    ]
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -186,20 +253,24 @@ def test_mistakes_without_pictures_and_none_of_shuffled_labels(tmp_path: Path) -
     control = write_report(write_run(tmp_path / "run", control="shuffled")).read_text(encoding="utf-8")
     assert "Worst mistakes" not in control
     assert "this run, shuffled labels" in control
-    assert "clips of the shuffled class" in control
+    assert "clips of the shuffled class" in words(control)
     assert "Rows are shuffled labels, columns predicted" in control
+
+
+def cells(figure: Figure) -> list[tuple[float, ...]]:
+    return [cell.get_facecolor() for cell in figure.axes[0].patches]
 
 
 def test_attention_is_drawn_against_the_uniform_share(run: Path, page: str) -> None:
     shares = json.loads((run / "attention.json").read_text())["casme2"][2]
-    assert f"surprise, token 3: {shares[3]:.1%} (uniform 6.2%)" in page
+    assert f"<title>surprise, token 3: {shares[3]:.1%} (uniform 6.2%)</title>" in page
     assert "no clips" in part(page, "Attention over tokens")  # smic has none of one class
-    drawn = figures.attention_svg([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]], ["flat", "one"])
-    fills = re.findall(r'fill="(#[0-9a-f]{6})" stroke', drawn)
-    assert fills[:4] == ["#ffffff"] * 4
-    red, blue = fills[4], fills[5]
+    flat, (red, blue, *_) = np.split(
+        np.array(cells(figures.attention([[0.25] * 4, [1, 0, 0, 0]], ["a", "b"]))), 2
+    )
+    assert (flat[:, 3] == 0).all() and red[3] == blue[3] == 1
+    assert red[0] > red[2] and blue[0] < blue[2]
     assert "do not tell classes apart" not in page
-    assert int(red[1:3], 16) > int(red[5:], 16) and int(blue[1:3], 16) < int(blue[5:], 16)
 
 
 def test_attention_that_is_as_good_as_uniform_is_called_so(tmp_path: Path) -> None:
@@ -208,24 +279,27 @@ def test_attention_that_is_as_good_as_uniform_is_called_so(tmp_path: Path) -> No
     shown = part(write_report(run).read_text(encoding="utf-8"), "Attention over tokens")
     assert "No mean weight is further than 4.2% from the uniform share" in words(shown)
     assert shown.count("<svg") == 1 and "full colour is 1.1 times" in words(shown)
-    assert 'fill="#ffffff"' in shown and len(set(re.findall(r'fill="(#[0-9a-f]{6})" stroke', shown))) == 3
+
+
+def test_heads_without_attention_have_a_page(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "attention.json").write_text("{}")
+    assert "Attention" not in words(write_report(tmp_path / "run").read_text(encoding="utf-8"))
 
 
 def test_one_database_has_one_row_by_its_own_name(tmp_path: Path) -> None:
     counts = {"samm": {"clips": 86, "subjects": 8, "classes": {}}}
     both = {"full": {"uf1": 0.5, "uar": 0.6}, "samm": {"uf1": 0.5, "uar": 0.6}}
-    run = write_run(tmp_path / "run", protocol="samm", counts=counts, scores={"last": both})
-    page = write_report(run).read_text(encoding="utf-8")
+    page = told(tmp_path / "run", protocol="samm", counts=counts, scores={"last": both})
     assert "SAMM 86 0.500" in words(part(page, "Scores")) and "Full" not in words(page)
     assert "databases of the protocol" not in page and "restricted" not in page
 
 
 def test_inner_selection_is_explained_where_it_is_shown(page: str, tmp_path: Path) -> None:
-    assert "held out from a second model" not in page
+    assert "held out from a second model" not in words(page)
     cell = {"full": {"uf1": 0.5, "uar": 0.6}}
-    run = write_run(tmp_path / "run", scores={"last": cell, "oracle": cell, "inner": cell})
-    inner = write_report(run).read_text(encoding="utf-8")
-    assert "held out from a second model" in inner
+    inner = told(tmp_path / "run", scores={"last": cell, "oracle": cell, "inner": cell})
+    assert "held out from a second model" in words(inner)
     assert words(part(inner, "Next to published numbers")).count("this run") == 3 + 1  # and in the warning
 
 
@@ -236,21 +310,90 @@ def test_code_usage_and_perplexity(tmp_path: Path) -> None:
     assert "4 of 8 codes are used on these clips; perplexity 4.0 of 8 over 200 tokens." in text
 
 
-def test_what_the_user_wrote_cannot_become_markup(tmp_path: Path) -> None:
+def test_what_files_say_cannot_become_markup(tmp_path: Path) -> None:
+    """Every text of every file of a run, and every key that is a name, tries to become a tag."""
+    count = itertools.count()
+
+    def hostile() -> str:
+        return (
+            f"""$x_{next(count)}_y$</title></style></svg><evil on="1">&lt;evil&gt; " on='2' ' on="3" -->\\"""
+        )
+
+    names = [hostile() for _ in CLASSES]
+    place, subject, clip = hostile(), hostile().replace("/", ""), hostile()
+    cell = {"uf1": 0.5, "uar": 0.6}
     run = write_run(
-        tmp_path / "run", command="mefar <script>alert(1)</script>", dropped=[["casme2/<b>", "a & b"]]
+        tmp_path / "run",
+        pictures={},
+        protocol=hostile(),
+        classes=names,
+        seeds=[hostile()],
+        scores={"last": {"full": cell, place: cell, hostile(): cell}, "oracle": {place: cell}},
+        intervals={"last": {"full": {"uf1": [0.1, 0.9], "uar": [0.1, 0.9]}}},
+        controls={hostile(): {place: cell}},
+        counts={
+            place: {"clips": 3, "subjects": 2, "classes": {names[0]: 3}},
+            "samm": {"clips": 1, "subjects": 1},
+        },
+        notes=[[hostile(), hostile()], [f"samm/{hostile()}", hostile()]],
+        dropped=[[hostile(), hostile()]],
+        left_out=[[hostile(), hostile()]],
+        tokenizer={"checkpoint": hostile(), "sha256": hostile(), "pretrained_on": f"samm {hostile()}"},
+        head={hostile(): hostile()},
+        training={hostile(): [hostile()]},
+        adapt_tokenizer=0.1,
+        **{name: hostile() for name in ("command", "commit", "apex", "views", "edclip", "mefar")},
     )
-    page = write_report(run).read_text(encoding="utf-8")
-    assert "<script>" not in page
-    assert "casme2/&lt;b&gt;" in page
-    assert "a &amp; b" in page
+    matrix = {"full": [[1, 2, 3]] * 3, place: [[1, 0, 0]] * 3}
+    (run / "confusion.json").write_text(json.dumps({"last": matrix}))
+    (run / "attention.json").write_text(json.dumps({place: [[0.25, 0.75], None, [0.5, 0.5]]}))
+    with (run / "predictions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(
+            ["database", "subject", "clip", "seed", "label", "last", *(f"p_{name}" for name in names)]
+        )
+        table.writerow([place.replace("/", ""), subject, clip, 0, 0, 1, 0.1, 0.8, 0.1])
+    text = write_report(run).read_text(encoding="utf-8")
+    page = check_alone(text)
+    assert "evil" not in page.tags and "on" not in dict(page.attributes)
+    shown = {int(number) for number in re.findall(r"x_(\d+)_y", text)}
+    assert shown == set(range(next(count)))  # nothing was left out, so everything was tried
+    assert not re.search(
+        r"\|\s*safe|autoescape false", "".join(p.read_text() for p in TEMPLATES.glob("*.html"))
+    )
+    for path in write_figures(run, tmp_path / "figures"):
+        assert path.parent == tmp_path / "figures" and path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("summary.json", ("scores", "last", "samm", "uf1")),
+        ("summary.json", ("controls", "pixels", "full", "uar")),
+        ("summary.json", ("intervals", "last", "full", "uf1")),
+        ("summary.json", ("counts", "samm", "clips")),
+        ("summary.json", ("counts", "samm", "classes", "positive")),
+        ("summary.json", ("wall_seconds",)),
+        ("confusion.json", ("last", "full")),
+        ("attention.json", ("full",)),
+    ],
+)
+def test_a_text_in_place_of_a_number_is_one_line(tmp_path: Path, file: str, keys: tuple[str, ...]) -> None:
+    run = write_run(tmp_path / "run", pictures={})
+    content = json.loads((run / file).read_text())
+    inside = content
+    for key in keys[:-1]:
+        inside = inside[key]
+    inside[keys[-1]] = "<b>0.5</b>"
+    (run / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"{file}: {'.'.join(keys)} is '<b>0.5</b>', not a number"):
+        write_report(run)
 
 
 def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
     notes = [["smic", "164 of 164 apexes from the middle"], ["samm/006/006_1_2", "apex not annotated"]]
     left_out = [["samm/6/a", "emotion other"], ["samm/6/b", "emotion other"]]
-    run = write_run(tmp_path / "run", notes=notes, left_out=left_out)
-    page = words(write_report(run).read_text(encoding="utf-8"))
+    page = words(told(tmp_path / "run", notes=notes, left_out=left_out))
     assert "2 × emotion other" in page and "2 clips left out samm/6/a emotion other" in page
     assert "SMIC-HS: 164 of 164 apexes from the middle" in page
     assert "samm/006/006_1_2 apex not annotated" in page
@@ -258,10 +401,7 @@ def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_optional_files_may_be_absent(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", controls=None, dropped=[])
-    for name in ("predictions.csv", "confusion.json", "attention.json", "pictures.npz"):
-        (run / name).unlink()
-    page = write_report(run).read_text(encoding="utf-8")
+    page = told(tmp_path / "run", controls=None, dropped=[])
     assert "<h2>Confusion" not in page
     assert "<h2>Codes" not in page
     assert "Dropped clips None." in words(page)
@@ -279,12 +419,50 @@ def test_signed_map_tells_lighter_from_darker() -> None:
     assert figures.gain_for(before, before) == 20
 
 
-def test_figure_has_a_row_per_database(run: Path, tmp_path: Path) -> None:
-    with Image.open(write_figure(run, tmp_path / "docs" / "faces.png")) as image:
-        width, height = image.size
-    assert width > 5 * 176
-    assert height > 3 * 176
-    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["faces.png"]
+def test_figures_are_ready_for_a_paper(tmp_path: Path) -> None:
+    counts = {"samm": {"clips": 86, "subjects": 2, "classes": {}}}
+    run = write_run(tmp_path / "run", counts=counts)
+    rows = (run / "predictions.csv").read_text().splitlines()
+    (run / "predictions.csv").write_text(
+        "\n".join([rows[0], *(row for row in rows if row.startswith("samm"))])
+    )
+    written = write_figures(run, tmp_path / "figures")
+    names = {"confusion_full", "attention_full", "codes", "subjects_samm", "pictures"}
+    assert {path.name for path in written} == {f"{name}.{end}" for name in names for end in ("pdf", "png")}
+    for path in written:
+        if path.suffix == ".pdf":
+            content = path.read_bytes()
+            assert b"/FontFile2" in content and b"/Type3" not in content and b"CreationDate" not in content
+            left, _, right, _ = map(float, re.search(rb"/MediaBox \[([^]]*)\]", content)[1].split())  # type: ignore[index]
+            with Image.open(path.with_suffix(".png")) as image:
+                assert image.width == pytest.approx((right - left) / 72 * 300, abs=2)
+            if path.stem != "pictures":
+                assert right - left <= 3.6 * 72  # a column of a paper
+    with Image.open(tmp_path / "figures" / "pictures.png") as image:
+        assert image.width > 5 * 0.95 * 300 and image.height < 400  # one database, five pictures
+    again = figures.save({"codes": charts(read_run(run), paper=True)["codes"]}, tmp_path / "again")
+    for path in again:
+        assert path.read_bytes() == (tmp_path / "figures" / path.name).read_bytes()
+
+
+def test_matplotlib_is_imported_by_the_first_chart_only() -> None:
+    program = "import sys, mefar.report.loso_page, mefar.report.training_page as _; "
+    program += "print({'matplotlib', 'torch'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_users_own_style_neither_changes_charts_nor_is_changed(
+    run: Path, tmp_path: Path, page: str
+) -> None:
+    import matplotlib
+
+    shutil.copytree(run, tmp_path / "copy")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        assert write_report(tmp_path / "copy").read_text(encoding="utf-8") == page
+        assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,13 +480,13 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (run / "pictures.npz").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"pictures\.npz: cannot be read"):
         write_report(run)
-    (run / "pictures.npz").unlink()
-    with pytest.raises(UserError, match=r"no pictures\.npz"):
-        write_figure(run, tmp_path / "x.png")
-    assert not (tmp_path / "x.png").exists()
 
 
-def test_the_command_writes_page_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_run(tmp_path / "run")
-    assert main(["report", str(run), "--figure", str(tmp_path / "faces.png")]) == 0
-    assert capsys.readouterr().out.split() == [str(run / "report.html"), str(tmp_path / "faces.png")]
+def test_the_command_writes_page_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", pictures={}, counts={"samm": {"clips": 8, "subjects": 2}})
+    for name in ("predictions.csv", "confusion.json", "attention.json"):
+        (run / name).unlink()
+    assert main(["report", str(run), "--figures", str(tmp_path / "all")]) == 0
+    names = [tmp_path / "all" / name for name in ("codes.pdf", "codes.png")]
+    assert capsys.readouterr().out.split() == [str(run / "report.html"), *map(str, names)]
+    assert sorted((tmp_path / "all").iterdir()) == names
