@@ -7,16 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from datamodules.demo import truth as demo_truth
 from datamodules.faces.align import FaceMode
+from datamodules.faces.landmarks import FaceMesh, model_file
 from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load as load_study
+from datamodules.voxceleb.augmentation import PairTransform
+from datamodules.voxceleb.module import PairDataset, VoxCelebDataModule
+from datamodules.voxceleb.shards import read_index
 from mefar.commands import run_function
+from mefar.errors import UserError
 from mefar.files import replacing
+from mefar.probes import faces as face_probes
 from mefar.probes import tokens as probes
 from mefar.progress import shown
 from mefar.tokenizer.module import load as load_tokenizer
@@ -33,6 +40,8 @@ def probe(
     faces: FaceMode = "align",
     views: int = 8,
     cache_dir: Path = Path("runs/cache"),
+    landmarks: Path | None = None,
+    pairs: int = 40,
     out: Path | None = None,
 ) -> None:
     """Measure token quality on a database: action units, identity, few clips, other databases, pictures.
@@ -41,16 +50,28 @@ def probe(
     clips that it was not fitted on; everything again in gray and at 60 % resolution. On the demo's rendered
     faces also how near an expression carried to another face comes to that face's true frame.
 
+    With `--dataset videos` on a folder of people who talk, laid out like VoxCeleb: what tokens give over
+    copying the onset, by size of motion, 0.32 to 0.6 s apart, what the tokens of somebody else give, whether
+    nothing is the same for everybody, and, with MediaPipe's face mesh, whether movements carried to another
+    face have their size there.
+
     Args:
         tokenizer: checkpoint.
-        data: folder of the database, for composite of all three.
-        dataset: protocol whose clips and labels are used.
+        data: folder of the database, for composite of all three; of videos.
+        dataset: protocol whose clips and labels are used, or `videos`.
         faces: `align` finds the face; `precropped` takes frames that are face crops already.
         views: looks at each clip whose mean a probe reads, the same for tokens and pixels; 1 = the clip.
         cache_dir: folder for face crops.
+        landmarks: videos only: MediaPipe's face_landmark.tflite; default: the installed MediaPipe's.
+        pairs: videos only: pairs of frames per person.
         out: also write the numbers to this JSON file.
     """
     model = load_tokenizer(tokenizer)
+    if dataset == "videos":
+        numbers = _faces(model, data, faces, cache_dir, landmarks or model_file(), pairs)
+        Console().print(_list(str(data), numbers))
+        _write(out, {"tokenizer": str(tokenizer), "dataset": dataset, "gates": numbers})
+        return
     study = load_study(dataset, data)
     with shown("aligning faces", "clips") as progress:
         clips = MicroExpressionDataset(
@@ -74,10 +95,48 @@ def probe(
     }
     for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
         Console().print(_table(name, numbers))
+    _write(out, found)
+
+
+def _write(out: Path | None, found: dict[str, Any]) -> None:
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
         print(out)
+
+
+def _faces(
+    model: Any, data: Path, mode: FaceMode, cache_dir: Path, mesh: Path | None, pairs: int
+) -> dict[str, float]:
+    """Gates of a folder of videos, as many pairs of every person."""
+    gap = (0.32, 0.60)
+    module = VoxCelebDataModule(
+        str(data), model.image_size, gap, faces=mode, cache_dir=str(cache_dir), frames_per_utterance=200
+    )
+    module.prepare_data()
+    speakers = sorted(read_index(module.folder)[0]["speakers"])
+    if len(speakers) < 2:
+        raise UserError(
+            f"{data}: one person in it; transfer needs two: give a folder per person, as VoxCeleb"
+        )
+    batches = []
+    for name in speakers:
+        people = PairDataset(module.folder, {name}, gap, PairTransform(model.image_size, False), pairs)
+        batches.append(people[list(range(pairs))])
+    onset, apex = (torch.cat([batch[key] for batch in batches]).float() / 255 for key in ("onset", "apex"))
+    subjects = [name for name in speakers for _ in range(pairs)]
+    found = {"people": float(len(speakers)), "pairs": float(len(onset))}
+    found |= face_probes.gains(model, onset, apex, subjects)
+    if mesh is None:
+        print("no landmarks: MediaPipe is not installed, see datamodules/faces/landmarks.py")
+        return found
+    reader = FaceMesh(mesh)
+
+    def landmarks(images: torch.Tensor) -> torch.Tensor:
+        crops = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return torch.from_numpy(np.stack([reader.points(crop) for crop in crops]))
+
+    return found | face_probes.carried_movements(model, onset, apex, subjects, landmarks)
 
 
 def _pairs(
@@ -132,6 +191,13 @@ def _truth(data: Path, clips: MicroExpressionDataset, size: int, faces: FaceMode
     with shown("rendering the true transfers", "clips") as progress:
         pictures = demo_truth.true_frames(data, actors, study, size, faces, progress)
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def _list(title: str, numbers: dict[str, float]) -> Table:
+    table = Table("gate", "", title=title, title_justify="left")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:.3f}".rstrip("0").rstrip("."))
+    return table
 
 
 def _table(title: str, numbers: dict[str, Any]) -> Table:

@@ -24,7 +24,7 @@ from mefar.tokenizer.warp_network import LUMINANCE
 from mefar.tokens import ActionTokenizer, ActionTokens
 
 FEWEST_POSITIVES = 10  # an action unit shown by fewer clips is not probed
-_IMAGES_AT_ONCE = 64
+IMAGES_AT_ONCE = 64
 
 
 @torch.no_grad()
@@ -189,9 +189,9 @@ def reconstruction(
     """
     quality = TokenQuality(tokenizer.num_codes, tokenizer.num_tokens).to(onset.device)
     partner = other_faces(subjects).to(onset.device)
-    every = _tokens(tokenizer, onset, apex)
+    every = tokenize(tokenizer, onset, apex)
     agreed = []
-    for rows in torch.split(torch.arange(len(onset), device=onset.device), _IMAGES_AT_ONCE):
+    for rows in torch.split(torch.arange(len(onset), device=onset.device), IMAGES_AT_ONCE):
         a, b, tokens, others = onset[rows], apex[rows], every.select(rows), every.select(partner[rows])
         moved = tokenizer.reconstruct(a, others)
         quality.update(
@@ -223,9 +223,9 @@ def transfer_error(
         that of the onset left alone, `transfer_gain_over_own` less that of the onset moved by its own tokens.
     """
     partner = other_faces(subjects).to(onset.device)
-    every = _tokens(tokenizer, onset, apex)
+    every = tokenize(tokenizer, onset, apex)
     found: dict[str, list[Tensor]] = {"carried": [], "copied": [], "own": []}
-    for rows in torch.split(torch.arange(len(onset), device=onset.device), _IMAGES_AT_ONCE):
+    for rows in torch.split(torch.arange(len(onset), device=onset.device), IMAGES_AT_ONCE):
         a, target = onset[rows], truth[rows]
         region = moving_region(a, target)
         found["carried"].append(psnr(tokenizer.reconstruct(a, every.select(partner[rows])), target, region))
@@ -239,8 +239,9 @@ def transfer_error(
     }
 
 
-def _tokens(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> ActionTokens:
-    pairs = zip(torch.split(onset, _IMAGES_AT_ONCE), torch.split(apex, _IMAGES_AT_ONCE), strict=True)
+def tokenize(tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor) -> ActionTokens:
+    """Tokens of N pairs, some at a time."""
+    pairs = zip(torch.split(onset, IMAGES_AT_ONCE), torch.split(apex, IMAGES_AT_ONCE), strict=True)
     return ActionTokens.cat([tokenizer.tokenize(*pair) for pair in pairs])
 
 
