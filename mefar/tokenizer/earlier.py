@@ -48,7 +48,7 @@ _NETWORKS: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
     ),
 }
 OURS = "FacialActionTokenizer"
-FLAT = {name for _, settings in _NETWORKS.values() for name in settings}
+FLAT = {name for _, settings in _NETWORKS.values() for name in settings} | {"bottleneck_convolutions"}
 
 
 def is_earlier(settings: Mapping[str, Any]) -> bool:

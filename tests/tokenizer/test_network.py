@@ -176,7 +176,7 @@ def test_a_network_whose_arguments_no_checkpoint_can_hold_is_refused_at_once() -
 
 FLAT = {
     "warp": SMALL | {"network": "warp", "quantizer": "ema", "continuous_share": 0.15, "moving_weight": 3.0,
-                     "patch_size": 16, "heads": 8, "learning_rate": 2e-3},
+                     "patch_size": 16, "heads": 8, "bottleneck_convolutions": None, "learning_rate": 2e-3},
     "published": {"network": "published", "image_size": 32, "patch_size": 4, "dim": 16, "depth": 1,
                   "temporal_depth": 2, "heads": 2, "head_dim": 8, "num_codes": 8, "num_tokens": 4,
                   "code_dim": 8, "quantizer": "nsvq", "moving_weight": 2.0, "learning_rate": 2e-3},
