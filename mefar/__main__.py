@@ -23,6 +23,10 @@ VERBS = {
     "demo": ("mefar.commands.demo", "from nothing to a composite table on rendered faces"),
     "make-demo": ("mefar.commands.make_demo", "render the demo corpora into a folder"),
     "loso": ("mefar.commands.loso", "leave-one-subject-out over action tokens"),
+    "databases": (
+        "mefar.commands.databases",
+        "list databases: clips, classes, where to apply, what a folder has",
+    ),
     "doctor": ("mefar.commands.doctor", "check a database folder against what the protocol needs"),
     "cache": ("mefar.commands.cache", "decode a video tree once into aligned face shards"),
     "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),

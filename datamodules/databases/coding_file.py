@@ -273,13 +273,9 @@ def find_coding_file(
         UserError: there is none, or there are several and none has a known name, or it is another
             database's.
     """
-    sheets = _sheets_below(root)
-    found = _best(sheets, names)
-    if found is None and beside is not None and beside != root:
-        found = _best(_sheets_below(beside), names)
-    if found is not None:
+    if (found := known_coding_file(root, names, beside)) is not None:
         return found
-    books = [file for file in sheets if file.suffix.casefold() != ".csv"]
+    books = [file for file in _sheets_below(root) if file.suffix.casefold() != ".csv"]
     for book in books:
         for database, patterns in (others or {}).items():
             if any(re.search(pattern, book.name, re.IGNORECASE) for pattern in patterns):
@@ -293,6 +289,14 @@ def find_coding_file(
     raise UserError(
         f"{looked}: no coding file ({title}); point to the folder that holds coding file and frames"
     )
+
+
+def known_coding_file(root: Path, names: Sequence[str], beside: Path | None = None) -> Path | None:
+    """The coding file by one of its names; None where there is none. Arguments as for `find_coding_file`."""
+    found = _best(_sheets_below(root), names)
+    if found is None and beside is not None and beside != root:
+        found = _best(_sheets_below(beside), names)
+    return found
 
 
 def _sheets_below(root: Path) -> list[Path]:

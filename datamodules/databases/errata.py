@@ -24,7 +24,6 @@ apex outside [onset, offset], or name an onset or apex that has no file.
 from __future__ import annotations
 
 import csv
-import functools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -121,7 +120,6 @@ class Correction:
         return f"erratum{refused}: {self.field} {self.old} -> {self.new} ({self.source})"
 
 
-@functools.cache
 def load_errata(file: Path | None = None) -> tuple[Erratum, ...]:
     """The rows of errata.csv, or of another file with its columns.
 

@@ -128,7 +128,9 @@ def loso(
     adapting.check(adapt_tokenizer, training, group, workers)
     machine = Machine(accelerator, 1 if devices is None else devices, num_nodes, group, workers)
     every_seed = range(seed, seed + seeds)
-    out = sweeps.fill(out or Path("runs") / f"loso-{dataset}{'-shuffled' if shuffle_labels else ''}")
+    out = sweeps.fill(
+        out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"
+    )
     tokenizer = sweeps.fill(tokenizer, num_codes=num_codes, num_tokens=num_tokens)
     device = _device(machine)
     model = load_tokenizer(tokenizer, device)
