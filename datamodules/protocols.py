@@ -17,6 +17,8 @@ from datamodules.clips import Clip, Study
 from datamodules.databases import catalogue
 from datamodules.databases.description import Annotations, Database, Rule
 from datamodules.databases.folders import FrameKind, existing_folder, find_root
+from datamodules.databases.long_videos import LongStudy
+from datamodules.databases.long_videos import read as read_long_videos
 from datamodules.databases.reading import read
 from datamodules.findings import Finding, Level
 from mefar.errors import UserError
@@ -74,6 +76,8 @@ def find_databases(dataset: str) -> tuple[str, dict[str, Database]]:
     known = catalogue.known()
     if dataset in COMPOSITES:
         return dataset, {name: known[name] for name in COMPOSITES[dataset][0]}
+    if dataset in catalogue.long_videos():
+        raise UserError(f"dataset {dataset!r}: holds long videos, for spotting; use another")
     if dataset not in known:
         listed = ", ".join(sorted([*known, *COMPOSITES]))
         raise UserError(f"dataset {dataset!r}: unknown; use one of {listed}, or a file that describes one")
@@ -180,6 +184,23 @@ def load(
         tuple(sorted(pair for part in parts.values() for pair in part.excluded)),
         tuple(findings),
     )
+
+
+def load_long_videos(dataset: str, data: Path, prefer: FrameKind = "raw") -> LongStudy:
+    """Read the long videos of a database and the movements in them.
+
+    Args:
+        dataset: name of a database of long videos: casme_sq, samm_lv, ... (`mefar databases` lists them).
+        data: its folder or the parent of that.
+        prefer: `raw` or `cropped` frames where it lies there as both.
+
+    Raises:
+        UserError: unknown dataset, or data that is not as it must be.
+    """
+    known = catalogue.long_videos()
+    if dataset not in known:
+        raise UserError(f"dataset {dataset!r}: no database of long videos; use one of {', '.join(known)}")
+    return read_long_videos(known[dataset], data, prefer)
 
 
 def _sources(database: Database, read_all: Annotations) -> Iterable[Finding]:

@@ -62,7 +62,11 @@ DATABASE = Database(
     fps=30.0,
     folder=r"cas(\(me\)|me)\^?(3|iii)(?!c$|long)",
     coding_file="cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx",
-    coding_patterns=(r"part_a.*label.*v2", r"part_a.*me_label", r"cas(\(me\)|me)\^?(3|iii).*label"),
+    coding_patterns=(
+        r"part_a(?!_mae).*label.*v2",
+        r"part_a(?!_mae).*label",
+        r"cas(\(me\)|me)\^?(3|iii).*label",
+    ),
     sheet="label",
     columns=Columns(emotion="emotion", aus="AU"),
     subject=SUBJECT,

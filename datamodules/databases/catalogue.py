@@ -19,18 +19,28 @@ from pathlib import Path
 
 import datamodules.databases as here
 from datamodules.databases.description import Database
+from datamodules.databases.long_videos import LongDatabase
 from mefar.errors import UserError
 
 GROUP = "mefar.databases"
 
 
 @functools.cache
-def shipped() -> dict[str, Database]:
-    """The databases of this folder: name -> description; a new file is a new database."""
+def _described() -> tuple[object, ...]:
+    """What the files of this folder describe; a new file is a new database."""
     names = sorted(module.name for module in pkgutil.iter_modules(here.__path__))
     modules = [importlib.import_module(f"{here.__name__}.{name}") for name in names]
-    found = [getattr(module, "DATABASE", None) for module in modules]
-    return {one.name: one for one in found if isinstance(one, Database)}
+    return tuple(module.DATABASE for module in modules if hasattr(module, "DATABASE"))
+
+
+def shipped() -> dict[str, Database]:
+    """The databases of clips in this folder: name -> description."""
+    return {one.name: one for one in _described() if isinstance(one, Database)}
+
+
+def long_videos() -> dict[str, LongDatabase]:
+    """The databases of long videos in this folder: name -> description."""
+    return {one.name: one for one in _described() if isinstance(one, LongDatabase)}
 
 
 def known() -> dict[str, Database]:

@@ -26,6 +26,7 @@ Place = tuple[str, ...]
 Recogniser = Callable[[Sequence[str]], tuple[Place, int] | None]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+VIDEOS = {".avi", ".mp4", ".mov", ".mkv", ".wmv", ".mpg"}
 TABLES = {".xlsx", ".xls", ".csv"}
 _DEEPEST = 8
 
@@ -90,6 +91,7 @@ def find_clip_folders(
     recognise: Recogniser,
     wanted: Collection[Place] | None,
     prefer: FrameKind,
+    videos: bool = False,
 ) -> tuple[dict[Place, Path], str, list[Finding]]:
     """Find the folders that hold the frames of clips.
 
@@ -102,10 +104,12 @@ def find_clip_folders(
         recognise: tells a clip's folder, see `Recogniser`.
         wanted: places to look for; None = all that are recognised.
         prefer: `cropped` copies have "crop" somewhere in their path.
+        videos: take video files too, which are called like the folder of their frames; a copy that is there
+            as pictures goes first.
 
     Returns:
-        place -> folder; the chosen copy's path below root ("" = root itself); two folders of one copy that
-        claim the same clip, and folders that cannot be read.
+        place -> folder or video file; the chosen copy's path below root ("" = root itself); two folders of
+        one copy that claim the same clip, and folders that cannot be read.
     """
     copies: dict[Place, dict[Place, Path]] = defaultdict(dict)
     findings: list[Finding] = []
@@ -118,13 +122,15 @@ def find_clip_folders(
             continue
         seen.add(real)
         try:
-            names = _folders(folder)
+            names = _entries(folder, videos)
         except OSError as error:
             detail = f"{folder}: cannot be read ({error.strerror}), nothing in it is used"
             findings.append(Finding("warning", "unreadable folder", database, detail, file=str(folder)))
             continue
         for name in names:
-            below, path = (*parts, name), folder / name
+            path = folder / name
+            is_video = path.suffix.casefold() in VIDEOS and path.is_file()
+            below = (*parts, path.stem if is_video else name)
             known = recognise(below)
             if known is not None and (wanted is None or known[0] in wanted):
                 other = copies[below[: known[1]]].setdefault(known[0], path)
@@ -133,27 +139,29 @@ def find_clip_folders(
                     findings.append(
                         Finding("lost", "duplicate clip", database, detail, file=str(path), stops=True)
                     )
-            elif len(below) < _DEEPEST:
+            elif len(below) < _DEEPEST and not is_video:
                 pending.append((path, below))
     if not copies:
         return {}, "", findings
 
-    def rank(copy: Place) -> tuple[int, bool, Place]:
+    def rank(copy: Place) -> tuple[int, int, bool, Place]:
         cropped = "crop" in "/".join(copy).casefold()
-        return -len(copies[copy]), cropped != (prefer == "cropped"), copy
+        files = sum(path.suffix.casefold() in VIDEOS for path in copies[copy].values())
+        return -len(copies[copy]), files, cropped != (prefer == "cropped"), copy
 
     best = min(copies, key=rank)
     return copies[best], "/".join(best), findings
 
 
-def _folders(folder: Path) -> list[str]:
+def _entries(folder: Path, videos: bool) -> list[str]:
+    """Names of folders, and of video files if they are asked for."""
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
             try:
-                if entry.is_dir():
+                if entry.is_dir() or (videos and Path(entry.name).suffix.casefold() in VIDEOS):
                     found.append(entry.name)
             except OSError:  # a link to itself is no folder
                 continue

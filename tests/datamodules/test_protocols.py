@@ -195,8 +195,8 @@ def test_casme3_classes(tmp_path: Path, classes: int | None) -> None:
         (
             "casmeii",
             None,
-            "dataset 'casmeii': unknown; use one of casme2, casme3, composite, dfme, mmew, samm, smic, "
-            "or a file that describes one",
+            "dataset 'casmeii': unknown; use one of casme2, casme3, casme3_c, composite, dfme, mmew, samm, "
+            "smic, or a file that describes one",
         ),
         ("composite", 5, "dataset 'composite': 5 classes are not supported; use 3"),
         ("casme2", 7, "dataset 'casme2': 7 classes are not supported; use 3 or 5"),

@@ -176,7 +176,7 @@ def test_its_errata(mine: tuple[str, Path]) -> None:
     dataset, data = mine
     fixes = data.parent / "fixes.csv"
     fixes.write_text(
-        "database,subject,clip,onset,field,value,when,source\nmine,p02,a,10,offset,12,equals 13,looked again\n"
+        "database,subject,clip,onset,field,value,when,source\nmine,p02,a,10,offset,12,equals 13,us\n"
     )
     described = MINE.replace("    fps=120.0,", f"    fps=120.0, errata=Path({str(fixes)!r}),")
     Path(dataset).write_text("from pathlib import Path\n" + described)
