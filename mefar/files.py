@@ -12,10 +12,14 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import secrets
 import socket
 import subprocess
+import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -165,6 +169,79 @@ def source_fingerprint(source: bytes) -> str:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 del body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What torch.save wrote, or a .safetensors file's tensors: no code is run from it, every byte is checked.
+
+    torch itself reads past a flipped bit; the checksums that its archives carry are compared here.
+
+    Returns:
+        Its content, on the CPU; of a file without names, such as a bare list, `{"": content}`.
+
+    Raises:
+        UserError: no such file, no checkpoint, damaged (the entry is named), or one that holds more than
+            tensors and plain values.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    kind, reason = _kind_of_checkpoint(path)
+    if reason:
+        raise UserError(f"{path}: {reason}")
+    try:
+        if kind == "safetensors":
+            return dict(load_file(path))
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, on the way to a refusal
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found or "Unsupported" in str(error):
+            what = found[1] if found else "Python objects"
+            raise UserError(
+                f"{path}: refused, it holds {what}, and reading that could run code hidden in the file; ask "
+                "for a .safetensors file or a plain state dict"
+            ) from None
+        raise UserError(f"{path}: not a checkpoint that can be read, damaged or cut short") from None
+    except Exception as error:  # of damaged files torch raises whatever comes
+        line = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path}: not a checkpoint that can be read, damaged or cut short ({line})") from None
+    return dict(content) if isinstance(content, Mapping) else {"": content}
+
+
+def _kind_of_checkpoint(path: Path) -> tuple[str, str]:
+    """What a file is by its first bytes and its checksums, and what is wrong with it or nothing."""
+    if path.is_dir():
+        return "", "is a folder; give the checkpoint file in it"
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except FileNotFoundError:
+        return "", "no such checkpoint"
+    except OSError as error:
+        return "", f"cannot be read ({error.strerror})"
+    if not start:
+        return "", "is empty; it was cut short when it was written or fetched"
+    if start.lstrip()[:1] == b"<":
+        return "", "is a web page, not a checkpoint; fetch the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "", "only points to a checkpoint in Git LFS; fetch the file itself"
+    if path.suffix == ".safetensors":
+        return "safetensors", ""
+    if not start.startswith(b"PK"):
+        return "pickle", ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                try:
+                    with archive.open(name) as entry:
+                        while entry.read(1 << 20):
+                            pass
+                except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+                    return "", f"its entry {name!r} is damaged; write or fetch the file anew"
+    except (zipfile.BadZipFile, OSError, ValueError, OverflowError) as error:
+        return "", f"not a checkpoint that can be read, damaged or cut short ({error})"
+    return "zip", ""
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:

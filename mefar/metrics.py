@@ -85,7 +85,8 @@ class _Confusion(Metric):
         """Add clips: predictions (N,) class indices or (N, C) logits, labels (N,) int64."""
         if predictions.ndim == 2:
             predictions = predictions.argmax(1)
-        self.counts += confusion(labels, predictions, self.num_classes)
+        # Not in place: `Trainer.validate` leaves a tensor here that a later `fit` may only read.
+        self.counts = self.counts + confusion(labels, predictions, self.num_classes)
 
 
 class UF1(_Confusion):

@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import pickle
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mefar.errors import UserError
+from mefar.files import read_checkpoint, replacing
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.published_network import PUBLISHED_BOTTLENECKS, PublishedNetwork, bottleneck_layout
 
@@ -74,6 +69,10 @@ ATTENTION = {
 CROSS_ATTENTION = ATTENTION | {"context_norm.gamma": "context_norm.weight", "null_kv": "null_key_value"}
 
 PREFIXES = ("module.", "tokenizer.")
+# How the published training scripts call the tokenizer beside the classifier, their `model`.
+TOKENIZER_HALF, HEAD_PREFIX = "laq", "classifier."
+# Files of a moving average hold it, the weights themselves and two counters.
+AVERAGE, BESIDE_AVERAGE = "ema_model.", {"online_model", "initted", "step"}
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 # Entries of a training checkpoint that say nothing about the function.
 IGNORED = {
@@ -91,7 +90,7 @@ IGNORED = {
 }
 # Files that put the tokenizer under "tokenizer." may hold these other parts beside it.
 OTHER_PARTS = {
-    *("classifier", "classifier_input", "classifier_expected", "input", "expected"),
+    *("classifier_input", "classifier_expected", "input", "expected"),
     *("edclip_input", "edclip_expected"),
 }
 
@@ -124,7 +123,7 @@ def load_tokenizer(
     for published, ours in names.items():
         tensor = state[published]
         if ours is None:
-            if published.endswith(".beta") and bool((tensor != 0).any()):
+            if published.endswith(".beta") and bool((tensor.float() != 0).any()):
                 raise UserError(f"{path}: {published} is not zero; published norms have no bias")
             if published.endswith(".null_kv") and tensor.numel():
                 raise UserError(
@@ -136,9 +135,9 @@ def load_tokenizer(
                 f"{path}: {published} is {tuple(tensor.shape)}, but the file's other sizes ask for"
                 f" {tuple(expected[ours].shape)}"
             )
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{path}: {published} holds values that are not finite floating-point numbers")
-        weights[ours] = tensor.float()
+        weights[ours] = tensor.float()  # before the check: what float64 can hold may be too large
+        if not tensor.is_floating_point() or not bool(torch.isfinite(weights[ours]).all()):
+            raise UserError(f"{path}: {published} holds values that are not finite float32 numbers")
     network = PublishedNetwork(**settings)
     counters = {name: value for name, value in network.state_dict().items() if name not in weights}
     network.load_state_dict(weights | counters)
@@ -157,76 +156,119 @@ def import_checkpoint(
         UserError: as load_tokenizer; or `out` is a folder or cannot be written.
     """
     model = load_tokenizer(path, image_size, num_tokens)
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; name the checkpoint file to write")
     checkpoint = {
         "state_dict": model.state_dict(),
         "hyper_parameters": dict(model.hparams),
         "pytorch-lightning_version": version("lightning"),
         "epoch": 0,
         "global_step": 0,
-        "imported_from": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "imported_from": {"file": path.name, "sha256": fingerprint_of(path)},
     }
-    partial = out.with_name(out.name + ".tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.save(checkpoint, partial)
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{out}: cannot be written ({_first_line(error)})") from None
+    new_file(out, path, lambda partial: torch.save(checkpoint, partial))
     return model.network.settings | {"parameters": sum(weight.numel() for weight in model.parameters())}
 
 
+def new_file(out: Path, source: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all; one that is there is replaced only if it was imported from `source`.
+
+    Raises:
+        UserError: `out` is a folder, another file, or cannot be written.
+    """
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name the checkpoint file to write")
+    if out.exists() and _imported_from(out) != fingerprint_of(source):
+        raise UserError(f"{out}: is there already and was not made of {source}; name another file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial:
+            write(partial)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{out}: cannot be written ({_first_line(error)})") from None
+
+
+def fingerprint_of(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _imported_from(out: Path) -> str:
+    """Fingerprint of the file that a checkpoint was imported from; empty for any other file."""
+    try:
+        return str(read_checkpoint(out)["imported_from"]["sha256"])
+    except (UserError, KeyError, TypeError):
+        return ""
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The published state dict of a file, without prefixes and without optimiser entries.
+    """The published tokenizer's state dict of a file, without prefixes and without optimiser entries.
 
     Raises:
         UserError: no such file; not readable without running code from it; no state dict in it.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of pickle protocols, on the way to a refusal
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: refused, it is no plain file of tensors and reading it could run code hidden in it;"
-            " ask for a .safetensors file or a plain state dict"
-        ) from None
-    except (safetensors.SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError,
-            AttributeError, IndexError, TypeError, OSError) as error:  # fmt: skip
-        raise UserError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    return read_halves(path)[0]
+
+
+def read_halves(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State dicts of the published tokenizer and of the classifier beside it, empty if there is none.
+
+    Published trainings write `{"model": classifier, "laq": tokenizer}`; other files hold the tokenizer alone,
+    or both under the prefixes `tokenizer.` and `classifier.`. Of a file with a moving average of the weights
+    (`ema_model.`) it is the average that is read.
+
+    Raises:
+        UserError: as read_state.
+    """
+    content = read_checkpoint(path)
+    if "" in content:
+        raise UserError(f"{path}: holds a {type(content['']).__name__}, expected a state dict")
     if "hyper_parameters" in content:
         raise UserError(f"{path}: is a mefar checkpoint already; use it as it is")
+    if isinstance(content.get(TOKENIZER_HALF), Mapping):
+        _only_ignored(content, {TOKENIZER_HALF, "model"}, path)
+        head = content.get("model")
+        return _plain_names(content[TOKENIZER_HALF], path), _plain_names(head, path) if head else {}
     holders = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
     if len(holders) > 1:
         raise UserError(f"{path}: has several state dicts ({', '.join(holders)}); keep one")
     if holders:
-        for name in content:
-            if name != holders[0] and str(name).split(".")[0] not in IGNORED:
-                raise UserError(f"{path}: entry {name!r} is unknown beside the weights in {holders[0]!r}")
+        _only_ignored(content, {holders[0]}, path)
         content = content[holders[0]]
-    return _plain_names(content, path)
+    state = _plain_names(content, path)
+    head = {name: value for name, value in state.items() if name.startswith(HEAD_PREFIX)}
+    return (
+        {name: value for name, value in state.items() if name not in head},
+        {name.removeprefix(HEAD_PREFIX): value for name, value in head.items()},
+    )
+
+
+def _only_ignored(content: Mapping[str, Any], known: set[str], path: Path) -> None:
+    for name in content:
+        if name not in known and str(name).split(".")[0] not in IGNORED:
+            beside = " and ".join(map(repr, sorted(known)))
+            raise UserError(f"{path}: entry {name!r} is unknown beside the weights in {beside}")
 
 
 def _plain_names(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    bundle = any(str(name).removeprefix("module.").startswith("tokenizer.") for name in content)
+    def bare(name: object) -> str:
+        return str(name).removeprefix("module.")
+
+    if averaged := {name: value for name, value in content.items() if bare(name).startswith(AVERAGE)}:
+        rest = {bare(name).split(".")[0] for name in content if name not in averaged}
+        if unknown := rest - BESIDE_AVERAGE - IGNORED:
+            raise UserError(f"{path}: entry {min(unknown)!r} is unknown beside the average in {AVERAGE}*")
+        content = {bare(name).removeprefix(AVERAGE): value for name, value in averaged.items()}
+    bundle = any(bare(name).startswith("tokenizer.") for name in content)
     state: dict[str, Tensor] = {}
     for name, value in content.items():
         plain = str(name)
         while plain.startswith(PREFIXES):
             plain = plain.split(".", 1)[1]
         part = plain.split(".")[0]
-        if part in IGNORED or (bundle and plain == str(name).removeprefix("module.") and part in OTHER_PARTS):
+        if part in IGNORED or (bundle and plain == bare(name) and part in OTHER_PARTS):
             continue
+        if bare(name).startswith(HEAD_PREFIX) and not bundle:
+            raise UserError(f"{path}: entry {name!r} is unknown beside a tokenizer without prefix")
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: entry {name!r} is unknown (a {type(value).__name__}, not a tensor)")
         stored = value.layout is torch.strided and value.device.type == "cpu"

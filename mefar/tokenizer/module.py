@@ -9,8 +9,6 @@ its loss says.
 from __future__ import annotations
 
 import math
-import pickle
-import zipfile
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,10 +17,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from mefar.errors import UserError
+from mefar.files import read_checkpoint
 from mefar.tokenizer import earlier, ranks
 from mefar.tokenizer.image_losses import match_light
 from mefar.tokenizer.network import ActionNetwork, describe
@@ -42,6 +42,8 @@ class FacialActionTokenizer(L.LightningModule):
         learning_rate: peak of AdamW's step size.
         weight_decay: of AdamW, on matrices only.
         lr_warmup_share: share of the steps of linear warm-up before the cosine decay.
+        weights: checkpoint whose network this training starts from: with another corpus, learning rate or
+            image size. To go on with an interrupted training give `--ckpt_path` instead.
         compiled: train with blocks that torch.compile has fused: minutes at the start, then faster steps on
             a GPU. The same numbers up to rounding.
     """
@@ -57,6 +59,7 @@ class FacialActionTokenizer(L.LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         lr_warmup_share: float = 0.03,
+        weights: Path | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__()
@@ -77,6 +80,8 @@ class FacialActionTokenizer(L.LightningModule):
         self.num_codes, self.num_tokens = network.num_codes, network.num_tokens
         self.quality = TokenQuality(network.num_codes, network.num_tokens)
         self._half_step: dict[str, Tensor] = {}
+        if weights is not None:  # no hyperparameter: a checkpoint of this training holds what came of them
+            rank_zero_info(start_from(network, Path(weights)))
 
     # ---- the ActionTokenizer interface
 
@@ -249,25 +254,74 @@ def _blame(batch: dict[str, Any]) -> str:
     return f"pixels that are not finite in {', '.join(bad)}; remove or repair these clips"
 
 
+def start_from(network: ActionNetwork, path: Path) -> str:
+    """Give a network the weights of a checkpoint, of another image size where no weight depends on it.
+
+    Returns:
+        What was loaded, in one line.
+
+    Raises:
+        UserError: no such checkpoint, damaged, or of a network whose weights have other names or shapes.
+    """
+    checkpoint = _read(path)
+    state = {
+        name.removeprefix("network."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("network.")
+    }
+    told = checkpoint.get("hyper_parameters", {}).get("network", {})
+    there, here = str(told.get("class_path", "another class")).rpartition(".")[2], type(network).__name__
+    own = network.state_dict()
+    odd = sorted(set(state) ^ set(own))
+    if odd:
+        where = "the file lacks" if odd[0] in own else "only the file has"
+        raise UserError(f"{path}: weights of {there} do not fit {here}: {where} {odd[0]}")
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise UserError(
+                f"{path}: {name} is {list(state[name].shape)} in the file and {list(value.shape)} in the "
+                "network; give the network the sizes that the file was trained with"
+            )
+    network.load_state_dict(state)
+    _refuse_not_finite(network, path)
+    size = told.get("init_args", {}).get("image_size", network.image_size)
+    corpus = (checkpoint.get("datamodule_hyper_parameters") or {}).get("data", "an unknown corpus")
+    count = sum(weight.numel() for weight in network.parameters())
+    grown = "" if size == network.image_size else f"; images are now {network.image_size} px"
+    return (
+        f"{path}: {here} starts from these weights, {len(state)} tensors, {count:,} parameters, "
+        f"{checkpoint.get('global_step', 0):,} steps on {corpus} at {size} px{grown}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint with a state_dict, in today's form."""
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint; make one with `make pretrain` or `make demo`")
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
+    earlier.translate_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _refuse_not_finite(model: nn.Module, path: Path) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenizer:
     """The tokenizer of a checkpoint that `mefar fit` wrote, of the class that it names, in eval mode.
 
     That class may be anybody's, as long as Python finds it; no code is read from the file itself.
 
     Raises:
-        UserError: no such file, not a checkpoint, not a tokenizer's, of a class that is not found, or of
-            another shape.
+        UserError: no such file, not a checkpoint, damaged, not a tokenizer's, of a class that is not found,
+            of another shape, or with weights that are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; make one with `make pretrain` or `make demo`")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError):
-        raise UserError(f"{path}: not a checkpoint that can be read, or cut short") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
-    earlier.translate_checkpoint(checkpoint)
+    checkpoint = _read(path)
     settings = dict(checkpoint.get("hyper_parameters", {}))
     settings.pop("_instantiator", None)
     class_path = settings.pop("_class_path", None)
@@ -279,6 +333,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenize
         model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # of a class that may be anybody's
         raise UserError(f"{path}: weights and settings do not fit together ({_first_line(error)})") from None
+    _refuse_not_finite(model, path)
     model = model.to(device).eval()
     if not isinstance(model, ActionTokenizer):
         raise UserError(f"{path}: {kind.__name__} is no ActionTokenizer, see mefar/tokens.py")

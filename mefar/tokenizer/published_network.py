@@ -172,6 +172,11 @@ class PublishedNetwork(ActionNetwork):
         super().__init__()
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
             raise UserError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
+        if image_size > 64 * patch_size:
+            raise UserError(
+                f"image_size {image_size}: more than 64 patches of {patch_size} px along a side do not fit into "
+                "memory, attention is over all pairs of them; take a larger patch_size"
+            )
         self.image_size, self.patch_size = image_size, patch_size
         self.dim, self.code_dim, self.continuous_share = dim, code_dim, continuous_share
         self.num_codes, self.num_tokens = num_codes, num_tokens

@@ -47,13 +47,14 @@ class TokenQuality(Metric):
             rebuilt: the same, decoded from the pair's own tokens.
             shuffled: the same, decoded from another pair's tokens.
         """
-        self.counts += self._histograms(indices)
-        self.still += self._histograms(still)
         region = moving_region(onset, apex)
-        self.copied += psnr(onset, apex, region).sum()
-        self.rebuilt += psnr(rebuilt, apex, region).sum()
-        self.shuffled += psnr(shuffled, apex, region).sum()
-        self.pairs += len(indices)
+        # Not in place: `Trainer.validate` leaves tensors here that a later `fit` may only read.
+        self.counts = self.counts + self._histograms(indices)
+        self.still = self.still + self._histograms(still)
+        self.copied = self.copied + psnr(onset, apex, region).sum()
+        self.rebuilt = self.rebuilt + psnr(rebuilt, apex, region).sum()
+        self.shuffled = self.shuffled + psnr(shuffled, apex, region).sum()
+        self.pairs = self.pairs + len(indices)
 
     def _histograms(self, indices: Tensor) -> Tensor:
         """(B, L) int64 -> (L, K) float, how often each position chose each code."""

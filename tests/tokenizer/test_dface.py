@@ -163,9 +163,42 @@ def test_other_parts_of_a_bundle_are_passed_over_by_name(
     assert "'renderer.weight'" in refusal(write(bundle | {"renderer.weight": torch.ones(2)}))
 
 
-def test_half_precision_files_become_float32(state: State, write: Callable[[object], Path]) -> None:
-    model = dface.load_tokenizer(write({name: value.half() for name, value in state.items()}), 64)
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_files_of_other_precision_become_float32(
+    kind: torch.dtype, state: State, write: Callable[[object], Path]
+) -> None:
+    model = dface.load_tokenizer(write({name: value.to(kind) for name, value in state.items()}), 64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def head_state() -> State:
+    return {"pos_embed": torch.rand(1, 16, 4), "token_embed.weight": torch.rand(4, 12)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_both_halves_of_a_published_training_are_found(
+    prefix: str, state: State, write: Callable[[object], Path]
+) -> None:
+    """Published scripts write the classifier as `model` and the tokenizer as `laq`."""
+    tokens, head = ({prefix + name: value for name, value in half.items()} for half in (state, head_state()))
+    path = write({"model": head, "laq": tokens, "epoch": 7, "optimizer": {"lr": 1.0}})
+    found, classifier = dface.read_halves(path)
+    assert found.keys() == state.keys() and classifier.keys() == head_state().keys()
+    assert torch.equal(dface.load_tokenizer(path, 64).network.vq.codebook, state["vq.codebooks"])
+    assert dface.read_halves(write({"laq": tokens}))[1] == {}
+    assert "'critic' is unknown beside the weights in 'laq' and 'model'" in refusal(
+        write({"model": head, "laq": tokens, "critic": {}})
+    )
+
+
+def test_of_a_moving_average_the_average_is_read(state: State, write: Callable[[object], Path]) -> None:
+    averaged = {f"ema_model.{name}": value for name, value in state.items()}
+    other = {f"online_model.{name}": value + 1 for name, value in state.items()}
+    counters = {"initted": torch.tensor(True), "step": torch.tensor(10)}
+    for content in (averaged | other | counters, {"state_dict": averaged | counters}):
+        model = dface.load_tokenizer(write(content), 64)
+        assert torch.equal(model.network.vq.codebook, state["vq.codebooks"])
+    assert "'critic'" in refusal(write(averaged | {"critic.weight": torch.ones(1)}))
 
 
 def test_an_unknown_entry_is_named(state: State, write: Callable[[object], Path]) -> None:
@@ -193,6 +226,7 @@ def test_a_missing_entry_is_named(name: str, state: State, write: Callable[[obje
         ("vq.codebooks", torch.rand(8), "dimensions"),
         ("vq.codebooks", torch.rand(1, 6), "num_codes"),
         ("vq.codebooks", torch.full((8, 6), float("nan")), "not finite"),
+        ("vq.codebooks", torch.full((8, 6), 1e300, dtype=torch.float64), "not finite float32"),
         ("vq.codebooks", torch.ones(8, 6, dtype=torch.int64), "not finite"),
         ("vq.codebooks", torch.ones(1).expand(10**9, 6), "not stored in full"),
         ("vq.codebooks", torch.eye(8, 6).to_sparse(), "not stored in full"),
@@ -258,7 +292,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(form: str, state: State, tmp_
 
 def test_files_that_are_no_checkpoint(state: State, tmp_path: Path, write: Callable[[object], Path]) -> None:
     assert "no such" in refusal(tmp_path / "missing.pt")
-    assert "no such" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     for suffix in (".pt", ".safetensors"):
         for content in (b"", b"hello, this is text", bytes(200)):
             path = tmp_path / f"junk{suffix}"
@@ -290,6 +324,21 @@ def test_the_command_writes_a_normal_checkpoint(
     ):
         assert torch.equal(model.tokenize(onset, apex).embeddings, expected.embeddings)
     assert [file.name for file in out.parent.iterdir()] == ["dface.ckpt"]
+    assert import_dface.main([str(path), str(out), "--image-size", "64"]) == 0, "the same file again"
+
+
+def test_nothing_that_is_there_is_destroyed(
+    state: State, tmp_path: Path, write: Callable[[object], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(state)
+    before = path.read_bytes()
+    assert import_dface.main([str(path), str(path), "--image-size", "64"]) == 2
+    assert f"{path}: is there already" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    other = tmp_path / "mine.txt"
+    other.write_text("mine")
+    assert import_dface.main([str(path), str(other), "--image-size", "64"]) == 2
+    assert other.read_text() == "mine"
 
 
 def test_the_command_ends_a_mistake_in_one_line(

@@ -224,3 +224,75 @@ def test_todays_settings_are_left_alone() -> None:
         "--config",
     ]
     assert earlier.words(argv) == argv
+
+
+# Starting from weights
+
+
+def saved(model: FacialActionTokenizer, path: Path, **more: Any) -> Path:
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    torch.save(content | more, path)
+    return path
+
+
+def test_a_training_starts_from_weights_at_another_size_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(5)
+    before = small()
+    before.network.vq.started.fill_(True)
+    path = saved(before, tmp_path / "x.ckpt", global_step=2400, datamodule_hyper_parameters={"data": "faces"})
+    with caplog.at_level("INFO"):
+        after = FacialActionTokenizer(WarpNetwork(**SMALL | {"image_size": 64}), 1e-5, weights=path)
+    said = caplog.messages[-1]
+    assert (
+        f"{path}: WarpNetwork starts from these weights" in said and "2,400 steps on faces at 48 px" in said
+    )
+    assert said.endswith("images are now 64 px")
+    for name, value in before.network.state_dict().items():
+        assert torch.equal(after.network.state_dict()[name], value), name
+    again = load(saved(after, tmp_path / "y.ckpt"))
+    path.unlink()
+    assert "weights" not in again.hparams, (
+        "a checkpoint does not lean on the file that its training began with"
+    )
+
+
+def test_the_option_of_fit_starts_from_weights(tmp_path: Path) -> None:
+    path = saved(small(), tmp_path / "x.ckpt")
+    network = {"class_path": "WarpNetwork", "init_args": SMALL}
+    init_args = {"network": network, "weights": str(path), "learning_rate": 0.0, "weight_decay": 0.0}
+    after = load(fit(tmp_path, {"class_path": "FacialActionTokenizer", "init_args": init_args}))
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in after.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (WarpNetwork(**SMALL | {"dim": 24}), r"slot_weight is \[4, 4, 16\] in the file and \[4, 4, 24\]"),
+        (
+            WarpNetwork(**SMALL | {"depth": 2}),
+            "weights of WarpNetwork do not fit WarpNetwork: the file lacks",
+        ),
+        (PublishedNetwork(32, 4, 16, 1, 1, 2, 8, 8, 4, 4), "weights of WarpNetwork do not fit PublishedN"),
+    ],
+)
+def test_weights_of_another_network_are_refused(network: ActionNetwork, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        FacialActionTokenizer(network, weights=saved(small(), tmp_path / "x.ckpt"))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    broken = small()
+    with torch.no_grad():
+        broken.network.field.weight[3, 3] = float("nan")
+    path = saved(broken, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"network\.field\.weight holds values that are not finite"):
+        load(path)
+    with pytest.raises(UserError, match=r"field\.weight holds values that are not finite"):
+        FacialActionTokenizer(WarpNetwork(**SMALL), weights=path)
+    huge = {name: value.double() * 1e300 for name, value in small().state_dict().items()}
+    torch.save({"state_dict": huge, "hyper_parameters": dict(broken.hparams)}, path)
+    with pytest.raises(UserError, match="not finite"):
+        load(path)

@@ -140,6 +140,7 @@ def test_token_counts_by_halving(tokens: int) -> None:
     ("changes", "words"),
     [({"num_tokens": 9}, "num_tokens 9 of 8x8 patches: the published network makes 1 of 8x8"),
      ({"num_tokens": 16}, "or bottleneck: halving"), ({"image_size": 30}, "multiple of patch_size"),
+     ({"image_size": 8192, "bottleneck": "halving"}, "take a larger patch_size"),
      ({"num_tokens": 9, "bottleneck": "halving"}, "num_tokens 9 is no square"),
      ({"num_tokens": 0, "bottleneck": "halving"}, "num_tokens 0"),
      ({"num_tokens": 256, "bottleneck": "halving"}, "256")],

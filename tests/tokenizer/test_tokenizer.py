@@ -108,6 +108,18 @@ def test_training_lowers_the_loss_and_logs_the_gates(tmp_path: Path) -> None:
     assert fit.callback_metrics["val/gain_over_copy"] > 0
 
 
+def test_validation_before_and_between_trainings(tmp_path: Path) -> None:
+    """`Trainer.validate` makes tensors that training may not write into."""
+    model, run = small(), trainer(tmp_path, 1)
+    run.validate(model, loader(), verbose=False)
+    run.fit(model, loader(), loader())
+    counted = run.callback_metrics["val/psnr"].clone()
+    run.validate(model, loader(), verbose=False)
+    assert run.callback_metrics["val/psnr"] == pytest.approx(float(counted)), "each validation counts anew"
+    run.fit_loop.max_epochs = 2
+    run.fit(model, loader(), loader())
+
+
 class KilledError(Exception):
     """Ends a training as a kill would, after a checkpoint."""
 
