@@ -60,5 +60,6 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
         f"--{name.replace('_', '-')}" for f in (loso, anchors, report) for name in signature(f).parameters
     }
     others = {"--config", "--help", "--ckpt_path", "--index-url", "--trainer.devices", "--trainer.num_nodes",
-              "--data.init_args.data", "--nproc-per-node"}  # fmt: skip
+              "--data.init_args.data", "--nproc-per-node", "--model.init_args.weights",
+              "--model.init_args.learning_rate"}  # fmt: skip
     assert set(re.findall(r"(--[a-z][\w.-]+)", README)) <= known | others

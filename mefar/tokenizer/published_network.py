@@ -174,8 +174,8 @@ class PublishedNetwork(ActionNetwork):
             raise UserError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
         if image_size > 64 * patch_size:
             raise UserError(
-                f"image_size {image_size}: more than 64 patches of {patch_size} px along a side do not fit into "
-                "memory, attention is over all pairs of them; take a larger patch_size"
+                f"image_size {image_size} makes more than 64 patches of {patch_size} px along a side, and "
+                "attention is over all pairs of them; take a larger patch_size"
             )
         self.image_size, self.patch_size = image_size, patch_size
         self.dim, self.code_dim, self.continuous_share = dim, code_dim, continuous_share
