@@ -14,12 +14,12 @@ BITS, BLOCK = 10, 8
 
 
 def barcode(number: int, width: int = 96, height: int = 64) -> np.ndarray:
-    """A moving gray pattern whose top rows hold the number in black and white blocks."""
+    """A gray pattern that moves slowly, as faces do, whose top rows hold the number in dark and light blocks."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
-    plane = 120 + 50 * np.sin((x + 3 * number) / 9) * np.cos((y - 2 * number) / 7)
+    plane = 120 + 90 * np.sin((x + number / 3) / 9) * np.cos((y - number / 5) / 7)
     for bit in range(BITS):
         column = (bit % (width // BLOCK)) * BLOCK
-        plane[:BLOCK, column : column + BLOCK] = 235 if number >> bit & 1 else 16
+        plane[:BLOCK, column : column + BLOCK] = 160 if number >> bit & 1 else 92
     return np.repeat(plane[..., None], 3, 2).astype(np.uint8)
 
 

@@ -2,15 +2,14 @@
 
 VoxCeleb2 (Chung, Nagrani, Zisserman 2018): `{dev,test}/mp4/id00012/21Uxsk56VDQ/00001.mp4`, 224x224 face
 tracks at 25 fps, 5,994 + 118 speakers, 1.09 M + 36 k utterances. VoxCeleb1 (2017): 1,251 speakers, nested the
-same way or flat as `idNNNNN#video#start#end.mp4`. Any other folder of videos works: each file is then its own
-speaker.
+same way or flat as `idNNNNN#video#start#end.mp4`. Any other folder of videos works: a folder per person, or
+files that are each another person's.
 
-Frames come from a cache (datamodules.cache) that is built on first use. Split by speaker, never by clip.
+Crops come from a cache (shards.py) that is built on first use. Split by speaker, never by clip.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -22,18 +21,22 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.counter_random import uniforms
 from datamodules.faces.align import FaceMode
+from datamodules.loading import PictureLoader
 from datamodules.voxceleb import shards
 from datamodules.voxceleb.augmentation import PairTransform
 from datamodules.voxceleb.sampling import PairSampler, Place, visit
+from datamodules.voxceleb.stores import Shard, open_shard
 from mefar.errors import UserError
+from mefar.files import code_fingerprint, fingerprint
 from mefar.progress import shown
 
 
@@ -73,6 +76,9 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         )
         self.gap = gap_seconds
         document, (windows, times) = shards.read_index(folder)
+        plan = document["plan"]
+        self.videos, self.store = Path(plan["source"]), plan["store"]
+        self.side = plan["size"] + 2 * plan["margin"]
         ends = np.cumsum(windows[:, 2])
         starts = ends - windows[:, 2]
         keep = times[ends - 1] - times[starts] >= gap_seconds[0] - 1e-6
@@ -87,6 +93,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
                 "see quarantine.csv there, or lower gap_seconds"
             )
         self.windows, self.starts, self.times = windows[keep], starts[keep], times
+        self.paths = np.array(document["paths"], np.str_)[keep] if self.store == "video" else None
         self._shards = lru_cache(maxsize=256)(self._open)
 
     def __len__(self) -> int:
@@ -105,14 +112,18 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         )
         for i, (window, first, second) in enumerate(self.choose(wanted)):
             shard, row = self._shards(int(self.windows[window, 0])), int(self.windows[window, 1])
-            onset, apex = np.asarray(shard[row + first]), np.asarray(shard[row + second])
+            path = "" if self.paths is None else str(self.paths[window])
+            onset, apex = shard.pair(row + first, row + second, path)
             for view in range(len(names) // 2):
                 if self.transform.train:
                     pair = self.transform.apply(views[view][i], onset, apex)
                 else:
                     pair = self.transform.middle(onset), self.transform.middle(apex)
                 out[names[2 * view]][i], out[names[2 * view + 1]][i] = pair
-        return {key: torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() for key, images in out.items()}
+        return {
+            key: rearrange(torch.from_numpy(images), "b h w c -> b c h w").contiguous()
+            for key, images in out.items()
+        }
 
     def choose(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Pair numbers -> (window, frame of the onset, frame of the apex), counted inside the window."""
@@ -138,17 +149,11 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         self.__dict__.update(state)
         self._shards = lru_cache(maxsize=256)(self._open)
 
-    def _open(self, shard: int) -> NDArray[np.uint8]:
-        path = self.folder / f"shard-{shard:05d}.npy"
-        try:
-            return np.asanyarray(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: missing or damaged; delete the cache folder and build it again"
-            ) from error
+    def _open(self, shard: int) -> Shard:
+        return open_shard(self.folder, shard, self.store, self.videos, self.side)
 
 
-class _PairLoader(DataLoader[dict[str, Tensor]]):
+class _PairLoader(PictureLoader):
     """Tells Lightning that it can be resumed; what must be remembered is VoxCelebDataModule's state."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,8 +178,11 @@ class VoxCelebDataModule(LightningDataModule):
         stabilise: remove the head's rigid motion between the frames of a pair.
         two_views: also give `onset_view`, `apex_view`: the same pair under another crop, colour and noise.
         cache_dir: where caches are kept; each folder and setting has its own below.
-        frames_per_utterance: crops kept per video file.
-        val_fraction: share of the speakers, in [0, 1), kept for validation.
+        frames_per_utterance: crops kept per video file: 25 are one window of two seconds at steps of 80 ms;
+            all pairs of the file come from it; 50 are two windows where the file has four seconds.
+        store: how crops are kept: `raw`, `jpeg` (a twelfth of the bytes), `video` (nothing but where they are
+            in the videos, decoded for every pair); `auto` chooses by size and says so.
+        val_fraction: share of the speakers, in [0, 1], kept for validation; 1 leaves none to train on.
         seed: of the split, the pairs and the transforms.
     """
 
@@ -192,6 +200,7 @@ class VoxCelebDataModule(LightningDataModule):
         two_views: bool = False,
         cache_dir: str = "runs/cache",
         frames_per_utterance: int = 25,
+        store: shards.StoreChoice = "auto",
         val_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
@@ -199,8 +208,8 @@ class VoxCelebDataModule(LightningDataModule):
         self.save_hyperparameters()
         if not 0 < gap_seconds[0] <= gap_seconds[1]:
             raise UserError(f"gap_seconds: {gap_seconds} must be two times in seconds, the smaller first")
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction: {val_fraction} must be in [0, 1)")
+        if not 0 <= val_fraction <= 1:
+            raise UserError(f"val_fraction: {val_fraction} must be in [0, 1]")
         self.data, self.image_size, self.gap_seconds = Path(data), image_size, gap_seconds
         self.pairs_per_epoch, self.val_pairs, self.batch_size = pairs_per_epoch, val_pairs, batch_size
         self.num_workers, self.faces, self.stabilise, self.two_views = (
@@ -209,7 +218,8 @@ class VoxCelebDataModule(LightningDataModule):
             stabilise,
             two_views,
         )
-        self.frames_per_utterance, self.val_fraction, self.seed = frames_per_utterance, val_fraction, seed
+        self.frames_per_utterance, self.store = frames_per_utterance, store
+        self.val_fraction, self.seed = val_fraction, seed
         self.folder = self._folder(Path(cache_dir))
         self._train: PairDataset | None = None
         self._val: PairDataset | None = None
@@ -219,15 +229,14 @@ class VoxCelebDataModule(LightningDataModule):
         if (self.data / "index.json").is_file():
             return self.data
         made = (
-            shards.VERSION,
-            self.data.resolve(),
+            str(self.data.resolve()),
             self.faces,
             self.stabilise,
             self.frames_per_utterance,
+            self.store,
             self.seed,
         )
-        what = " ".join(map(str, made))
-        digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+        digest = fingerprint(shards.VERSION, code_fingerprint(*shards.MADE_BY), *made)[:8]
         return cache_dir / f"{self.data.resolve().name}-{self.image_size}px-{digest}"
 
     def prepare_data(self) -> None:
@@ -245,6 +254,8 @@ class VoxCelebDataModule(LightningDataModule):
                     seed=self.seed,
                     progress=progress,
                     stabilise=self.stabilise,
+                    store=self.store,
+                    tell=rank_zero_info,
                 )
             if news and (line := shards.left_out(self.folder)):
                 rank_zero_warn(line)
@@ -253,10 +264,10 @@ class VoxCelebDataModule(LightningDataModule):
         """Split the speakers and open the cache.
 
         Raises:
-            UserError: unfinished cache, a cache of smaller pictures, too few speakers.
+            UserError: unfinished cache, a cache of other pictures or another store, too few speakers.
         """
         self._place = Place()  # a checkpoint is loaded after this
-        if self._train is not None:
+        if self._train is not None or self._val is not None:
             return
         document, _ = shards.read_index(self.folder)
         plan = document["plan"]
@@ -264,24 +275,28 @@ class VoxCelebDataModule(LightningDataModule):
             raise UserError(
                 f"{self.folder}: holds crops of {plan['size']} px, image_size asks for {self.image_size}"
             )
+        if self.store not in ("auto", plan["store"]):
+            raise UserError(f"{self.folder}: holds crops as {plan['store']}, store asks for {self.store}")
         names = sorted(document["speakers"])
         kept_out = round(self.val_fraction * len(names)) or int(self.val_fraction > 0)
-        if kept_out >= len(names):
+        if kept_out >= len(names) and self.val_fraction < 1:
             raise UserError(
-                f"{self.folder}: has {len(names)} speaker(s), none left to train; set val_fraction to 0"
+                f"{self.folder}: has {len(names)} speaker(s), none left to train; set val_fraction to 0, or, "
+                "where a folder holds many people, give that folder as data"
             )
         mixed = np.random.default_rng(self.seed).permutation(len(names)).tolist()
         val = {names[i] for i in mixed[:kept_out]}
         train_transform = PairTransform(self.image_size, True, self.seed)
-        self._train = PairDataset(
-            self.folder,
-            set(names) - val,
-            self.gap_seconds,
-            train_transform,
-            self.pairs_per_epoch,
-            self.two_views,
-            self.seed,
-        )
+        if train := set(names) - val:
+            self._train = PairDataset(
+                self.folder,
+                train,
+                self.gap_seconds,
+                train_transform,
+                self.pairs_per_epoch,
+                self.two_views,
+                self.seed,
+            )
         if val:
             plain = PairTransform(self.image_size, False, self.seed)
             self._val = PairDataset(
@@ -311,9 +326,11 @@ class VoxCelebDataModule(LightningDataModule):
         """Batches of training pairs, transformed.
 
         Raises:
-            UserError: resumed in the middle of an epoch of other batches or ranks.
+            UserError: resumed in the middle of an epoch of other batches or ranks; all speakers validate.
         """
-        assert self._train is not None, "setup() was not called"
+        if self._train is None:
+            assert self._val is not None, "setup() was not called"
+            raise UserError("val_fraction: 1 leaves no speaker to train on; use less")
         loader = self._loader(self._train, fixed=False)
         layout = loader.sampler.layout  # type: ignore[attr-defined]
         if self._place.batch and self._place.layout != layout:
@@ -332,7 +349,8 @@ class VoxCelebDataModule(LightningDataModule):
         # a forked child that changes their number waits for ever for threads that it does not have.
         cv2.setNumThreads(1)
         dataset.transform.ready()
-        return (DataLoader if fixed else _PairLoader)(
+        pictures = 4 if dataset.two_views else 2
+        return (PictureLoader if fixed else _PairLoader)(
             dataset,
             batch_size=None,
             sampler=PairSampler(
@@ -341,4 +359,5 @@ class VoxCelebDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
+            batch_bytes=self.batch_size * pictures * 3 * self.image_size**2,
         )

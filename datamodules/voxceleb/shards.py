@@ -3,13 +3,14 @@
 Each utterance is decoded once, in order, by one worker process. It is cut into windows of at most two
 seconds, short enough that the head stays in its crop; each window has one alignment (faces.FaceAligner) and,
 when `stabilise` is on, each of its frames one residual rigid motion against the window's middle frame
-(motion.Stabiliser), applied in the same interpolation.
+(head_motion.Stabiliser), applied in the same interpolation.
 
 On disk:
-- plan.json: what is being built and the list of files; written first. A second call with other settings or
-  another list refuses to mix.
-- shard-00012.npy (N, side, side, 3) uint8 and shard-00012.json (its windows; its quarantined files); a shard
-  is there when its .json is. Killed at any moment, a second call makes only the shards that are not there.
+- plan.json: what is being built and a fingerprint of the files; written first. A second call with other
+  settings, other files or other code refuses to mix.
+- shard-00012.* with the crops, see stores.py, and shard-00012.json (its windows; its quarantined files); a
+  shard is there when its .json is. Killed at any moment, a second call makes only the shards that are not
+  there.
 - index.json, index.npz: all windows; written last: a cache is complete when index.json is there.
 - quarantine.csv (path, reason): files that gave no window. They are listed, never replaced by others.
 """
@@ -17,29 +18,45 @@ On disk:
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
+import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser
-from datamodules.faces.geometry import compose
+from datamodules.faces.align import FaceAligner, FaceMode
 from datamodules.voxceleb.parallel import work
-from datamodules.voxceleb.utterances import Utterance, cut, find_utterances
+from datamodules.voxceleb.stores import ROW, STORES, Store, bytes_on_disk, write_shard
+from datamodules.voxceleb.utterances import Utterance, find_utterances
+from datamodules.voxceleb.windows import Window, read_windows
 from mefar.errors import UserError
-from mefar.files import lock, replacing, sweep
+from mefar.files import code_fingerprint, fingerprint, lock, replacing, sweep
 
-VERSION = 3
+VERSION = 4
 NO_FACE = "no face found that stays in the picture"
 Progress = Callable[[int, int, float], None]
+StoreChoice = Literal["auto", "raw", "jpeg", "video"]
+
+# Whose code decides what crops show.
+MADE_BY = (
+    "datamodules.faces",
+    "datamodules.voxceleb.windows",
+    "datamodules.voxceleb.stores",
+    "datamodules.voxceleb.video",
+)
+# What `auto` takes raw crops for: they are read several times faster than the others.
+RAW_UP_TO = 20e9
+# Measured by experiments/benchmarks/stores.py at 256 px.
+_JPEG_SHARE = 0.085  # of the raw crops' bytes
+_CORE_SECONDS = 0.25  # per file of eight seconds at 224 px
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,8 @@ class _Plan:
     stabilise: bool
     seed: int
     per_shard: int
+    store: Store
+    code: str
 
 
 def margin_for(size: int) -> int:
@@ -94,6 +113,8 @@ def build(
     seed: int = 0,
     progress: Progress | None = None,
     stabilise: bool = True,
+    store: StoreChoice = "auto",
+    tell: Callable[[str], None] | None = None,
 ) -> CacheSummary:
     """Decode, align and store; resumes where a killed call stopped; returns at once when all is there.
 
@@ -109,6 +130,10 @@ def build(
         seed: which windows of a long file are kept.
         progress: called with (files done, files in all, files per second).
         stabilise: remove the head's rigid motion inside each window.
+        store: `raw` crops, `jpeg`, or `video`: where the crops are in the videos; `auto` takes what was begun
+            in `out`, else raw up to 20 GB, else jpeg where the disk has room, else video.
+        tell: takes a line that says what will be stored, how large it will be and how long it takes, before
+            it begins.
 
     Raises:
         UserError: missing folder, no video, a cache of other settings in `out`, not enough disk.
@@ -119,12 +144,15 @@ def build(
         raise UserError(
             f"cache: size {size} must be 16 or more, frames per utterance {frames_per_utterance} 2 or more"
         )
-    # Sizes too: other videos under the same names are another corpus.
-    listing = "\n".join(f"{u.path} {(voxceleb / u.path).stat().st_size}" for u in utterances)
+    if store not in ("auto", *STORES):
+        raise UserError(f"store: unknown way {store!r}; use auto, {', '.join(STORES)}")
+    # Sizes and times too: other videos under the same names are another corpus.
+    states = [(u.path, u.speaker, (voxceleb / u.path).stat()) for u in utterances]
+    files = [(path, speaker, state.st_size, state.st_mtime_ns) for path, speaker, state in states]
     plan = _Plan(
         version=VERSION,
         source=str(voxceleb.resolve()),
-        files=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        files=fingerprint(files)[:16],
         size=size,
         margin=margin_for(size),
         frames_per_utterance=frames_per_utterance,
@@ -132,11 +160,13 @@ def build(
         stabilise=stabilise,
         seed=seed,
         per_shard=int(np.clip(len(utterances) // 200, 4, 256)),
+        store="raw" if store == "auto" else store,
+        code=code_fingerprint(*MADE_BY)[:16],
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with lock(out / ".lock"):
-            return _build(voxceleb, out, plan, utterances, workers, progress)
+            return _build(voxceleb, out, plan, store == "auto", utterances, workers, progress, tell)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{out}: cannot write the cache ({reason}); make room and call again") from error
@@ -146,16 +176,26 @@ def _build(
     voxceleb: Path,
     out: Path,
     plan: _Plan,
+    choose: bool,
     utterances: list[Utterance],
     workers: int,
     progress: Progress | None,
+    tell: Callable[[str], None] | None,
 ) -> CacheSummary:
-    _check_plan(out, plan)
-    if (out / "index.json").is_file():
+    begun = (out / "plan.json").is_file()
+    if choose:
+        there = _read_json(out / "plan.json").get("store") if begun else None
+        plan = replace(plan, store=there if there in STORES else _chosen(out, plan, len(utterances)))
+    if begun:
+        _check_plan(out, plan)
+    if (out / "index.json").is_file() and _index_is_whole(out):
         return summary(out)
     chunks = [utterances[i : i + plan.per_shard] for i in range(0, len(utterances), plan.per_shard)]
-    todo = [i for i in range(len(chunks)) if not (out / f"shard-{i:05d}.json").is_file()]
-    _check_disk(out, plan, sum(len(chunks[i]) for i in todo))
+    todo = [i for i in range(len(chunks)) if _read_part(out, i) is None]
+    count = sum(len(chunks[i]) for i in todo)
+    _check_disk(out, plan, count)
+    if count and tell is not None:
+        tell(_announcement(out, plan, count, max(1, workers)))
     with replacing(out / "plan.json") as temporary:
         temporary.write_text(json.dumps(asdict(plan), indent=1))
     sweep(out)
@@ -208,32 +248,77 @@ def read_index(out: Path) -> tuple[dict[str, Any], tuple[NDArray[np.int64], NDAr
     try:
         with np.load(Path(out) / "index.npz") as arrays:
             return document, (arrays["windows"], arrays["times"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{out}: index.npz is missing or damaged; delete the cache folder and build it again"
+            f"{out}: index.npz is missing or damaged; build the cache again: only the index is made anew"
         ) from error
 
 
+def _index_is_whole(out: Path) -> bool:
+    try:
+        read_index(out)
+        summary(out)
+    except (UserError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _read_part(out: Path, shard: int) -> dict[str, Any] | None:
+    """The list of a shard's windows and quarantined files; None where it is not there, or damaged."""
+    try:
+        part = _read_json(out / f"shard-{shard:05d}.json")
+    except UserError:
+        return None
+    return part if {"windows", "bad"} <= set(part) else None
+
+
 def _check_plan(out: Path, plan: _Plan) -> None:
-    if not (out / "plan.json").is_file():
-        return
     old, new = _read_json(out / "plan.json"), asdict(plan)
     different = [key for key in new if old.get(key) != new[key]]
     if different:
         key = different[0]
-        what = (
-            "the videos changed" if key == "files" else f"{key} is {old.get(key)!r} there, {new[key]!r} now"
-        )
+        what = {
+            "files": "the videos changed",
+            "code": "the code that makes crops changed; as `data` it can still be trained on",
+        }.get(key, f"{key} is {old.get(key)!r} there, {new[key]!r} now")
         raise UserError(f"{out}: is a cache made otherwise ({what}); choose another folder or delete it")
 
 
+def _bytes(plan: _Plan, store: Store, count: int) -> float:
+    """Bytes that so many files may need."""
+    rows = count * plan.frames_per_utterance
+    crops = float(rows * (plan.size + 2 * plan.margin) ** 2 * 3)
+    share = {"raw": 1.0, "jpeg": min(1.0, _JPEG_SHARE * math.sqrt(256 / plan.size)), "video": 0.0}[store]
+    return crops * share + rows * (ROW.itemsize + 24)
+
+
+def _chosen(out: Path, plan: _Plan, count: int) -> Store:
+    room = 0.5 * shutil.disk_usage(out).free
+    if _bytes(plan, "raw", count) < min(RAW_UP_TO, room):
+        return "raw"
+    return "jpeg" if _bytes(plan, "jpeg", count) < room else "video"
+
+
+def _announcement(out: Path, plan: _Plan, count: int, workers: int) -> str:
+    hours = count * _CORE_SECONDS / 3600
+    return (
+        f"{out}: {count} videos as {plan.store}, {plan.frames_per_utterance} crops each: about "
+        f"{_bytes(plan, plan.store, count) / 1e9:.2g} GB and {hours:.2g} core-hours, "
+        f"{hours / workers:.2g} hours on {workers} cores"
+    )
+
+
 def _check_disk(out: Path, plan: _Plan, count: int) -> None:
-    need = count * plan.frames_per_utterance * (plan.size + 2 * plan.margin) ** 2 * 3
-    free = shutil.disk_usage(out).free
+    need, free = _bytes(plan, plan.store, count), shutil.disk_usage(out).free
     if need > 0.95 * free:
+        others = [
+            f"{store} needs {_bytes(plan, store, count) / 1e9:.2g}"
+            for store in STORES[STORES.index(plan.store) + 1 :]
+        ]
         raise UserError(
-            f"{out}: the cache may need {need / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
-            "choose another folder or fewer frames per utterance"
+            f"{out}: the cache may need {need / 1e9:.2g} GB as {plan.store}, the disk has "
+            f"{free / 1e9:.2g} GB free; choose another folder, fewer frames per utterance, or another store"
+            + (f" ({', '.join(others)})" if others else "")
         )
 
 
@@ -271,20 +356,20 @@ def _make_shard(
     plan: _Plan,
     chunk: list[Utterance],
     shard: int,
-    condemned: Mapping[str, str],
-    begin: Callable[[str], object],
+    left_out: Mapping[str, str],
+    opening: Callable[[str], object],
 ) -> None:
-    """Write one shard; `begin` is told of each file before it is opened, `condemned` ones are not opened."""
+    """Write one shard; `opening` is told of each file before it is opened, `left_out` ones are not opened."""
     side = plan.size + 2 * plan.margin
     aligner = FaceAligner(plan.size, plan.faces, plan.margin)
-    crops: list[NDArray[np.uint8]] = []
+    kept: list[Window] = []
     windows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
     for utterance in chunk:
-        if utterance.path in condemned:
-            bad.append({"path": utterance.path, "reason": condemned[utterance.path]})
+        if utterance.path in left_out:
+            bad.append({"path": utterance.path, "reason": left_out[utterance.path]})
             continue
-        begin(utterance.path)
+        opening(utterance.path)
         try:
             found = _read_windows(root / utterance.path, utterance.path, aligner, plan)
         except UserError as error:
@@ -293,49 +378,19 @@ def _make_shard(
             continue
         if not found:
             bad.append({"path": utterance.path, "reason": NO_FACE})
-        for times, images in found:
-            windows.append({"speaker": utterance.speaker, "path": utterance.path, "times": times})
-            crops.append(images)
-    begin("")
-    array = np.concatenate(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
-    name = f"shard-{shard:05d}"
-    with replacing(out / f"{name}.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, array)
-    with replacing(out / f"{name}.json") as temporary:
+        for window in found:
+            windows.append(
+                {"speaker": utterance.speaker, "path": utterance.path, "times": window.times.tolist()}
+            )
+        kept += found
+    opening("")
+    write_shard(out, shard, plan.store, kept, side)
+    with replacing(out / f"shard-{shard:05d}.json") as temporary:
         temporary.write_text(json.dumps({"windows": windows, "bad": bad}))
 
 
-def _read_windows(
-    path: Path, name: str, aligner: FaceAligner, plan: _Plan
-) -> list[tuple[list[float], NDArray[np.uint8]]]:
-    """Seconds and crops of each window of one video that shows one face throughout."""
-    found = []
-    for attempt in range(3):  # a long video may show no face where the first windows fell
-        for times, images in cut(path, plan.frames_per_utterance, f"{plan.seed}/{name}/{attempt}"):
-            matrix = aligner.estimate_many([images[0], images[len(images) // 2], images[-1]])
-            if matrix is not None:
-                found.append((times, _crop(aligner, images, matrix, plan.stabilise)))
-        if found:
-            break
-    return found
-
-
-def _crop(
-    aligner: FaceAligner, images: list[NDArray[np.uint8]], matrix: NDArray[np.float64], steady: bool
-) -> NDArray[np.uint8]:
-    """Frames of one window -> (N, side, side, 3) crops."""
-    crops = [aligner.crop(image, matrix) for image in images]
-    if steady:
-        middle = len(images) // 2
-        stabiliser = Stabiliser(
-            crops[middle], "aligned" if aligner.mode == "align" else "any", aligner.margin
-        )
-        for order in (range(middle + 1, len(images)), range(middle - 1, -1, -1)):
-            guess = None
-            for i in order:  # outward from the middle: each frame starts from its neighbour's answer
-                guess = stabiliser.motion(crops[i], guess)
-                crops[i] = aligner.crop(images[i], compose(guess, matrix))
-    return np.stack(crops)
+def _read_windows(path: Path, name: str, aligner: FaceAligner, plan: _Plan) -> list[Window]:
+    return read_windows(path, name, aligner, plan.frames_per_utterance, plan.stabilise, plan.seed)
 
 
 def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSummary:
@@ -344,8 +399,10 @@ def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSumma
     paths: list[str] = []
     speakers: dict[str, int] = {}
     bad: list[dict[str, str]] = []
+    size = 0
     for shard in range(len(chunks)):
         part, row = _read_json(out / f"shard-{shard:05d}.json"), 0
+        size += bytes_on_disk(out, shard)
         bad += part["bad"]
         for window in part["windows"]:
             speaker = speakers.setdefault(window["speaker"], len(speakers))
@@ -353,14 +410,13 @@ def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSumma
             paths.append(window["path"])
             moments += window["times"]
             row += len(window["times"])
-    side = plan.size + 2 * plan.margin
     result = CacheSummary(
         utterances=len(set(paths)),
         windows=len(windows),
         frames=len(moments),
         quarantined=len(bad),
         speakers=len(speakers),
-        bytes=len(moments) * side * side * 3,
+        bytes=size,
     )
     with replacing(out / "index.npz") as temporary, temporary.open("wb") as file:
         table = np.array(windows, np.int64).reshape(-1, 4)

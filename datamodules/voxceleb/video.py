@@ -5,8 +5,8 @@ hangs, on edit lists, open groups of pictures, AVI, and readers inherited by a f
 where a look at the packets says that none of this can happen, and is opened and closed inside the call.
 Everything else goes through PyAV with a seek whose result is checked by its time stamp.
 
-A phone held upright writes lying pictures and a note how to turn them (the display matrix). Frames come out
-as a player shows them, and sizes are those of the shown picture.
+A phone held upright writes lying pictures and a note how to turn them (the display matrix); television has
+pixels that are not square. Frames come out as a player shows them, and sizes are those of the shown picture.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +28,10 @@ UInt8 = NDArray[np.uint8]
 Backend = Literal["auto", "decord", "pyav"]
 
 HAS_DECORD = importlib.util.find_spec("decord") is not None  # built for x86-64 only
-SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".flv", ".wmv", ".gif"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class _Index:
     stamps: tuple[int, ...] | None  # None: the container gives none, count frames instead
     seconds: float  # per tick
     seekable: bool  # stamps survive a seek: not in AVI, which has none and lets FFmpeg guess them
-    plain: bool  # every packet shown, starts at zero, closed groups, constant frame rate, not turned
+    plain: bool  # every packet shown, starts at zero, closed groups, constant rate, not turned, square pixels
     mirrored: bool  # as the selfie cameras of some phones do
 
 
@@ -143,7 +147,7 @@ def play(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[floa
     last = None if only is None else max(only, default=-1)
     with _open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+        stream.thread_type, screen = "NONE", _screen(path, stream)
         rate = float(stream.average_rate or stream.base_rate or 25)
         try:
             for frame in container.decode(stream):
@@ -152,7 +156,7 @@ def play(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[floa
                 if only is None or shown in only:
                     if frame.is_corrupt:  # the decoder made up what it could not read
                         raise UserError(f"{path}: frame {shown} is damaged")
-                    yield time - first, _upright(frame)
+                    yield time - first, _as_shown(screen, frame)
                 shown += 1
                 if last is not None and shown > last:
                     return
@@ -207,7 +211,7 @@ def _index(path: Path) -> _Index:
         stream = container.streams.video[0]
         codec, width, height = stream.codec_context.name, stream.width, stream.height
         rate, tick = stream.average_rate or stream.base_rate, float(stream.time_base or 0)
-        start, kind = stream.start_time, container.format.name
+        start, kind, aspect = stream.start_time, container.format.name, _aspect(stream)
         stream.thread_type = "NONE"
         try:
             for packet in container.demux(stream):
@@ -234,6 +238,7 @@ def _index(path: Path) -> _Index:
     if ordered is not None and len(ordered) > 1 and tick:
         fps = (len(ordered) - 1) / ((ordered[-1] - ordered[0]) * tick)
     turn = _turn(first[0]) if first else _NOT_TURNED
+    width = round(width * aspect)
     if turn.transposed:
         width, height = height, width
     steps = set(np.diff(ordered).tolist()) if ordered is not None else set()
@@ -247,6 +252,7 @@ def _index(path: Path) -> _Index:
         and keys > 0
         and not open_group
         and turn == _NOT_TURNED
+        and aspect == 1.0
     )
     seekable = "mp4" in kind or "matroska" in kind or keys == len(stamps)
     about = VideoInfo(len(stamps), fps, width, height, codec)
@@ -272,9 +278,39 @@ def _turn(frame: Any) -> _Turn:
     return _Turn(False, a < 0, d < 0) if b == c == 0 else _NOT_TURNED
 
 
-def _upright(frame: Any) -> UInt8:
-    """A decoded frame as a player shows it, (H, W, 3) uint8 RGB."""
+def _aspect(stream: Any) -> float:
+    """Width of a pixel in heights of it; 1 where the stream does not say."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.1 < aspect < 10 else 1.0
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """What a player decides when a stream begins: width and height as coded, and how wide a pixel is."""
+
+    path: Path
+    width: int
+    height: int
+    aspect: float
+
+
+def _screen(path: Path, stream: Any) -> _Screen:
+    return _Screen(path, stream.width, stream.height, _aspect(stream))
+
+
+def _as_shown(screen: _Screen, frame: Any) -> UInt8:
+    """A decoded frame as a player shows it, (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: its size is not that of the stream's beginning.
+    """
+    if (frame.width, frame.height) != (screen.width, screen.height):
+        change = f"from {screen.width} x {screen.height} to {frame.width} x {frame.height}"
+        raise UserError(f"{screen.path}: changes its size midway, {change}; cut it there")
     image, turn = frame.to_ndarray(format="rgb24"), _turn(frame)
+    if screen.aspect != 1.0:
+        size = (round(screen.width * screen.aspect), screen.height)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     if turn == _NOT_TURNED:
         return np.asarray(image, np.uint8)
     image = image.transpose(1, 0, 2) if turn.transposed else image
@@ -299,7 +335,7 @@ def _seek(path: Path, stamps: tuple[int, ...], wanted: list[int]) -> dict[int, U
     found: dict[int, UInt8] = {}
     with _open(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+        stream.thread_type, screen = "NONE", _screen(path, stream)
         position = -1  # number of the last frame decoded; -1 before the first
         todo = list(wanted)
         try:
@@ -316,7 +352,7 @@ def _seek(path: Path, stamps: tuple[int, ...], wanted: list[int]) -> dict[int, U
                     if position == todo[0]:
                         if frame.is_corrupt:
                             return None
-                        found[todo.pop(0)] = _upright(frame)
+                        found[todo.pop(0)] = _as_shown(screen, frame)
                         if not todo or todo[0] > position + 50:
                             break
                 if len(todo) == before:

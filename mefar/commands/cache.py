@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.faces.align import FaceMode
-from datamodules.voxceleb.shards import build, left_out
+from datamodules.voxceleb.shards import StoreChoice, build, left_out
 from mefar.commands import run_function
 from mefar.progress import shown
 
@@ -20,6 +20,7 @@ def cache(
     frames: int = 25,
     faces: FaceMode = "align",
     stabilise: bool = True,
+    store: StoreChoice = "auto",
     workers: int = 0,
     seed: int = 0,
 ) -> None:
@@ -29,9 +30,10 @@ def cache(
         voxceleb: folder of face videos, any depth.
         out: folder for the cache; resumed if it was begun.
         size: side of the crops in pixels.
-        frames: crops kept per video (25 = 2 s at 80 ms).
+        frames: crops kept per video: 25 are one window of 2 s at 80 ms, 50 two windows of a longer file.
         faces: find and align faces, or take frames as they are.
         stabilise: take out the head's own motion.
+        store: raw crops, jpeg (a twelfth of the bytes) or video (decoded for every pair); auto goes by size.
         workers: processes; 0 for one per core.
         seed: which parts of long videos are kept.
     """
@@ -46,6 +48,8 @@ def cache(
             seed=seed,
             progress=progress,
             stabilise=stabilise,
+            store=store,
+            tell=print,
         )
     print(
         f"{out}: {made.frames} crops in {made.windows} windows of {made.utterances} videos, "

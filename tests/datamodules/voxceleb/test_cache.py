@@ -20,7 +20,8 @@ from datamodules.demo.render import Pose
 from datamodules.faces.align import EYES_AT, MOUTH_AT, FaceAligner, FaceDetector
 from datamodules.voxceleb import shards
 from datamodules.voxceleb.shards import build, read_index
-from datamodules.voxceleb.utterances import WINDOW_SECONDS, _choose, find_utterances
+from datamodules.voxceleb.utterances import find_utterances
+from datamodules.voxceleb.windows import WINDOW_SECONDS, choose, window_count
 from mefar import files
 from mefar.commands.cache import main
 from mefar.errors import UserError
@@ -70,6 +71,9 @@ def test_speakers_in_all_layouts(tmp_path):
         "id10001#zELwAz2W6hM#000003#000150.mp4",
         "plain/face.MOV",
         "plain/other.avi",
+        "train/Actor_01/a.mpg",
+        "test/Actor_01/b.gif",
+        "alone.m2ts",
         ".hidden.mp4",
         "notes.txt",
     ):
@@ -80,35 +84,61 @@ def test_speakers_in_all_layouts(tmp_path):
         "dev/mp4/id00012/21Uxsk56VDQ/00001.mp4": "id00012",
         "test/mp4/id00017/id00012abcd/00002.mp4": "id00017",
         "id10001#zELwAz2W6hM#000003#000150.mp4": "id10001",
-        "plain/face.MOV": "plain/face.MOV",
-        "plain/other.avi": "plain/other.avi",
+        "plain/face.MOV": "plain",
+        "plain/other.avi": "plain",
+        "train/Actor_01/a.mpg": "Actor_01",
+        "test/Actor_01/b.gif": "Actor_01",
+        "alone.m2ts": "alone.m2ts",
     }
+
+
+def test_folders_that_all_files_share_name_nobody(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        for folder in ("all/clips/Anna", "all/clips/Bob/day1", "alone/here"):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    assert {u.speaker for u in find_utterances(tmp_path / "all")} == {"Anna", "Bob"}
+    assert {u.speaker for u in find_utterances(tmp_path / "alone")} == {"here"}, (
+        "rather one person than a leak"
+    )
+    assert {u.speaker for u in find_utterances(tmp_path / "alone" / "here")} == {"a.mp4", "b.mp4"}
+
+
+def chosen(known, frames, places):
+    """The frame numbers of all windows; one place for all, or one for each."""
+    count = window_count(known, frames)
+    return [choose(known, frames, i, places[i % len(places)]) for i in range(count)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     steps=st.lists(st.floats(0.005, 0.4), min_size=0, max_size=400),
     frames=st.integers(2, 130),
-    seed=st.text(max_size=5),
+    places=st.lists(st.floats(0.0, 1.0), min_size=5, max_size=5),
 )
-def test_windows_are_short_ordered_and_apart(steps, frames, seed):
+def test_windows_are_short_ordered_and_apart(steps, frames, places):
     known = np.concatenate([[0.0], np.cumsum(steps)])
-    windows = _choose(known, frames, seed)
+    windows = chosen(known, frames, places)
     flat = [row for window in windows for row in window]
     assert flat == sorted(set(flat))
     assert 1 <= len(flat) <= frames
     assert 0 <= flat[0] <= flat[-1] < len(known)
     longest = max(steps, default=0.0)
-    assert all(known[window[-1]] - known[window[0]] <= WINDOW_SECONDS + longest + 1e-9 for window in windows)
+    assert all(
+        known[window[-1]] - known[window[0]] <= WINDOW_SECONDS + longest + 1e-9
+        for window in windows
+        if window
+    )
 
 
 def test_a_usual_utterance_gives_one_window_with_partners_at_every_gap():
-    (rows,) = _choose(np.arange(200) / 25, 25, "x")
+    (rows,) = chosen(np.arange(200) / 25, 25, [0.3])
     steps = np.diff(np.array(rows) / 25)
     assert len(rows) == 25
     np.testing.assert_allclose(steps, 0.08)
-    assert len(_choose(np.arange(200) / 25, 75, "x")) == 3
-    assert len(_choose(np.arange(36) / 25, 25, "x")[0]) == 25, "short files are kept more densely"
+    assert len(chosen(np.arange(200) / 25, 75, [0.3])) == 3
+    assert len(chosen(np.arange(36) / 25, 25, [0.3])[0]) == 25, "short files are kept more densely"
 
 
 def test_every_crop_is_the_frame_that_its_time_says(finished):
@@ -289,6 +319,7 @@ def test_the_command_builds_and_says_what(voxceleb, tmp_path, capsys):
             "32",
             "--faces",
             "precropped",
+            "--stabilise=false",
             "--workers",
             "0",
         ]
@@ -296,6 +327,7 @@ def test_the_command_builds_and_says_what(voxceleb, tmp_path, capsys):
     finally:
         (voxceleb / "bad.mp4").unlink()
     said = capsys.readouterr().out
+    assert "7 videos as raw, 25 crops each: about" in said
     assert "150 crops in 6 windows of 6 videos, 3 speakers" in said
     (line,) = [line for line in said.splitlines() if "quarantine.csv" in line]
     assert "1 of 7 videos gave nothing" in line

@@ -1,0 +1,72 @@
+"""The DataLoader of both datamodules: workers that cannot do their work end the run with one line."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from mefar.errors import UserError
+
+SHARED_MEMORY = Path("/dev/shm")  # where Linux lets processes share memory; containers often have 64 MB of it
+SECONDS = 1800.0  # for one batch
+
+
+class PictureLoader(DataLoader[Any]):
+    """A DataLoader that forks cleanly and does not wait for workers that cannot answer.
+
+    Args:
+        batch_bytes: size of one batch.
+        arguments: of DataLoader.
+    """
+
+    def __init__(self, *arguments: Any, batch_bytes: int, **named: Any) -> None:
+        timeout = SECONDS if named.get("num_workers") else 0.0
+        super().__init__(*arguments, **{"timeout": timeout, **named})
+        self.batch_bytes = batch_bytes
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches.
+
+        Raises:
+            UserError: workers have too little shared memory, die, or take half an hour for a batch.
+        """
+        self._check_shared_memory()
+        # What the parent has thrown away and not collected yet, a forked worker would collect: frames of
+        # decoders among it, whose threads the worker does not have, and for which it would wait for ever.
+        gc.collect()
+        gc.freeze()
+        try:
+            batches = super().__iter__()
+        finally:
+            gc.unfreeze()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader" not in str(error):  # torch's own words for workers that die or are silent
+                    raise
+                raise UserError(
+                    f"a loader process ended or fell silent ({str(error).splitlines()[0]}); is there room in "
+                    f"{SHARED_MEMORY} and in memory? Try fewer num_workers, or 0"
+                ) from error
+            yield batch
+
+    def _check_shared_memory(self) -> None:
+        if not self.num_workers or not SHARED_MEMORY.is_dir():
+            return
+        # Without room a worker's batch is lost, not its life: the run would wait for ever.
+        need = self.num_workers * ((self.prefetch_factor or 2) + 1) * self.batch_bytes
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if need > free:
+            raise UserError(
+                f"{SHARED_MEMORY}: {free / 1e6:.0f} MB free, {self.num_workers} loader processes need "
+                f"{need / 1e6:.0f} MB; set num_workers to 0 or fewer, or give the container more (docker run "
+                "--shm-size=8g)"
+            )
