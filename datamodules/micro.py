@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 
 from datamodules.clips import Clip, Study, mirrored
 from datamodules.crops import PairSettings, PairStore, Progress, fingerprint
@@ -22,6 +22,7 @@ from datamodules.protocols import load
 from datamodules.views import draw_view
 from mefar.errors import UserError
 from mefar.progress import shown
+from mefar.randomness import epoch_order, fold_key
 
 __all__ = ["MicroExpressionDataModule", "MicroExpressionDataset", "fingerprint"]
 
@@ -156,6 +157,29 @@ class UnpaddedSampler(DistributedSampler[Any]):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
+class FoldOrder(Sampler[int]):
+    """Rows in the order in which `mefar loso` shows them to the fold of this subject and seed.
+
+    Args:
+        held_out: subject, or None.
+        seed: of the fold.
+        clips: n, rows are 0 to n - 1.
+    """
+
+    def __init__(self, held_out: str | None, seed: int, clips: int) -> None:
+        self.key, self.clips, self.epoch = fold_key(held_out, seed), clips, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(self.key, self.epoch, self.clips).tolist())
+
+    def __len__(self) -> int:
+        return self.clips
+
+
 class MicroExpressionDataModule(LightningDataModule):
     """Micro-expression clips of a protocol for training, validation on one subject, and prediction.
 
@@ -263,9 +287,8 @@ class MicroExpressionDataModule(LightningDataModule):
         return self.dataset.study
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """All clips but the held-out subject's, in an order that the seed decides."""
-        order = torch.Generator().manual_seed(self.seed)
-        return self._loader(self._train, shuffle=True, generator=order)
+        """All clips but the held-out subject's, in the order of the fold: see FoldOrder."""
+        return self._loader(self._train, FoldOrder(self.held_out, self.seed, len(self._train)))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """The held-out subject's clips, each once over all ranks; nothing where no subject is held out.
@@ -286,8 +309,7 @@ class MicroExpressionDataModule(LightningDataModule):
     def _loader(
         self,
         indices: Sequence[int],
-        shuffle: bool = False,
-        generator: torch.Generator | None = None,
+        sampler: Sampler[int] | None = None,
         share: bool = False,
     ) -> DataLoader[dict[str, Any]]:
         chosen = Subset(self.dataset, list(indices))
@@ -297,9 +319,7 @@ class MicroExpressionDataModule(LightningDataModule):
         return DataLoader(
             chosen,
             batch_size=self.batch_size,
-            shuffle=shuffle,
-            sampler=UnpaddedSampler(chosen, shuffle=False) if ranks > 1 else None,
-            generator=generator,
+            sampler=UnpaddedSampler(chosen, shuffle=False) if ranks > 1 else sampler,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -16,6 +16,7 @@ def shown(title: str, unit: str = "files") -> Iterator[Callable[[int, int, float
 
     Nothing is shown until the first call: work that is already done stays silent.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
@@ -25,7 +26,7 @@ def shown(title: str, unit: str = "files") -> Iterator[Callable[[int, int, float
         TextColumn("{task.fields[rate]:.1f} {task.fields[unit]}/s"),
         TextColumn("{task.fields[left]}"),
     )
-    bar = Progress(*columns)
+    bar = Progress(*columns, console=Console(stderr=True))  # stdout is for results
     task = bar.add_task(title, total=None, rate=0.0, unit=unit, left="")
     said = time.monotonic()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mefar.errors import UserError
 
@@ -130,3 +130,13 @@ class AdaptableTokenizer(ActionTokenizer, Protocol):
             seeds: B numbers from which each pair's random numbers follow, if there are any.
         """
         ...
+
+
+@torch.no_grad()
+def feature_dim(tokenizer: ActionTokenizer) -> int:
+    """D', the width of what classifiers read of a tokenizer: found out on one pair of gray pictures."""
+    device = None
+    if isinstance(tokenizer, nn.Module):
+        device = next((value.device for value in tokenizer.parameters()), None)
+    gray = torch.full((1, 3, tokenizer.image_size, tokenizer.image_size), 0.5, device=device)
+    return tokenizer.tokenize(gray, gray).features.shape[-1]

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from test_tokenizer import SMALL
-from token_sets import CLASSES, study
+from token_sets import study
 from torch.utils.data import Dataset
 
 from mefar.loso.adapting import Adaptation
-from mefar.loso.engine import TokenSet
-from mefar.loso.scores import StudyTokens
+from mefar.loso.folds import StudyTokens
 from mefar.loso.token_table import tokenize
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.published_network import PublishedNetwork
@@ -79,4 +78,4 @@ def material(network: str = "warp", views: int = 2) -> StudyTokens:
     batch = {name: torch.stack([item[name] for item in items]) for name in ("onset", "apex")}
     table = tokenize(tokenizer(network), [batch | {"clip": [item["clip"] for item in items]}])
     labels = torch.arange(len(SUBJECTS)) % 3
-    return study(TokenSet(table.embeddings, labels, SUBJECTS, CLASSES))
+    return study(table.embeddings, labels, SUBJECTS)

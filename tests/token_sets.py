@@ -1,4 +1,4 @@
-"""Made-up token sets: classes move their own token positions, subjects differ in size and habit."""
+"""Made-up studies of tokens: classes move their own token positions, subjects differ in size and habit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mefar.loso.engine import TextAnchors, TokenSet
-from mefar.loso.scores import StudyTokens
+from mefar.classifier.losses import TextAnchors
+from mefar.loso.folds import StudyTokens
 
 CLASSES = ("negative", "positive", "surprise")
 DATABASES = ("casme2", "samm", "smic")
@@ -22,8 +22,8 @@ def token_set(
     noise: float = 0.4,
     seed: int = 0,
     subjects: tuple[str, ...] | None = None,
-) -> TokenSet:
-    """Subjects of unequal size; label i % 3, so no class is ever absent from a training set."""
+) -> StudyTokens:
+    """A composite study, subjects of unequal size; label i % 3, so no class is absent from a training set."""
     generator = torch.Generator().manual_seed(seed)
     N = sum(clips)
     labels = torch.arange(N) % len(CLASSES)
@@ -33,8 +33,26 @@ def token_set(
     owner = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(clips))
     tokens = patterns[labels] + 0.3 * habits[owner]
     tokens = tokens[:, None] + noise * torch.randn(N, views, L, D, generator=generator, dtype=torch.float64)
-    keys = tuple(names[int(i)] for i in owner)
-    return TokenSet(tokens.to(dtype), labels, keys, CLASSES)
+    return study(tokens.to(dtype), labels, tuple(names[int(i)] for i in owner))
+
+
+def study(tokens: Tensor, labels: Tensor, subjects: tuple[str, ...]) -> StudyTokens:
+    """A composite study of these tokens (N, V, L, D)."""
+    databases = [subject.split("/")[0] for subject in subjects]
+    counts = {
+        name: {"clips": databases.count(name), "subjects": len({s for s in subjects if s.startswith(name)})}
+        for name in sorted(set(databases))
+    }
+    return StudyTokens(
+        "composite",
+        tokens,
+        labels,
+        subjects,
+        tuple(f"{subject}/clip{row:03d}" for row, subject in enumerate(subjects)),
+        CLASSES,
+        tokenizer={"checkpoint": "toy.ckpt", "sha256": "0" * 64, "pretrained_on": "nothing"},
+        counts=counts,
+    )
 
 
 def anchors(E: int = 8, dtype: torch.dtype = torch.float32) -> TextAnchors:
@@ -43,18 +61,3 @@ def anchors(E: int = 8, dtype: torch.dtype = torch.float32) -> TextAnchors:
     vectors: Tensor = functional.normalize(torch.randn(3, E, generator=generator, dtype=dtype), dim=-1)
     vectors[2] = 0
     return TextAnchors(vectors, torch.tensor([True, True, False]))
-
-
-def study(data: TokenSet) -> StudyTokens:
-    """A composite study around a token set."""
-    keys = tuple(f"{subject}/clip{row:03d}" for row, subject in enumerate(data.subjects))
-    databases = [key.split("/")[0] for key in keys]
-    counts = {
-        name: {
-            "clips": databases.count(name),
-            "subjects": len({s for s in data.subjects if s.startswith(name)}),
-        }
-        for name in sorted(set(databases))
-    }
-    tokenizer = {"checkpoint": "toy.ckpt", "sha256": "0" * 64, "pretrained_on": "nothing"}
-    return StudyTokens("composite", data, keys, tokenizer, counts)

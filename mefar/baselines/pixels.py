@@ -8,18 +8,33 @@ camera's, they may well not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mefar.classifier.losses import balanced
-from mefar.loso.engine import single_threaded
 from mefar.metrics import scores
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Ridge penalties, in units of the mean squared length of a difference image."""
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Switch torch's own threads off for a while.
+
+    Operations of this size spend more time waiting for each other's threads than computing; where other
+    programs run on the same cores that costs a factor of ten and more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pixel_differences(onset: Tensor, apex: Tensor, size: int = 64) -> Tensor:

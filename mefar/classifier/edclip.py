@@ -1,235 +1,24 @@
-"""EDCLIP: emotion descriptions pull the pooled action feature toward their meaning.
+"""LightningModule 3, EDCLIP: emotion descriptions pull the pooled action feature toward their meaning.
 
-Source: "From Pixels to Semantics" (ICLR 2026), emotion-description CLIP. Every class that has a
-sentence (which action units make it up) has a text vector, its *anchor*; the class "others" has
-none and must stay far from all of them.
-
-Anchors are data: a small safetensors file made once by `mefar anchors` with any text tower that
-transformers can load, read back here without a text tower and without network. This is the only
-file of the project that imports transformers, and only inside `encode_descriptions`.
+Source: "From Pixels to Semantics" (ICLR 2026), emotion-description CLIP. Every class that has a sentence has
+a text vector, its anchor (text_anchors.py); the class "others" has none and must stay far from all of them.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from mefar.classifier import losses
-from mefar.classifier.head import HeadOutput, Reading
+from mefar.classifier.head import HeadFactory, TokenHead, name_of, takes_text
+from mefar.classifier.losses import TextAnchors
 from mefar.classifier.module import TokenClassifier
+from mefar.classifier.settings import HeadTraining
+from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
 from mefar.tokens import ActionTokenizer
 
-ASSETS = Path(__file__).parents[1] / "assets"
-DESCRIPTIONS = ASSETS / "descriptions.csv"
-SHIPPED_ANCHORS = ASSETS / "anchors_minilm.safetensors"
-ANY_PROTOCOL = "any"
-UNDESCRIBED = frozenset({"others", "other"})
-"""Class names that mean "none of the above": no sentence can describe them."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """One sentence saying which facial actions make up one class of one protocol.
-
-    Attributes:
-        protocol: protocol id (`casme3`, ...) or `any`, used where a protocol has none of its own.
-        class_name: class as the protocol names it.
-        sentence: the FACS-style description.
-    """
-
-    protocol: str
-    class_name: str
-    sentence: str
-
-
-def read_descriptions(path: Path = DESCRIPTIONS) -> tuple[Description, ...]:
-    """Read a description table: csv with the columns protocol, class, description.
-
-    Raises:
-        UserError: no such file, a missing column, an empty cell or a doubled (protocol, class).
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = {"protocol", "class", "description"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(f"{path}: no column {min(missing)!r}; add it to the header")
-            rows = [(row["protocol"], row["class"], row["description"]) for row in reader]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such description file") from error
-    seen: set[tuple[str, str]] = set()
-    for number, row in enumerate(rows, start=2):
-        if not all(cell and cell.strip() for cell in row):
-            raise UserError(f"{path}, row {number}: an empty cell; fill in protocol, class and description")
-        if row[:2] in seen:
-            raise UserError(f"{path}, row {number}: {row[0]}/{row[1]} is described twice; keep one row")
-        seen.add(row[:2])
-    return tuple(Description(*row) for row in rows)
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Text vectors of class descriptions.
-
-    Attributes:
-        descriptions: M sentences.
-        vectors: (M, E) float32, each of length 1.
-        text_model: name of the text tower that made the vectors.
-    """
-
-    descriptions: tuple[Description, ...]
-    vectors: Tensor
-    text_model: str
-
-    def __post_init__(self) -> None:
-        if self.vectors.ndim != 2 or len(self.vectors) != len(self.descriptions):
-            raise ValueError(
-                f"vectors must be ({len(self.descriptions)}, E), got {tuple(self.vectors.shape)}"
-            )
-
-    @property
-    def dim(self) -> int:
-        """E, width of the text space."""
-        return int(self.vectors.shape[1])
-
-    @property
-    def sha256(self) -> str:
-        """Hash of all content: sentences, vectors and the text model's name."""
-        digest = hashlib.sha256(json.dumps(self._table()).encode())
-        digest.update(self.vectors.to(torch.float32).contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _table(self) -> list[list[str]]:
-        rows = [[d.protocol, d.class_name, d.sentence] for d in self.descriptions]
-        return [[self.text_model], *rows]
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file: `vectors` (M, E), the sentences as metadata, a hash."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {"protocol": d.protocol, "class": d.class_name, "description": d.sentence}
-            for d in self.descriptions
-        ]
-        metadata = {"text_model": self.text_model, "sha256": self.sha256, "descriptions": json.dumps(rows)}
-        temporary = path.with_name(path.name + ".tmp")
-        save_file({"vectors": self.vectors.to(torch.float32).contiguous()}, temporary, metadata)
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Anchors:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: no such file, not an anchors file, or its content does not match its hash.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"{path}: no such anchors file; make one with `mefar anchors`")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                vectors = file.get_tensor("vectors")
-            rows = json.loads(metadata["descriptions"])
-            anchors = cls(
-                tuple(Description(r["protocol"], r["class"], r["description"]) for r in rows),
-                vectors,
-                metadata["text_model"],
-            )
-            stored = metadata["sha256"]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not an anchors file; make one with `mefar anchors`") from error
-        if stored != anchors.sha256:
-            raise UserError(f"{path}: content does not match its hash; make it anew with `mefar anchors`")
-        return anchors
-
-    def select(self, protocol: str, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Anchors of the classes of one protocol, in their order.
-
-        Args:
-            protocol: protocol id; its own sentences go before those of `any`.
-            class_names: C class names.
-
-        Returns:
-            (C, E) float32 vectors, zero for classes without text, and (C,) bool "has text".
-
-        Raises:
-            UserError: a class other than "others" has no sentence, or no class has one.
-        """
-        known = {(d.protocol, d.class_name): row for row, d in enumerate(self.descriptions)}
-        vectors = torch.zeros(len(class_names), self.dim)
-        described = torch.zeros(len(class_names), dtype=torch.bool)
-        for position, name in enumerate(class_names):
-            row = known.get((protocol, name), known.get((ANY_PROTOCOL, name)))
-            if row is not None:
-                vectors[position] = self.vectors[row]
-                described[position] = True
-            elif name not in UNDESCRIBED:
-                raise UserError(
-                    f"anchors of {self.text_model}: no description of class {name!r} ({protocol}); "
-                    "add one to the description table and run `mefar anchors`"
-                )
-        if not described.any():
-            raise UserError(f"anchors of {self.text_model}: no class of {protocol} has a description")
-        return vectors, described
-
-
-def encode_descriptions(text_model: str, sentences: Sequence[str], download: bool = False) -> Tensor:
-    """Sentences -> unit vectors, by any text tower that transformers can load.
-
-    CLIP towers give their projected text embedding (as in the paper); plain encoders such as
-    MiniLM give the mean over their tokens.
-
-    Args:
-        text_model: a folder, or a name in the local Hugging Face cache.
-        sentences: M sentences.
-        download: fetch a model that is not on this machine.
-
-    Returns:
-        (M, E) float32, each row of length 1.
-
-    Raises:
-        UserError: the model is not there or cannot be read.
-    """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
-
-    local = not download
-    try:
-        config = AutoConfig.from_pretrained(text_model, local_files_only=local)
-        is_clip = config.model_type in ("clip", "clip_text_model")
-        tower_class = CLIPTextModelWithProjection if is_clip else AutoModel
-        tokenizer = AutoTokenizer.from_pretrained(text_model, local_files_only=local)
-        tower = tower_class.from_pretrained(text_model, local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"text model {text_model!r}: not on this machine or not a transformers model; "
-            "give a folder that holds one, or allow its download"
-        ) from error
-    tower.eval()
-    batch = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt")
-    with torch.inference_mode():
-        if is_clip:
-            vectors = tower(**batch).text_embeds
-        else:
-            mask = batch["attention_mask"].unsqueeze(-1).float()
-            vectors = (tower(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    return torch.nn.functional.normalize(vectors.float(), dim=-1).clone()
-
 
 class EDCLIP(TokenClassifier):
-    """LightningModule 3: a TokenClassifier whose pooled feature is aligned with text anchors.
+    """A TokenClassifier whose pooled feature is aligned with text anchors.
 
     Prediction stays the argmax of the logits; the text space only teaches.
 
@@ -239,27 +28,11 @@ class EDCLIP(TokenClassifier):
         protocol: protocol id, which picks the descriptions.
         class_names: names of the classes in label order.
         anchors: anchors file made by `mefar anchors`; the default is the shipped one.
-        edclip_weight: of the alignment in the total loss (published: 0.3).
-        others_weight: of classes without text inside the alignment (published: 0.2).
-        temperature: of the softmax over cosines (published: 0.07).
-        margin: cosine that clips of classes without text must stay under (published: 0.2).
-        dim: width of the head, a multiple of `heads` (published: 512).
-        depth: Transformer layers (published: 2).
-        heads: attention heads (published: 8).
-        feedforward: width inside the feed-forward blocks (published: 512).
-        dropout: probability in [0, 1) (published: 0.2).
-        embedding: how codes are read: `per_position` or `shared` (published).
-        normalise: scale token dimensions to mean 0 and deviation 1 over the training clips.
-        learning_rate: of AdamW (published: 2e-4).
-        betas: of AdamW (published: 0.85, 0.98).
-        weight_decay: of AdamW (published: 1e-5).
-        label_smoothing: probability in [0, 1) spread over all classes.
-        entropy_weight: of the pooling entropy (published: 1e-3).
-        class_weights: `balanced`, N / (C n_c) over the training clips, or `equal`.
+        head: class of the head, which must take `text_dim`, and its options.
+        training: how to train it; weight, temperature and margin of the alignment are among it.
+        held_out: who is held out; with the seed it names the fold that this training is.
+        seed: of initial values, views and order.
     """
-
-    anchors: Tensor
-    described: Tensor
 
     def __init__(
         self,
@@ -267,44 +40,16 @@ class EDCLIP(TokenClassifier):
         protocol: str,
         class_names: list[str],
         anchors: str = str(SHIPPED_ANCHORS),
-        edclip_weight: float = 0.3,
-        others_weight: float = 0.2,
-        temperature: float = losses.TEMPERATURE,
-        margin: float = losses.MARGIN,
-        dim: int = 64,
-        depth: int = 1,
-        heads: int = 4,
-        feedforward: int = 128,
-        dropout: float = 0.2,
-        embedding: Reading = "per_position",
-        normalise: bool = True,
-        learning_rate: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.98),
-        weight_decay: float = 0.05,
-        label_smoothing: float = 0.1,
-        entropy_weight: float = 1e-3,
-        class_weights: Literal["balanced", "equal"] = "balanced",
+        head: HeadFactory = TokenHead,
+        training: HeadTraining = HeadTraining(),  # noqa: B008  frozen
+        held_out: str | None = None,
+        seed: int = 0,
     ) -> None:
         vectors, described = Anchors.load(Path(anchors)).select(protocol, class_names)
-        super().__init__(
-            tokenizer, len(class_names), dim, depth, heads, feedforward, dropout, embedding, normalise,
-            learning_rate, betas, weight_decay, label_smoothing, entropy_weight, class_weights,
-        )  # fmt: skip
-        self.save_hyperparameters(ignore=["tokenizer"])
-        self.head = self.make_head(self.head.size, len(class_names), vectors.shape[1])
-        self.register_buffer("anchors", vectors)
-        self.register_buffer("described", described)
-
-    def losses(self, output: HeadOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Named terms of the loss, each already weighted; adds `described` and `others`."""
-        assert output.text is not None
-        settings = self.hparams
-        aligned = losses.alignment_losses(
-            output.text[0], labels, self.anchors, self.described,
-            temperature=settings["temperature"], margin=settings["margin"],
-        )  # fmt: skip
-        weight = settings["edclip_weight"]
-        return super().losses(output, labels) | {
-            "described": weight * aligned["described"],
-            "others": weight * settings["others_weight"] * aligned["others"],
-        }
+        super().__init__(tokenizer, len(class_names), head, training, held_out, seed)
+        self.save_hyperparameters(ignore=["tokenizer", "head", "training"])
+        if not takes_text(head):
+            raise UserError(
+                f"EDCLIP: head {name_of(head)} takes no text_dim; give one that does, or use TokenClassifier"
+            )
+        self.align(TextAnchors(vectors, described))

@@ -1,89 +1,108 @@
-"""TokenHead, the small Transformer over action tokens. Pure torch; trained in classifier.py and grouped.py.
+"""What a head is, and TokenHead, ours: a small Transformer over action tokens.
 
-Structure as published (ICLR 2026, classifier): Linear to the head's width, learned position,
-pre-norm Transformer encoder, sparse attention pooling (one learned query picks tokens, its entropy
-is a loss), class logits and, in parallel, a unit vector in the text space.
+A head is an ordinary `nn.Module` for one model: tokens (B, L, D) in, a `HeadOutput` out. Its constructor
+takes `num_tokens, token_dim, num_classes` and, if it can speak to texts, `text_dim`; then options of its own.
+A head of your own needs nothing else of mefar's:
 
-Where we depart: every parameter carries a leading group dimension G. G heads that never exchange a
-number train as one batched program, which is how all folds of a leave-one-subject-out study train
-at once (folds.py); an ordinary classifier is G = 1. Initial values and dropout come from one random
-generator per model, so that a model is the same alone and in company.
+    class MeanHead(nn.Module):
+        def __init__(self, num_tokens, token_dim, num_classes, dropout=0.1):
+            super().__init__()
+            self.dropout, self.classes = nn.Dropout(dropout), nn.Linear(token_dim, num_classes)
 
-Shapes: G models, B batch, L tokens, D token width, W head width, C classes, E text space.
+        def forward(self, tokens):
+            return HeadOutput(self.classes(self.dropout(tokens.mean(1))))
+
+    mefar loso --head my_heads.MeanHead --head.dropout 0.2 ...
+
+TokenHead's structure is as published (ICLR 2026, classifier): Linear to the head's width, learned position,
+pre-norm Transformer encoder, sparse attention pooling (one learned query picks tokens, its entropy is a
+loss), class logits and, in parallel, a unit vector in the text space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mefar.classifier.blocks import Apply, Embedding, Pool, Unit, through_autograd
-from mefar.classifier.layers import DropoutNoise, EncoderLayer, GroupedLinear, GroupedNorm
 from mefar.errors import UserError
 
-Reading = Literal["per_position", "shared"]
 
-
-@dataclass(frozen=True)
-class HeadOutput:
-    """What a TokenHead says about a batch.
+class HeadOutput(NamedTuple):
+    """What a head says about a batch.
 
     Attributes:
-        logits: (G, B, C).
-        attention: (G, B, L) pooling weights, each row sums to 1.
-        text: (G, B, E) unit vectors, or None for a head without text projection.
+        logits: (B, C).
+        attention: (B, L) weights over the tokens, each row sums to 1; None for a head that has none.
+        text: (B, E) unit vectors in the text space; None for a head without text.
     """
 
     logits: Tensor
-    attention: Tensor
-    text: Tensor | None
+    attention: Tensor | None = None
+    text: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class HeadSize:
-    """Size of a TokenHead; the defaults suit a few hundred clips of 16 tokens on a CPU.
+HeadFactory = Callable[[int, int, int], nn.Module]
+"""num_tokens, token_dim, num_classes -> head; a class, or one with options filled in by functools.partial."""
 
-    Attributes:
-        dim: W, a multiple of `heads` (published: 512).
-        depth: Transformer layers (published: 2).
-        heads: attention heads (published: 8).
-        feedforward: width inside the feed-forward blocks (published: 512).
-        dropout: probability in [0, 1), rounded to 1/256 (published: 0.2).
-        embedding: `shared`, one matrix reads the codes of every position (published);
-            `per_position`, each position has its own, so that the same code may mean different things
-            in different places without a layer having to find that out from a few hundred clips.
+
+class EncoderLayer(nn.Module):
+    """Pre-norm Transformer layer: attention among the tokens, then a ReLU feed-forward block.
+
+    Args:
+        dim: W, a multiple of `heads`.
+        heads: H.
+        feedforward: width inside the feed-forward block.
+        dropout: probability in [0, 1).
     """
 
-    dim: int = 64
-    depth: int = 1
-    heads: int = 4
-    feedforward: int = 128
-    dropout: float = 0.2
-    embedding: Reading = "per_position"
+    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.widen, self.narrow = nn.Linear(dim, feedforward), nn.Linear(feedforward, dim)
+        self.dropout = nn.Dropout(dropout)
 
-    def __post_init__(self) -> None:
-        if self.dim < 1 or self.heads < 1 or self.dim % self.heads:
-            raise UserError(f"head: dim {self.dim} is not a multiple of heads {self.heads}; change one")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"head: dropout {self.dropout} is not in [0, 1)")
-        if self.depth < 0 or self.feedforward < 1:
-            raise UserError(f"head: depth {self.depth}, feedforward {self.feedforward} must be positive")
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        q, k, v = rearrange(
+            self.qkv(self.norm1(x)), "b l (three h d) -> three b h l d", three=3, h=self.heads
+        )
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)  # (B, H, L, L)
+        mixed = rearrange(self.dropout(weights) @ v, "b h l d -> b l (h d)")
+        x = x + self.dropout(self.out(mixed))
+        x = x + self.dropout(self.narrow(self.dropout(self.widen(self.norm2(x)).relu())))
+        return x
 
 
 class TokenHead(nn.Module):
-    """G independent classifiers of action tokens in one batched program.
+    """Small Transformer over the tokens; the defaults suit a few hundred clips of 16 tokens.
 
     Args:
         num_tokens: L.
         token_dim: D, width of the token embeddings.
         num_classes: C.
-        size: widths and depth.
         text_dim: E, width of the text space; None leaves the text projection out.
-        seeds: one per model; as many models as seeds, each initialised from its own.
+        dim: W, a multiple of `heads` (published: 512).
+        depth: Transformer layers (published: 2).
+        heads: attention heads (published: 8).
+        feedforward: width inside the feed-forward blocks (published: 512).
+        dropout: probability in [0, 1) (published: 0.2).
+        embedding: `shared`, one matrix reads the codes of every position (published);
+            `per_position`, each position has its own, so that the same code may mean different things
+            in different places without a layer having to find that out from a few hundred clips.
+        initial: `small`, uniform in +-1/sqrt(inputs), position and query N(0, 0.02); `published`,
+            xavier for all linears, position and query N(0, 1).
+
+    Raises:
+        UserError: sizes that do not go together.
     """
 
     def __init__(
@@ -91,79 +110,133 @@ class TokenHead(nn.Module):
         num_tokens: int,
         token_dim: int,
         num_classes: int,
-        size: HeadSize | None = None,
         text_dim: int | None = None,
-        seeds: Sequence[int] = (0,),
+        dim: int = 64,
+        depth: int = 1,
+        heads: int = 4,
+        feedforward: int = 128,
+        dropout: float = 0.2,
+        embedding: Literal["per_position", "shared"] = "per_position",
+        initial: Literal["small", "published"] = "small",
     ) -> None:
         super().__init__()
-        size = size or HeadSize()
-        G, self.num_tokens, self.size = len(seeds), num_tokens, size
-        per_position = size.embedding == "per_position"
-        self.embed = GroupedLinear(G * num_tokens if per_position else G, token_dim, size.dim)
+        if dim < 1 or heads < 1 or dim % heads:
+            raise UserError(f"head: dim {dim} is not a multiple of heads {heads}; change one")
+        if not 0 <= dropout < 1:
+            raise UserError(f"head: dropout {dropout} is not in [0, 1)")
+        if depth < 0 or feedforward < 1:
+            raise UserError(f"head: depth {depth}, feedforward {feedforward} must be positive")
+        own = num_tokens if embedding == "per_position" else 1
+        self.embed = nn.Parameter(torch.empty(own, dim, token_dim))
+        self.embed_bias = nn.Parameter(torch.zeros(own, dim))
         # With a matrix and a bias of its own a position needs no further vector.
-        self.position = None if per_position else nn.Parameter(torch.empty(G, num_tokens, size.dim))
-        self.layers = nn.ModuleList(
-            [EncoderLayer(G, size.dim, size.heads, size.feedforward) for _ in range(size.depth)]
-        )
-        self.pool_norm = GroupedNorm(G, size.dim)
-        self.query = nn.Parameter(torch.empty(G, size.dim))
-        self.classes = GroupedLinear(G, size.dim, num_classes)
-        self.text = None if text_dim is None else GroupedLinear(G, size.dim, text_dim)
-        self._initialise([torch.Generator().manual_seed(seed) for seed in seeds])
+        self.position = nn.Parameter(torch.empty(num_tokens, dim)) if own == 1 else None
+        self.layers = nn.Sequential(*[EncoderLayer(dim, heads, feedforward, dropout) for _ in range(depth)])
+        self.pool_norm = nn.LayerNorm(dim)
+        self.query = nn.Parameter(torch.empty(dim))
+        self.classes = nn.Linear(dim, num_classes)
+        self.text = None if text_dim is None else nn.Linear(dim, text_dim)
+        self._initialise(initial == "published")
 
-    def _initialise(self, generators: Sequence[torch.Generator]) -> None:
-        """Draw every model's values from its own generator, in a fixed order."""
-        repeated = generators
-        if self.size.embedding == "per_position":
-            repeated = [each for each in generators for _ in range(self.num_tokens)]
+    def _initialise(self, published: bool) -> None:
+        linears = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+        for weight in [*self.embed, *linears]:
+            if published:
+                nn.init.xavier_uniform_(weight)
+            else:
+                nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
         for module in self.modules():
-            if isinstance(module, GroupedLinear):
-                module.initialise(repeated if module is self.embed else generators)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for vector in (self.query, self.position):
+            if vector is not None:
+                nn.init.normal_(vector, 0, 1 if published else 0.02)
+
+    def forward(self, tokens: Tensor) -> HeadOutput:
+        """(B, L, D) token embeddings -> what they say."""
+        if self.position is None:
+            x = torch.einsum("bld,lwd->blw", tokens, self.embed) + self.embed_bias
+        else:
+            x = F.linear(tokens, self.embed[0], self.embed_bias[0]) + self.position
+        x = self.pool_norm(self.layers(x))
+        attention = (x @ self.query * x.shape[-1] ** -0.5).softmax(-1)  # (B, L)
+        pooled = (attention.unsqueeze(1) @ x).squeeze(1)  # (B, W)
+        text = None if self.text is None else F.normalize(self.text(pooled), dim=-1)
+        return HeadOutput(self.classes(pooled), attention, text)
+
+
+def build_head(
+    factory: HeadFactory, num_tokens: int, token_dim: int, num_classes: int, text_dim: int | None = None
+) -> nn.Module:
+    """Make a head and see that it is one, on one batch of two.
+
+    Args:
+        factory: the head's class, or a partial of it with options.
+        num_tokens: L.
+        token_dim: D.
+        num_classes: C.
+        text_dim: E; told to heads that take it. The others are trained without texts.
+
+    Raises:
+        UserError: it cannot be made, has no parameters, or its output is not a HeadOutput of these sizes.
+    """
+    told = {"text_dim": text_dim} if takes_text(factory) else {}
+    try:
+        head = factory(num_tokens, token_dim, num_classes, **told)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"head {name_of(factory)}: cannot be made of num_tokens={num_tokens}, token_dim={token_dim}, "
+            f"num_classes={num_classes}: {error}"
+        ) from error
+    where = f"head {type(head).__module__}.{type(head).__qualname__}"
+    if not isinstance(head, nn.Module):
+        raise UserError(f"{where}: not a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in head.parameters()):
+        raise UserError(f"{where}: has no parameters to train")
+    training = head.training
+    try:
         with torch.no_grad():
-            for parameter in (self.query, self.position):
-                if parameter is None:
-                    continue
-                for values, generator in zip(parameter, generators, strict=True):
-                    values.normal_(0, 0.02, generator=generator)
-
-    @property
-    def groups(self) -> int:
-        """G, the number of models side by side."""
-        return self.query.shape[0]
-
-    def model_state(self, model: int) -> dict[str, Tensor]:
-        """State of one model, loadable into a head with a single seed."""
-        G = self.groups
-        state = {name: value.unflatten(0, (G, -1))[model] for name, value in self.state_dict().items()}
-        return {name: value.clone() for name, value in state.items()}
-
-    def forward(
-        self, tokens: Tensor, noise: DropoutNoise | None = None, apply: Apply = through_autograd
-    ) -> HeadOutput:
-        """Classify token embeddings.
-
-        Args:
-            tokens: (G, B, L, D) float, every model its own batch.
-            noise: dropout masks; None for evaluation.
-            apply: runs the blocks.
-        """
-        with torch.autocast(tokens.device.type, enabled=False):  # so small that half precision gains nothing
-            tokens = tokens.to(self.query.dtype)
-            x = apply(Embedding, tokens, self.embed.weight, self.embed.bias, self.position)
-            for layer in self.layers:
-                x = layer(x, tokens.shape[2], noise, apply)
-            norm = self.pool_norm
-            pooled, attention = apply(Pool, x, norm.weight, norm.bias, self.query, tokens.shape[2])
-            text = None if self.text is None else apply(Unit, self.text(pooled, apply))
-            return HeadOutput(self.classes(pooled, apply), attention, text)
+            output = head.eval()(torch.zeros(2, num_tokens, token_dim))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{where}: fails on tokens (2, {num_tokens}, {token_dim}): {line}") from error
+    head.train(training)
+    for name, width in (("logits", num_classes), ("attention", num_tokens), ("text", text_dim)):
+        if not hasattr(output, name):
+            raise UserError(f"{where}: its output has no {name}; return mefar.classifier.head.HeadOutput")
+        value = getattr(output, name)
+        if value is None and name != "logits":
+            continue
+        if not isinstance(value, Tensor) or (width is not None and value.shape != (2, width)):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where}: {name} of a batch of 2 is {shape}, expected (2, {width})")
+        if not value.isfinite().all():
+            raise UserError(f"{where}: {name} of tokens that are all 0 is not finite")
+    return head
 
 
-PUBLISHED_NAMES = {
-    "token_embed": "embed",
-    "cls_proj.0": "classes",
-    "clip_proj.0": "text",
-    "sparse_pool.ln": "pool_norm",
-}
+def takes_text(factory: HeadFactory) -> bool:
+    """Whether heads of a kind can speak to texts."""
+    if isinstance(factory, functools.partial) and "text_dim" in factory.keywords:
+        return True
+    return "text_dim" in inspect.signature(factory).parameters
+
+
+def options_of(factory: HeadFactory) -> dict[str, Any]:
+    """Options that a partial fills in, but for what build_head tells."""
+    keywords = factory.keywords if isinstance(factory, functools.partial) else {}
+    return {name: value for name, value in keywords.items() if name != "text_dim"}
+
+
+def name_of(factory: HeadFactory) -> str:
+    """A name for messages."""
+    made: Any = factory
+    while isinstance(made, functools.partial):  # the option parser's partials hold the class as an argument
+        made = next((each for each in made.args if inspect.isclass(each)), made.func)
+    return f"{made.__module__}.{made.__qualname__}"
+
+
+PUBLISHED_NAMES = {"cls_proj.0": "classes", "clip_proj.0": "text", "sparse_pool.ln": "pool_norm"}
 PUBLISHED_LAYER_NAMES = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -174,7 +247,7 @@ PUBLISHED_LAYER_NAMES = {
 
 
 def head_from_published(state: Mapping[str, Tensor], heads: int = 8) -> TokenHead:
-    """Build a single head from a state dict under the published names; every size is read off it.
+    """Build a head from a state dict under the published names; every size is read off it.
 
     Args:
         state: published name -> tensor; every name must be known, every tensor is used.
@@ -184,6 +257,7 @@ def head_from_published(state: Mapping[str, Tensor], heads: int = 8) -> TokenHea
         UserError: a name is missing, unknown or of an unexpected shape.
     """
     names = {"pos_embed": "position", "sparse_pool.query": "query"}
+    names |= {"token_embed.weight": "embed", "token_embed.bias": "embed_bias"}
     depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
     pairs = dict(PUBLISHED_NAMES)
     for layer in range(depth):
@@ -199,19 +273,23 @@ def head_from_published(state: Mapping[str, Tensor], heads: int = 8) -> TokenHea
             f"published classifier: {min(wrong)!r} is {'missing' if min(wrong) in names else 'unknown'}"
         )
     dim, token_dim = state["token_embed.weight"].shape
-    feedforward = state["transformer.layers.0.linear1.weight"].shape[0] if depth else 1
     head = TokenHead(
         num_tokens=state["pos_embed"].shape[1],
         token_dim=token_dim,
         num_classes=state["cls_proj.0.weight"].shape[0],
-        size=HeadSize(dim, depth, heads, feedforward, embedding="shared"),
         text_dim=state["clip_proj.0.weight"].shape[0],
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        feedforward=state["transformer.layers.0.linear1.weight"].shape[0] if depth else 1,
+        embedding="shared",
+        initial="published",
     )
-    ours = {
-        names[name]: value if name == "pos_embed" else value.unsqueeze(0) for name, value in state.items()
-    }
+    shapes = {name: value.shape for name, value in head.state_dict().items()}
     try:
-        head.load_state_dict(ours)
+        head.load_state_dict(
+            {names[name]: value.reshape(shapes[names[name]]) for name, value in state.items()}
+        )
     except RuntimeError as error:
         raise UserError(f"published classifier: {str(error).splitlines()[-1].strip()}") from error
     return head.eval()

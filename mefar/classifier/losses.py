@@ -1,25 +1,39 @@
-"""Loss functions, each a pure function of tensors.
+"""What heads are trained for. The only place of a head's loss.
 
-The classification losses take any leading group dimensions `...` (models trained side by side)
-and give one value per model; a sample mask lets models of unequal size share padded batches.
+    cross-entropy with class weights and label smoothing
+    + entropy_weight * entropy of the attention over tokens
+    + edclip_weight * (alignment with the texts + others_weight * distance of what has no text)
+
+Every function is about one head and one batch, in operations that torch.func can vectorise: the engine of
+leave-one-subject-out maps them over many heads. A mask lets heads with unequal batches share padded ones.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-TEMPERATURE, MARGIN = 0.07, 0.2  # of the alignment, as published
+from mefar.classifier.head import HeadOutput
+from mefar.classifier.settings import HeadTraining
 
 
-def mean_weights(mask: Tensor) -> Tensor:
-    """What each sample counts in a mean over the samples with mask 1; all 0 where there is none.
+@dataclass(frozen=True)
+class TextAnchors:
+    """What EDCLIP aligns to.
 
-    Args:
-        mask: (..., B) of 0 and 1.
+    Attributes:
+        vectors: (C, E) unit vectors, zero for classes without text.
+        described: (C,) bool, which classes have text.
     """
-    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+
+    vectors: Tensor
+    described: Tensor
+
+    def to(self, like: Tensor) -> TextAnchors:
+        """On the device and in the type of a tensor."""
+        return replace(self, vectors=self.vectors.to(like), described=self.described.to(like.device))
 
 
 def balanced(counts: Tensor) -> Tensor:
@@ -36,149 +50,128 @@ def balanced(counts: Tensor) -> Tensor:
     return torch.where(counts > 0, weights, torch.zeros_like(weights))
 
 
-def inverse_deviation(mean: Tensor, square: Tensor) -> Tensor:
-    """1 / standard deviation per dimension, from mean and mean square.
+def class_weights(counts: Tensor, training: HeadTraining) -> Tensor:
+    """Weights of the classes of a fold, (C,) float64, from its training clips per class (C,)."""
+    return balanced(counts) if training.class_weights == "balanced" else torch.ones(len(counts)).double()
+
+
+def token_statistics(mean: Tensor, square: Tensor, training: HeadTraining) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation that tokens are normalised with.
 
     A dimension that hardly moves carries nothing; dividing by its rounding noise would invent something,
     so deviations count at least a thousandth of their mean.
 
     Args:
-        mean: (..., D) float64.
-        square: (..., D) float64.
+        mean: (D,) float64 of each dimension over the training clips, views and tokens.
+        square: (D,) float64 mean square.
+        training: 0 and 1 unless it says `normalise`.
     """
+    if not training.normalise:
+        return torch.zeros_like(mean), torch.ones_like(mean)
     deviation = (square - mean.square()).clamp(min=0).sqrt()
-    return 1 / torch.maximum(deviation, 1e-3 * deviation.mean(-1, keepdim=True) + 1e-12)
+    return mean, 1 / torch.maximum(deviation, 1e-3 * deviation.mean() + 1e-12)
 
 
-def class_targets(
-    labels: Tensor, weights: Tensor, mask: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """What the log probability of each sample and class counts in the classification loss.
-
-    Class-weighted cross-entropy, normalised by the weights in the batch as torch does.
+def head_loss(
+    output: HeadOutput,
+    labels: Tensor,
+    weights: Tensor,
+    training: HeadTraining,
+    anchors: TextAnchors | None = None,
+    mask: Tensor | None = None,
+    batch: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Named terms of the loss, each already weighted; their sum is the loss.
 
     Args:
-        labels: (..., B) int64 in [0, C).
-        weights: (..., C) weight per class.
-        mask: (..., B) of 0 and 1; samples with 0 do not count.
-        label_smoothing: probability in [0, 1) spread over all classes.
+        output: of the head, for B clips.
+        labels: (B,) int64 in [0, C).
+        weights: (C,) of the classes.
+        training: smoothing, weights of the terms, temperature and margin.
+        anchors: what is aligned to, for heads that speak to texts.
+        mask: (B,) of 0 and 1; clips with 0 do not count.
+        batch: labels of the whole batch where these clips are a rank's part of it: means are taken over
+            the whole batch, so that the sum of the ranks' losses is the loss of the batch.
 
     Returns:
-        (..., B, C); all 0 for a model without a sample.
+        `classification`; `entropy` where the head has attention; `described` and `others` where it aligns.
     """
-    C = weights.shape[-1]
-    counted = weights.expand(*labels.shape[:-1], C).gather(-1, labels)  # (..., B)
-    if mask is not None:
-        counted = counted * mask
-    targets = (1 - label_smoothing) * counted.unsqueeze(-1) * one_hot(labels, C, weights.dtype)
-    if label_smoothing > 0:
-        spread = label_smoothing / C * weights.unsqueeze(-2)
-        targets = targets + (spread if mask is None else spread * mask.unsqueeze(-1))
-    # A tiny floor, not a branch: with no sample everything is exactly 0.
-    return targets / counted.sum(-1).clamp(min=1e-12)[..., None, None]
+    mask = torch.ones_like(output.logits[..., 0]) if mask is None else mask
+    whole, counted = (labels, mask) if batch is None else (batch, torch.ones_like(batch, dtype=mask.dtype))
+    terms = {
+        "classification": classification_loss(
+            output.logits,
+            labels,
+            weights,
+            mask,
+            training.label_smoothing,
+            (one_hot(whole, weights) @ weights * counted).sum(),
+        )
+    }
+    if output.attention is not None:
+        entropy = attention_entropy(output.attention) * mask
+        terms["entropy"] = training.entropy_weight * entropy.sum() / counted.sum().clamp(min=1)
+    if anchors is not None and output.text is not None and training.edclip_weight > 0:
+        has_text = anchors.described.to(mask.dtype)
+        described = one_hot(whole, has_text) @ has_text * counted  # (B,) 1 = its class has a text
+        near, far = alignment_losses(output.text, labels, anchors, training.temperature, training.margin)
+        weight = training.edclip_weight
+        terms["described"] = weight * (near * mask).sum() / described.sum().clamp(min=1)
+        apart = (counted - described).sum().clamp(min=1)
+        terms["others"] = weight * training.others_weight * (far * mask).sum() / apart
+    return terms
 
 
-def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """(...) int64 in [0, C) -> (..., C) of 0 and 1."""
-    return functional.one_hot(labels, classes).to(dtype)
+def one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """(B,) int64 in [0, C) -> (B, C) of 0 and 1 in the type of `like`, (C,)."""
+    return (labels.unsqueeze(-1) == torch.arange(len(like), device=labels.device)).to(like.dtype)
 
 
 def classification_loss(
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    mask: Tensor | None = None,
-    label_smoothing: float = 0.0,
+    logits: Tensor, labels: Tensor, weights: Tensor, mask: Tensor, smoothing: float, total: Tensor
 ) -> Tensor:
-    """Class-weighted cross-entropy, see class_targets.
+    """Class-weighted cross-entropy with label smoothing, as torch's.
 
     Args:
-        logits: (..., B, C).
-        labels: (..., B) int64 in [0, C).
-        weights: (..., C) weight per class.
-        mask: (..., B) of 0 and 1; samples with 0 do not count.
-        label_smoothing: probability in [0, 1) spread over all classes.
+        logits: (B, C).
+        labels: (B,) int64 in [0, C).
+        weights: (C,) per class.
+        mask: (B,) of 0 and 1.
+        smoothing: probability in [0, 1) spread over all classes.
+        total: () sum of the class weights of all clips that count.
 
     Returns:
-        (...) one loss per model; 0 for a model without a sample.
+        () scalar; 0 where no clip counts.
     """
-    return _log_loss(logits, class_targets(labels, weights, mask, label_smoothing))
+    targets = (1 - smoothing) * one_hot(labels, weights) + smoothing / len(weights)  # (B, C)
+    return -(targets * weights * logits.log_softmax(-1) * mask.unsqueeze(-1)).sum() / total.clamp(min=1e-12)
 
 
-def _log_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus the sum of targets times log probabilities: (..., B, C), (..., B, C) -> (...)."""
-    return -(targets * logits.log_softmax(-1)).sum((-2, -1))
-
-
-def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean entropy of pooling weights, small where few tokens are picked ("sparse" pooling).
-
-    Args:
-        attention: (..., B, L), each row a distribution over tokens.
-        mask: (..., B) of 0 and 1.
-
-    Returns:
-        (...) in [0, log L].
-    """
-    mask = torch.ones_like(attention[..., 0]) if mask is None else mask
-    entropy = -(attention * attention.clamp(min=1e-9).log()).sum(-1)
-    return (entropy * mean_weights(mask)).sum(-1)
-
-
-def alignment_targets(
-    labels: Tensor, described: Tensor, dtype: torch.dtype, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """What each sample counts in the two alignment losses.
-
-    Args:
-        labels: (..., B) int64 in [0, C).
-        described: (C,) bool, which classes have text.
-        dtype: of the weights.
-        mask: (..., B) of 0 and 1.
-
-    Returns:
-        (..., B, C) of the log probability of each class, and (..., B) of being too near to any anchor.
-    """
-    has_text = described[labels].to(dtype)
-    no_text = 1 - has_text
-    if mask is not None:
-        has_text, no_text = has_text * mask, no_text * mask
-    near = mean_weights(has_text).unsqueeze(-1) * one_hot(labels, len(described), dtype)
-    return near, mean_weights(no_text)
-
-
-def cosines(embedding: Tensor, anchors: Tensor, described: Tensor) -> Tensor:
-    """(..., B, E), (C, E), (C,) -> (..., B, C) cosines with the anchors, -1e4 where a class has no text."""
-    # Not -inf: times a target of 0 it would be nan. Its probability is 0 all the same.
-    return (embedding @ anchors.T).masked_fill(~described, -1e4)
+def attention_entropy(attention: Tensor) -> Tensor:
+    """(B, L) distributions over tokens -> (B,) entropies in [0, log L], small where few tokens are picked."""
+    return -(attention * attention.clamp(min=1e-9).log()).sum(-1)
 
 
 def alignment_losses(
-    embedding: Tensor,
-    labels: Tensor,
-    anchors: Tensor,
-    described: Tensor,
-    mask: Tensor | None = None,
-    temperature: float = TEMPERATURE,
-    margin: float = MARGIN,
-) -> dict[str, Tensor]:
+    embedding: Tensor, labels: Tensor, anchors: TextAnchors, temperature: float, margin: float
+) -> tuple[Tensor, Tensor]:
     """EDCLIP: near the text anchor of the own class, or, without one, far from all anchors.
 
     Args:
-        embedding: (..., B, E) unit vectors in the text space.
-        labels: (..., B) int64 in [0, C).
-        anchors: (C, E) unit vectors; rows of classes without text are ignored.
-        described: (C,) bool, which classes have text.
-        mask: (..., B) of 0 and 1.
+        embedding: (B, E) unit vectors in the text space.
+        labels: (B,) int64 in [0, C).
+        anchors: of the C classes.
         temperature: of the softmax over cosines.
-        margin: cosine in [-1, 1] that samples of classes without text must stay under.
+        margin: cosine in [-1, 1] that clips of classes without text must stay under.
 
     Returns:
-        `described`: (...) cross-entropy over cosine / temperature among the classes with text,
-        mean over samples of such classes. `others`: (...) mean(relu(max cosine - margin)) over
-        the rest. Either is 0 where the batch has no such sample.
+        (B,) cross-entropy over cosine / temperature among the classes with text, 0 for clips of the others;
+        (B,) relu(max cosine - margin) of clips of classes without text, 0 for the rest.
     """
-    near, others = alignment_targets(labels, described, embedding.dtype, mask)
-    cosine = cosines(embedding, anchors, described)
-    too_near = (cosine.amax(-1) - margin).relu()
-    return {"described": _log_loss(cosine / temperature, near), "others": (too_near * others).sum(-1)}
+    # Not -inf: times a target of 0 it would be nan. Its probability is 0 all the same.
+    cosines = (embedding @ anchors.vectors.T).masked_fill(~anchors.described, -1e4)  # (B, C)
+    targets = one_hot(labels, anchors.vectors[:, 0])
+    has_text = targets @ anchors.described.to(targets.dtype)
+    near = -(targets * (cosines / temperature).log_softmax(-1)).sum(-1)
+    far = (cosines.amax(-1) - margin).relu()
+    return near * has_text, far * (1 - has_text)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from mefar.classifier.edclip import DESCRIPTIONS, Anchors, encode_descriptions, read_descriptions
+from mefar.classifier.text_anchors import DESCRIPTIONS, Anchors, encode_descriptions, read_descriptions
 from mefar.commands import run_function
 
 

@@ -4,7 +4,7 @@ The published training downstream ("From Pixels to Semantics", ICLR 2026) has tw
 head on tokens that pass no gradient back; the other keeps adapting the tokenizer to the fold's training
 pairs, by 0.1 times the squared error of the rebuilt apex. The held-out subject reaches neither. Tokens then
 change with every fold and step, so a fold needs images and shares no program with others; clips, initial
-values, order, views, dropout, class weights and schedule of a fold are those of grouped.py.
+values, order, views, loss, class weights and schedule of a fold are those of every other training of ours.
 
 Choices where the published code leaves one:
 - The head learns from hard tokens of the tokenizer as it is, as it will read them in its test.
@@ -12,36 +12,39 @@ Choices where the published code leaves one:
   starts from, and then stays.
 - Codes of an `ema` book stay in place, codes of an `nsvq` book follow their gradient (quantizer.relaxed).
 
-A batch is the same batch on any number of ranks: its clips, dropout and noise follow from the fold's name.
-Rank r takes its clips r, r + world, ... and weighs its part so that the mean that DDP takes over ranks is the
-gradient of the whole batch; nothing is padded, dropped or counted twice. A rank that finds no clip in a short
-last batch takes part with weight 0. Rank 0 predicts the held-out clips: all ranks hold the same weights.
+Ranks share every batch by ordinary DDP: rank r takes its clips r, r + world, ... and its loss is its part of
+the whole batch's, so that nothing is padded, dropped or counted twice; a rank that finds no clip in a short
+last batch takes part with weight 0. Sums are then added in another order: without dropout probabilities of
+two ranks agree with those of one to 1e-4 (tests/loso/test_adapting.py); with dropout ranks draw masks of
+their own, as another seed would. Rank 0 predicts the held-out clips: all ranks hold the same weights.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mefar.classifier import losses
-from mefar.classifier.head import HeadOutput, HeadSize
-from mefar.classifier.layers import DropoutNoise
+from mefar.classifier.head import HeadFactory, HeadOutput
+from mefar.classifier.losses import head_loss
+from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
-from mefar.loso.engine import GroupTrainer, TokenSet, Training, random_seed
-from mefar.loso.folds import Fold, FoldResult, fold_model, fold_result
-from mefar.loso.ledger import Ledger
+from mefar.files import claim
+from mefar.loso.callback import make_trainer, quiet
+from mefar.loso.engine import Heads
+from mefar.loso.folds import Fold, FoldResult, StudyTokens, fold_result, fold_view
+from mefar.loso.run import Run, Where
+from mefar.progress import shown
+from mefar.randomness import epoch_order, seed_of, view_of
 from mefar.tokens import AdaptableTokenizer
 
 PUBLISHED_WEIGHT = 0.1
@@ -65,7 +68,7 @@ class Adaptation:
     weight: float = PUBLISHED_WEIGHT
 
 
-def check(weight: float, training: Training, group: int | None = None, workers: int | None = None) -> None:
+def check(weight: float, training: HeadTraining, group: int | None = None) -> None:
     """Refuse what does not go together with adapting the tokenizer; a weight of 0 adapts nothing.
 
     Raises:
@@ -83,15 +86,14 @@ def check(weight: float, training: Training, group: int | None = None, workers: 
             "inner selection is not offered where folds adapt the tokenizer; switch training.inner or "
             "adapt_tokenizer off"
         )
-    for name, value in (("group", group), ("workers", workers)):
-        if value is not None:
-            raise UserError(
-                f"{name} is {value}, but folds that adapt the tokenizer run one after another; leave {name} "
-                "out, or adapt_tokenizer"
-            )
+    if group is not None:
+        raise UserError(
+            f"group is {group}, but folds that adapt the tokenizer run one after another; leave group "
+            "out, or adapt_tokenizer"
+        )
 
 
-class _Epochs(Sampler[int]):
+class _Steps(Sampler[int]):
     """Numbers of the steps of an epoch, counted from the first step of the fold."""
 
     def __init__(self, steps: int) -> None:
@@ -108,102 +110,51 @@ class _Epochs(Sampler[int]):
         return self.steps
 
 
-class _Batches(Dataset[dict[str, Any]]):
-    """What one rank takes of every step of a fold.
-
-    Items: `onset`, `apex` (b, 3, H, W) uint8 of the rank's clips; `rows` (B,) int64, the clips of the whole
-    batch; `mine` (b,) int64, which of them are the rank's; `mask` (b,) 1, or 0 where the rank only takes
-    part; `epoch`, `step`.
-    """
-
-    def __init__(self, pairs: Dataset[dict[str, Any]], plan: GroupTrainer, rank: int, world: int) -> None:
-        self.pairs, self.plan, self.rank, self.world = pairs, plan, rank, world
-        self.steps, self.size = int(plan.steps[0]), plan.training.batch_size
-        self.epoch, self.order = -1, (torch.empty(0), torch.empty(0))
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        epoch, step = divmod(number, self.steps)
-        if epoch != self.epoch:
-            rows, views, _ = self.plan.order(epoch)
-            count = len(self.plan.models[0].train)  # the rest is padding, for models side by side
-            self.epoch, self.order = epoch, (rows[0, :count].cpu(), views[0, :count].cpu())
-        part = slice(step * self.size, (step + 1) * self.size)
-        rows, views = (values[part] for values in self.order)
-        mine = torch.arange(len(rows))[self.rank :: self.world]
-        mask = torch.ones(len(mine)) if len(mine) else torch.zeros(1)
-        mine = mine if len(mine) else torch.zeros(1, dtype=torch.int64)
-        images = [_pair(self.pairs[int(rows[i])], int(views[i])) for i in mine]
-        onset, apex = (torch.stack(column) for column in zip(*images, strict=True))
-        batch = {"onset": onset, "apex": apex, "rows": rows, "mine": mine, "mask": mask}
-        return batch | {"epoch": epoch, "step": step}
-
-
 def _pair(item: dict[str, Any], view: int) -> tuple[Tensor, Tensor]:
     """One view of a clip: two (3, H, W) uint8."""
     onset, apex = item["onset"], item["apex"]
     return (onset, apex) if onset.ndim == 3 else (onset[view], apex[view])
 
 
-class _PartNoise(DropoutNoise):
-    """Dropout masks of a whole batch of `size` clips, of which a rank uses the rows of its own.
-
-    Args:
-        generator: the fold's stream, at the same place on every rank.
-        probability: share of entries set to 0.
-        size: clips in a full batch.
-        mine: (b,) int64 the rank's clips in the batch.
-    """
-
-    def __init__(self, generator: torch.Generator, probability: float, size: int, mine: Tensor) -> None:
-        super().__init__((generator,), probability)
-        self.size, self.mine = size, mine
-
-    def keep(self, samples: int, entries: int, device: torch.device) -> Tensor | None:
-        """Masks (1, b, entries) of the rank's clips."""
-        whole = super().keep(self.size, entries, device)
-        return None if whole is None else whole[:, self.mine]
-
-
 class AdaptingFold(LightningModule):
     """One fold: a head, and a copy of the tokenizer that goes on learning.
 
     Args:
-        data: labels, subjects and classes of the study, and its tokens by the starting tokenizer.
+        study: labels, subjects and classes, and the tokens by the starting tokenizer.
         fold: which subject is held out, and the seed.
-        size: of the head.
+        head: makes the head.
         training: how to train both.
         adaptation: tokenizer, images and weight.
     """
 
     mean: Tensor
     scale: Tensor
-    class_weights: Tensor
-    labels: Tensor
-    vectors: Tensor
-    described: Tensor
+    weights: Tensor
 
     def __init__(
-        self, data: TokenSet, fold: Fold, size: HeadSize, training: Training, adaptation: Adaptation
+        self,
+        study: StudyTokens,
+        fold: Fold,
+        head: HeadFactory,
+        training: HeadTraining,
+        adaptation: Adaptation,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
-        self.fold, self.training_plan, self.adaptation = fold, training, adaptation
-        self.born = os.getpid()
-        self.model = fold_model(data, fold)
-        self.plan = GroupTrainer(data, [self.model], size, training)
-        self.head = self.plan.head
+        self.study, self.fold, self.settings, self.adaptation = study, fold, training, adaptation
+        self.labels, self.view = study.labels_of(fold.seed), fold_view(study, fold)
+        alone = Heads([self.view], head, study, training)  # values, statistics and class weights of the fold
+        self.head = alone.head
+        self.head.load_state_dict(
+            {name: value[0] for name, value in {**alone.values, **alone.buffers}.items()}
+        )
+        for name in ("mean", "scale", "weights"):
+            self.register_buffer(name, getattr(alone, name)[0])
         tokenizer: Any = copy.deepcopy(adaptation.tokenizer)
         assert isinstance(tokenizer, nn.Module) and isinstance(tokenizer, AdaptableTokenizer)
         self.tokenizer = tokenizer.requires_grad_(True).eval()
-        self.register_buffer("mean", self.plan.mean[0])
-        self.register_buffer("scale", self.plan.scale[0])
-        self.register_buffer("class_weights", self.plan.objective.class_weights[0])
-        self.register_buffer("labels", data.labels)
-        if data.anchors is not None:
-            self.register_buffer("vectors", data.anchors.vectors.to(data.tokens))
-            self.register_buffer("described", data.anchors.described)
+        self.steps = training.steps(len(self.view.train))
         self.path: list[Tensor] = []
-        self.attention = torch.empty(0)
+        self.attention: Tensor | None = None
 
     def train(self, mode: bool = True) -> AdaptingFold:
         """As ever, but the tokenizer stays in eval mode: nothing but the optimiser moves it."""
@@ -213,88 +164,58 @@ class AdaptingFold(LightningModule):
 
     def setup(self, stage: str) -> None:
         """A forked rank has one thread: those of its parent are not in it, and torch would wait for them."""
-        if os.getpid() != self.born:
+        if self.trainer.world_size > 1 and self.device.type == "cpu":
             torch.set_num_threads(1)
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """One item per step: this rank's part of the batch."""
-        trainer = self.trainer
-        batches = _Batches(self.adaptation.pairs, self.plan, trainer.global_rank, trainer.world_size)
-        return DataLoader(batches, batch_size=None, sampler=_Epochs(batches.steps))
+    def train_dataloader(self) -> DataLoader[int]:
+        """The numbers of the steps; images are read where they are used."""
+        numbers: Any = range(self.steps * self.settings.epochs)
+        return DataLoader(numbers, batch_size=None, sampler=_Steps(self.steps))
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW twice, of the head and of the tokenizer."""
-        rate, decay = self.training_plan.learning_rate, self.training_plan.weight_decay
-        first, second = self.training_plan.betas
-        return [
-            torch.optim.AdamW(part.parameters(), rate, (first, second), weight_decay=decay)
-            for part in (self.head, self.tokenizer)
-        ]
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over the head and the tokenizer; neither feels the other's gradients."""
+        parameters = [*self.head.parameters(), *self.tokenizer.parameters()]
+        optimiser = self.settings.optimiser(parameters)
+        schedule = self.settings.scheduler(optimiser, self.steps * self.settings.epochs)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        """The device is known only now."""
-        self.stream = torch.Generator(self.device)
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Head and tokenizer are clipped each by themselves."""
+        for part in (self.head, self.tokenizer):
+            nn.utils.clip_grad_norm_(part.parameters(), self.settings.clip_norm)
 
-    def forward(self, tokens: Tensor, noise: DropoutNoise | None) -> HeadOutput:
-        """(B, L, D) token embeddings -> output of the head, with a group dimension of 1."""
-        output: HeadOutput = self.head(((tokens - self.mean) * self.scale).unsqueeze(0), noise)
+    def forward(self, tokens: Tensor) -> HeadOutput:
+        """(B, L, D) token embeddings -> output of the head."""
+        output: HeadOutput = self.head((tokens - self.mean) * self.scale)
         return output
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """One step of head and tokenizer on this rank's part of a batch."""
-        loss = self.loss(batch)
-        self._refuse_unless(torch.isfinite(loss))  # torch's grid_sample crashes going back through nan
-        self.manual_backward(loss)
-        plan, step = self.training_plan, batch["epoch"] * int(self.plan.steps[0]) + batch["step"]
-        rate = float(self.plan.rate(torch.tensor([step])))
-        optimisers = self.optimizers()
-        assert isinstance(optimisers, list)
-        for optimiser, part in zip(optimisers, (self.head, self.tokenizer), strict=True):
-            nn.utils.clip_grad_norm_(part.parameters(), plan.clip_norm)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
-            optimiser.zero_grad()
+    def images(self, rows: Tensor, views: list[int]) -> tuple[Tensor, Tensor]:
+        """Onset and apex of clips, (B, 3, H, W) float in [0, 1] each."""
+        pairs = [_pair(self.adaptation.pairs[int(row)], view) for row, view in zip(rows, views, strict=True)]
+        onset, apex = (torch.stack(column).to(self.mean) / 255 for column in zip(*pairs, strict=True))
+        return onset, apex
 
-    def loss(self, batch: dict[str, Any]) -> Tensor:
-        """This rank's part of a batch's loss; the mean over ranks is the loss of the whole batch."""
-        key, epoch, step, mine = self.fold.key, batch["epoch"], batch["step"], batch["mine"]
-        if step == 0:
-            self.stream.manual_seed(random_seed(key, f"dropout {epoch}"))
-        onset, apex = (batch[name].to(self.mean) / 255 for name in ("onset", "apex"))
-        noise = _PartNoise(self.stream, self.head.size.dropout, self.training_plan.batch_size, mine)
-        output = self(self.tokenizer.tokenize(onset, apex).embeddings, noise)  # tokens carry no gradient
-        seeds = [random_seed(key, f"noise {epoch} {step} {place}") for place in mine.tolist()]
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        """This rank's part of a step; DDP's mean over ranks is the step of the whole batch."""
+        epoch, step = divmod(int(batch), self.steps)
+        size, key, world = self.settings.batch_size, self.view.key, self.trainer.world_size
+        rows = self.view.train[epoch_order(key, epoch, len(self.view.train))][step * size : (step + 1) * size]
+        mine = rows[self.trainer.global_rank :: world]
+        mask = torch.ones(len(mine)) if len(mine) else torch.zeros(1)
+        mine = mine if len(mine) else rows[:1]
+        V = self.study.tokens.shape[1]
+        views = [view_of(key, epoch, self.study.clips[row], V) if V > 1 else 0 for row in mine.tolist()]
+        onset, apex = self.images(mine, views)
+        output = self(self.tokenizer.tokenize(onset, apex).features.to(self.mean.dtype))  # without gradient
+        labels, mask, every = self.labels[mine].to(self.device), mask.to(self.mean), self.labels[rows]
+        anchors = None if self.study.anchors is None else self.study.anchors.to(self.mean)
+        terms = head_loss(output, labels, self.weights, self.settings, anchors, mask, every.to(self.device))
+        seeds = [seed_of(key, f"noise {epoch} {row}") for row in mine.tolist()]
         error: Tensor = self.tokenizer.adaptation_error(onset, apex, seeds)
-        rebuilt: Tensor = (error * batch["mask"]).sum() / len(batch["rows"]) * self.trainer.world_size
-        return self.head_loss(output, batch) + self.adaptation.weight * rebuilt
-
-    def head_loss(self, output: HeadOutput, batch: dict[str, Any]) -> Tensor:
-        """The head's share of it.
-
-        Every term is a weighted mean over clips: a rank's mean counts as much as the share of the batch's
-        weight that its clips have.
-        """
-        plan, mask = self.training_plan, batch["mask"]
-        labels = self.labels[batch["rows"]]
-        own = labels[batch["mine"]]
-
-        def share(weight: Tensor) -> Tensor:
-            here: Tensor = (weight[batch["mine"]] * mask).sum() / weight.sum().clamp(min=1e-12)
-            return here * self.trainer.world_size
-
-        smoothing = plan.label_smoothing
-        classified = losses.classification_loss(output.logits[0], own, self.class_weights, mask, smoothing)
-        terms = [share(self.class_weights[labels]) * classified]
-        entropy = losses.attention_entropy(output.attention[0], mask)
-        terms.append(share(torch.ones_like(self.class_weights[labels])) * plan.entropy_weight * entropy)
-        if output.text is not None:
-            aligned = losses.alignment_losses(output.text[0], own, self.vectors, self.described, mask)
-            has_text = self.described[labels].to(mask.dtype)
-            others = plan.others_weight * aligned["others"]
-            terms.append(share(has_text) * plan.edclip_weight * aligned["described"])
-            terms.append(share(1 - has_text) * plan.edclip_weight * others)
-        return torch.stack(terms).sum()
+        rebuilt = self.adaptation.weight * (error * mask).sum() / len(rows)
+        loss = (torch.stack(list(terms.values())).sum() + rebuilt) * world
+        self._refuse_unless(torch.isfinite(loss))  # torch's grid_sample crashes going back through nan
+        return loss
 
     def on_train_epoch_end(self) -> None:
         """Look for broken weights on every rank, and let rank 0 predict the held-out clips."""
@@ -306,94 +227,91 @@ class AdaptingFold(LightningModule):
     def _refuse_unless(self, finite: Tensor) -> None:
         if not finite:
             raise UserError(
-                f"model {self.fold.key}: training diverged in epoch {self.current_epoch + 1}; "
+                f"fold {self.fold.key}: training diverged in epoch {self.current_epoch + 1}; "
                 "lower training.learning_rate"
             )
 
     @torch.no_grad()
-    def predict_held_out(self) -> tuple[Tensor, Tensor]:
-        """Probabilities (n, C) and pooling weights (n, L) of the held-out clips, float32 on the CPU.
+    def predict_held_out(self) -> tuple[Tensor, Tensor | None]:
+        """Probabilities (n, C) and attention (n, L) of the held-out clips, float32 on the CPU.
 
         Each is the mean over the views to test.
         """
         was_training, found = self.training, []
         self.eval()
-        held_out, size = self.model.test.tolist(), self.training_plan.batch_size
-        for start in range(0, len(held_out), size):
-            items = [self.adaptation.pairs[row] for row in held_out[start : start + size]]
+        for rows in torch.split(self.view.test, self.settings.batch_size):
             views = []
-            for view in range(self.plan.test_views):
-                pairs = zip(*(_pair(item, view) for item in items), strict=True)
-                onset, apex = (torch.stack(images).to(self.mean) / 255 for images in pairs)
-                output = self(self.tokenizer.tokenize(onset, apex).embeddings, None)
-                views.append((output.logits[0].softmax(-1), output.attention[0]))
+            for view in range(self.settings.views_to_test(self.study.tokens.shape[1])):
+                onset, apex = self.images(rows, [view] * len(rows))
+                output = self(self.tokenizer.tokenize(onset, apex).features.to(self.mean.dtype))
+                empty = output.logits.new_zeros(len(rows), 0)
+                attention = empty if output.attention is None else output.attention
+                views.append((output.logits.softmax(-1), attention))
             found.append([torch.stack(part).mean(0).float().cpu() for part in zip(*views, strict=True)])
         self.train(was_training)
         probabilities, attention = (torch.cat(part) for part in zip(*found, strict=True))
-        return probabilities, attention
+        return probabilities, attention if attention.shape[1] else None
 
     def result(self) -> FoldResult:
         """The fold's predictions, after its last epoch, on rank 0."""
-        if len(self.path) != self.training_plan.epochs:
-            raise RuntimeError(f"{self.fold.key}: {len(self.path)} of {self.training_plan.epochs} epochs")
-        rows = self.model.test
-        labels = self.labels.cpu()[rows]
-        return fold_result(self.fold, rows, labels, torch.stack(self.path), self.attention)
+        rows = self.view.test
+        return fold_result(self.fold, rows, self.labels[rows], torch.stack(self.path), self.attention)
+
+    def state(self) -> dict[str, Tensor]:
+        """Head, adapted tokenizer, and mean and scale of the tokens."""
+        parts = {"tokens.mean": self.mean, "tokens.scale": self.scale, **self.head.state_dict()}
+        parts |= {f"tokenizer.{name}": value for name, value in self.tokenizer.state_dict().items()}
+        return {name: value.detach().cpu() for name, value in parts.items()}
 
 
 class FoldWriter(Callback):
-    """Shows how far the folds are, writes a finished one to the ledger, and concludes the run after the last.
+    """Writes a finished fold on rank 0; it is in the ledger before any rank goes on."""
 
-    Args:
-        ledger: of the run.
-        number: of this fold among all, from 0.
-        count: of all folds.
-        conclude: for the last fold, called on rank 0 when it is in the ledger; the other ranks wait.
-    """
+    def __init__(self, run: Run) -> None:
+        self.run, self.began = run, time.monotonic()
 
-    def __init__(
-        self, ledger: Ledger, number: int, count: int, conclude: Callable[[], None] | None = None
-    ) -> None:
-        self.ledger, self.number, self.count, self.conclude = ledger, number, count, conclude
-        self.began = 0.0
-        self.progress: Progress | None = None
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that all ranks are about the same fold.
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar where the folds before this one have left it."""
-        self.began = time.monotonic()
+        Raises:
+            UserError: another run has finished folds since some ranks have looked.
+        """
         assert isinstance(pl_module, AdaptingFold)
-        if not trainer.is_global_zero:
-            return
-        percent, screen = TextColumn("{task.percentage:>3.0f}%"), Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn())
-        # On a terminal it vanishes when the fold ends and the next fold draws it further on.
-        self.progress = Progress(*columns, console=screen, transient=screen.is_terminal)
-        epochs = pl_module.training_plan.epochs
-        ranks = f" on {trainer.world_size} ranks" if trainer.world_size > 1 else ""
-        text = f"fold {self.number + 1} of {self.count}{ranks}"
-        self.progress.add_task(text, completed=self.number * epochs, total=self.count * epochs)
-        self.progress.start()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One epoch further."""
-        if self.progress is not None:
-            self.progress.advance(self.progress.task_ids[0])
+        if trainer.strategy.broadcast(pl_module.fold.key) != pl_module.fold.key:
+            raise UserError(f"{self.run.out}: another run has worked here; give the same command again")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the fold; it is in the ledger before any rank goes on."""
+        """Write the fold."""
         assert isinstance(pl_module, AdaptingFold)
-        self._close()
         if trainer.is_global_zero:
-            self.ledger.append([pl_module.result()], time.monotonic() - self.began)
-            if self.conclude is not None:
-                self.conclude()
+            self.run.add([pl_module.result()], [pl_module.state()], time.monotonic() - self.began)
         trainer.strategy.barrier("fold written")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
-        self._close()
 
-    def _close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+def train(run: Run, where: Where, adaptation: Adaptation) -> bool:
+    """Train the folds that are not in the ledger, each on all ranks, and conclude the run.
+
+    Returns:
+        Whether this process leads.
+
+    Raises:
+        UserError: a fold diverged, or another command trains this run.
+    """
+    done = run.ledger.read()
+    left = [fold for group in run.groups for fold in group if fold not in done]
+    count, began = sum(len(group) for group in run.groups), time.monotonic()
+    leads = make_trainer(where, 1, []).is_global_zero
+    with claim(run.out / "locks" / "adapting.lock") as mine, shown("adapting", "folds") as progress:
+        if leads and not mine:
+            raise UserError(f"{run.out}: another command trains this run; wait for it")
+        for number, fold in enumerate(left):
+            one = AdaptingFold(run.study, fold, run.head, run.training, adaptation)
+            with quiet():
+                trainer = make_trainer(where, 1, [FoldWriter(run)], max_epochs=run.training.epochs)
+                trainer.fit(one)
+            if leads:
+                rate = (number + 1) / (time.monotonic() - began)
+                progress(count - len(left) + number + 1, count, rate)
+    if leads:
+        run.conclude()
+    return leads

@@ -1,348 +1,366 @@
-"""G models trained side by side on one set of tokens, as one batched program.
+"""The training loop of leave-one-subject-out: a group of heads at once, whatever the head.
 
-Each model has its own clips, initial values, data order, views, dropout stream, input scaling, class
-weights, optimiser state, learning-rate schedule and gradient clipping (head.TokenHead holds the
-parameters). A model's numbers depend on itself alone: trained by itself it gives the same result up to
-rounding (tests/test_folds.py).
+With a frozen tokenizer a clip is a handful of vectors, and folds differ only in which clips they may see.
+`torch.func` stacks the parameters of the group's heads and maps one head's loss over them: one program with
+large pieces of work instead of many with small ones. A head that vmap cannot map (nn.GRU, nn.LSTM, batch
+statistics) is trained one fold after another by the same loop.
 
-Models may have unequal numbers of clips: batches are padded with clips of the model itself at weight 0,
-and a model whose epoch is over rests, untouched, until the last one is done.
+Each head has its own clips, initial values, data order, views, input scaling, class weights, clipping and
+optimiser state; its numbers do not depend on its neighbours but for rounding and dropout, whose masks are
+drawn for a group at a time. Groups are fixed by the study, so results are too.
 
-Shapes: N clips, V views, L tokens, D token width, G models, B batch, C classes, P parameters.
+Shapes: N clips, V views, L tokens, D token width, G heads, B batch, C classes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
 
-from mefar.classifier import losses
-from mefar.classifier.blocks import Apply, Tape, through_autograd
-from mefar.classifier.head import HeadOutput, HeadSize, TokenHead
-from mefar.classifier.layers import DropoutNoise
+from mefar.classifier.head import HeadFactory, HeadOutput, build_head, name_of
+from mefar.classifier.losses import class_weights, head_loss, token_statistics
+from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
-from mefar.loso.grouped_adamw import GroupedAdamW
-from mefar.loso.objective import Objective
+from mefar.loso.folds import (
+    Fold,
+    FoldResult,
+    StudyTokens,
+    View,
+    best_epoch,
+    fold_result,
+    fold_view,
+    inner_view,
+)
+from mefar.randomness import epoch_order, seed_of, view_of
+
+State = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class TextAnchors:
-    """What EDCLIP aligns to.
-
-    Attributes:
-        vectors: (C, E) unit vectors, zero for classes without text.
-        described: (C,) bool, which classes have text.
-    """
-
-    vectors: Tensor
-    described: Tensor
-
-
-@dataclass(frozen=True)
-class TokenSet:
-    """The tokens of every clip of a study.
-
-    Attributes:
-        tokens: (N, V, L, D) float, view 0 of the untouched clip.
-        labels: (N,) int64 in [0, C).
-        subjects: N subject keys; a subject is (database, number), so keys never collide.
-        class_names: C names.
-        anchors: text anchors of the classes, or None.
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    subjects: tuple[str, ...]
-    class_names: tuple[str, ...]
-    anchors: TextAnchors | None = None
-
-    def __post_init__(self) -> None:
-        N, C = len(self.labels), len(self.class_names)
-        if self.tokens.ndim != 4 or len(self.tokens) != N or len(self.subjects) != N:
-            raise ValueError(
-                f"tokens {tuple(self.tokens.shape)}, {N} labels, {len(self.subjects)} subjects do not match"
-            )
-        if len(set(self.subjects)) < 2:
-            raise UserError(
-                f"leave-one-subject-out needs at least 2 subjects, found {len(set(self.subjects))}; add data"
-            )
-        counts = torch.bincount(self.labels, minlength=C)
-        if len(counts) > C:
-            raise ValueError(f"label {len(counts) - 1} but only {C} classes")
-        if absent := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
-            raise UserError(f"no clip of class {absent[0]!r} in the study; add data or take another protocol")
-
-    def to(self, device: torch.device) -> TokenSet:
-        """The same set on another device."""
-        anchors = self.anchors
-        if anchors is not None:
-            anchors = TextAnchors(anchors.vectors.to(device), anchors.described.to(device))
-        return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device), anchors=anchors)
-
-    def fingerprint(self) -> str:
-        """Hash of everything the training sees."""
-        digest = hashlib.sha256(repr((tuple(self.tokens.shape), self.subjects, self.class_names)).encode())
-        parts = [self.tokens, self.labels]
-        if self.anchors is not None:
-            parts += [self.anchors.vectors, self.anchors.described]
-        for part in parts:
-            digest.update(part.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Training:
-    """How every model of a study is trained.
-
-    Attributes:
-        epochs: fixed number of epochs (published: at most 120, stopped on the test subject).
-        batch_size: clips per step (published: 16).
-        learning_rate: peak of AdamW's (published: 2e-4).
-        betas: of AdamW (published: 0.85, 0.98).
-        weight_decay: of AdamW (published: 1e-5).
-        schedule: `cosine` falls to 0 over the epochs after 5 % warm-up; `constant` as published.
-        clip_norm: largest gradient norm of a model.
-        label_smoothing: probability in [0, 1) spread over all classes.
-        entropy_weight: of the pooling entropy (published: 1e-3).
-        edclip_weight: of the alignment with text, where anchors are given (published: 0.3).
-        others_weight: of classes without text inside the alignment (published: 0.2).
-        normalise: scale token dimensions to mean 0 and deviation 1 over the fold's training clips.
-        eval_views: a held-out clip is predicted from the mean probability over this many of its views;
-            0 = all of them, 1 = the untouched one alone (published).
-        inner: also select the epoch on a fifth of the training subjects, held out from a second
-            model of the fold; doubles the time.
-    """
-
-    epochs: int = 60
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.05
-    schedule: Literal["cosine", "constant"] = "cosine"
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.1
-    entropy_weight: float = 1e-3
-    edclip_weight: float = 0.3
-    others_weight: float = 0.2
-    normalise: bool = True
-    eval_views: int = 0
-    inner: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("eval_views", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"training: {name} is {getattr(self, name)}; give at least {least}")
-
-    def views_to_test(self, views: int) -> int:
-        """How many of `views` views a held-out clip is predicted from.
-
-        Raises:
-            UserError: more are asked for than there are.
-        """
-        if self.eval_views > views:
-            raise UserError(
-                f"training: eval_views is {self.eval_views} but there are {views} views; lower it"
-            )
-        return self.eval_views or views
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """Switch torch's own threads off for a while.
-
-    Operations of this size spend more time waiting for each other's threads than computing; where other
-    programs run on the same cores that costs a factor of ten and more.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def random_seed(key: str, purpose: str) -> int:
-    """A seed in [0, 2**63) that depends on a model's key and the purpose, not on its neighbours."""
-    return int.from_bytes(hashlib.sha256(f"{key}\n{purpose}".encode()).digest()[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Model:
-    """What one model of a group may see.
-
-    Attributes:
-        key: its name; every random number of the model follows from it.
-        train: (n,) int64 rows it learns from.
-        test: (m,) int64 rows it is evaluated on after every epoch.
-    """
-
-    key: str
-    train: Tensor
-    test: Tensor
-
-
-class GroupTrainer:
-    """Trains models side by side on one token set.
+class Heads:
+    """G heads side by side: their values, their outputs, and the gradients of their losses.
 
     Args:
-        data: tokens; device and dtype of the work are theirs.
-        models: G models.
-        size: of the head.
+        views: what each head may see.
+        factory: makes a head.
+        study: tokens; device and type of the work are theirs.
         training: how to train.
+        together: map one program over all heads; otherwise they take turns.
     """
 
-    def __init__(self, data: TokenSet, models: Sequence[Model], size: HeadSize, training: Training) -> None:
-        _, self.views, L, D = data.tokens.shape
-        data = replace(data, tokens=data.tokens.contiguous())
-        self.data, self.models, self.training = data, models, training
-        self.device, dtype = data.tokens.device, data.tokens.dtype
-        self.test_views = training.views_to_test(self.views)
-        anchors = data.anchors if training.edclip_weight > 0 else None
-        text_dim = None if anchors is None else anchors.vectors.shape[1]
-        seeds = [random_seed(model.key, "values") for model in models]
-        C = len(data.class_names)
-        self.head = TokenHead(L, D, C, size, text_dim, seeds).to(self.device, dtype)
-        labels = data.labels.cpu()
-        weights = [losses.balanced(torch.bincount(labels[model.train], minlength=C)) for model in models]
-        self.objective = Objective(
-            torch.stack(weights).to(self.device, dtype),
-            None if anchors is None else anchors.vectors.to(self.device, dtype),
-            None if anchors is None else anchors.described,
-            training.label_smoothing,
-            training.entropy_weight,
-            training.edclip_weight,
-            training.others_weight,
-        )
-        self.mean, self.scale = self._statistics(dtype)
-        self.shift = -self.mean * self.scale
-        steps = [math.ceil(len(model.train) / training.batch_size) for model in models]
-        self.steps = torch.tensor(steps)
-        self.optimiser = GroupedAdamW(
-            list(self.head.parameters()), steps, training.betas, training.weight_decay, training.clip_norm
-        )
-        streams = [torch.Generator(self.device) for _ in models]
-        self.streams, self.noise = streams, DropoutNoise(streams, size.dropout, training.batch_size)
+    def __init__(
+        self,
+        views: Sequence[View],
+        factory: HeadFactory,
+        study: StudyTokens,
+        training: HeadTraining,
+        together: bool = True,
+    ) -> None:
+        tokens, C = study.tokens, len(study.class_names)
+        self.training, self.together = training, together
+        self.anchors = None if study.anchors is None else study.anchors.to(tokens)
+        text = None if self.anchors is None or not training.edclip_weight else self.anchors.vectors.shape[1]
+        heads = []
+        for view in views:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(view.key, "values"))
+                heads.append(build_head(factory, tokens.shape[2], tokens.shape[3], C, text).to(tokens))
+        self.head = copy.deepcopy(heads[0])  # its values are never used: they are handed in
+        stacked, self.buffers = stack_module_state(heads)
+        self.values = {name: nn.Parameter(value.detach()) for name, value in stacked.items()}
+        statistics = [_statistics(study, view.train, training) for view in views]
+        self.mean, self.scale = (torch.stack(each).to(tokens) for each in zip(*statistics, strict=True))
+        counts = [
+            torch.bincount(study.labels[view.train.to(study.labels.device)], minlength=C) for view in views
+        ]
+        self.weights = torch.stack([class_weights(each, training) for each in counts]).to(tokens)
 
-    def _statistics(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Mean and 1 / deviation of each token dimension over each model's training clips: (G, 1, 1, D)."""
-        G, D = len(self.models), self.data.tokens.shape[-1]
-        if not self.training.normalise:
-            neutral = torch.zeros(G, 1, 1, D, device=self.device, dtype=dtype)
-            return neutral, neutral + 1
-        # Per clip first: the clips are few, the models many.
-        tokens = self.data.tokens.double().flatten(1, 2)
-        means, squares = tokens.mean(1), tokens.square().mean(1)  # (N, D)
-        rows = [model.train.to(self.device) for model in self.models]
-        mean = torch.stack([means[each].mean(0) for each in rows])
-        square = torch.stack([squares[each].mean(0) for each in rows])
-        scale = losses.inverse_deviation(mean, square)
-        return mean.to(dtype).view(G, 1, 1, D), scale.to(dtype).view(G, 1, 1, D)
+    def _mapped(self, function: Callable[..., Any], *batches: Tensor) -> Any:
+        """The results of a function of one head's (values, buffers, mean, scale, *batch), stacked over G."""
+        stacked = (dict(self.values), self.buffers, self.mean, self.scale, *batches)
+        if self.together:
+            return vmap(function, randomness="different")(*stacked)
+        return _stacked([function(*[_row(each, i) for each in stacked]) for i in range(len(self.mean))])
+
+    def gradients(self, tokens: Tensor, labels: Tensor, mask: Tensor) -> State:
+        """Gradient of every head's loss by its values: name -> (G, ...).
+
+        Args:
+            tokens: (G, B, L, D).
+            labels: (G, B) int64.
+            mask: (G, B) of 0 and 1.
+        """
+
+        def loss(values: State, buffers: State, mean: Tensor, scale: Tensor, *batch: Tensor) -> Tensor:
+            tokens, labels, mask, weights = batch
+            if not self.together:  # what fills a batch up may matter to a head that mixes clips
+                tokens, labels, mask = (each[: int(mask.sum())] for each in (tokens, labels, mask))
+            output = functional_call(self.head, (values, buffers), ((tokens - mean) * scale,))
+            terms = head_loss(output, labels, weights, self.training, self.anchors, mask)
+            return torch.stack(list(terms.values())).sum()
+
+        self.head.train()
+        made: State = self._mapped(grad(loss), tokens, labels, mask, self.weights)
+        return made
+
+    def mixes_clips(self, tokens: Tensor) -> bool:
+        """Whether what the heads say of a clip in training depends on the rest of its batch (B, L, D)."""
+        said = []
+        for batch in (tokens, torch.cat([tokens[:-1], tokens[-1:] + 1])):
+            torch.manual_seed(0)
+            values = _row(dict(self.values), 0), {k: v.clone() for k, v in _row(self.buffers, 0).items()}
+            said.append(functional_call(self.head.train(), values, (batch,)).logits[0])
+        return not torch.equal(*said)
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Probabilities and attention, each the mean over the views.
+
+        Args:
+            tokens: (G, M, V, L, D).
+
+        Returns:
+            (G, M, C) and (G, M, L) float32 on the CPU; None for heads without attention.
+        """
+
+        def outputs(values: State, buffers: State, mean: Tensor, scale: Tensor, tokens: Tensor) -> Any:
+            x = ((tokens - mean) * scale).flatten(0, 1)
+            output: HeadOutput = functional_call(self.head, (values, buffers), (x,))
+            parts = [output.logits.softmax(-1), *([] if output.attention is None else [output.attention])]
+            return [part.view(*tokens.shape[:2], -1).mean(1) for part in parts]
+
+        self.head.eval()
+        parts = [part.float().cpu() for part in self._mapped(outputs, tokens)]
+        return parts[0], parts[1] if len(parts) > 1 else None
+
+    def state(self, number: int) -> State:
+        """What one head needs to be used: its values, and mean and scale of its tokens."""
+        own = {name: value[number].detach().cpu() for name, value in {**self.values, **self.buffers}.items()}
+        return own | {"tokens.mean": self.mean[number].cpu(), "tokens.scale": self.scale[number].cpu()}
+
+
+def _stacked(alone: Sequence[Any]) -> Any:
+    """Results of single heads, each a tensor or a list or dict of tensors, as one with G in front."""
+    first = alone[0]
+    if isinstance(first, dict):
+        return {name: torch.stack([each[name] for each in alone]) for name in first}
+    return [torch.stack(each) for each in zip(*alone, strict=True)]
+
+
+def _row(value: Any, number: int) -> Any:
+    return {name: each[number] for name, each in value.items()} if isinstance(value, dict) else value[number]
+
+
+def _statistics(study: StudyTokens, rows: Tensor, training: HeadTraining) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation of each token dimension over some clips: two (D,) float64."""
+    tokens = study.tokens[rows.to(study.tokens.device)].double().flatten(0, 2)
+    return token_statistics(tokens.mean(0), tokens.square().mean(0), training)
+
+
+def can_map(factory: HeadFactory, study: StudyTokens, training: HeadTraining) -> bool:
+    """Whether heads of a kind can be trained side by side, found out on two heads and a tiny batch.
+
+    Raises:
+        UserError: what build_head raises, or a head that cannot even be trained by itself.
+    """
+    view = View("try", torch.arange(2), torch.arange(2))
+    tokens, labels = study.tokens[:2, 0].expand(2, -1, -1, -1), study.labels[:2].expand(2, -1)
+    mask = torch.ones_like(labels, dtype=tokens.dtype)
+
+    def attempt(together: bool) -> Heads:
+        heads = Heads([view, view], factory, study, training, together)
+        heads.gradients(tokens, labels, mask)
+        heads.predict(tokens.unsqueeze(2))
+        return heads
+
+    failures = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
+    name = name_of(factory)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            heads = attempt(together=False)
+        except failures as error:
+            raise UserError(f"head {name}: cannot be trained: {str(error).splitlines()[0]}") from error
+        reason = "clips of a batch are mixed" if heads.mixes_clips(tokens[0]) else ""
+        try:
+            if not reason:
+                attempt(together=True)
+        except failures as error:
+            reason = str(error).splitlines()[0][:120]
+    if reason:
+        log = logging.getLogger(__name__)
+        log.warning("head %s: torch.func cannot map it (%s); folds train one after another", name, reason)
+    return not reason
+
+
+class Schedule:
+    """Which clips of each head are in which step: rows, views and mask of an epoch, (G, steps, B) each.
+
+    The last batch of a head is filled up with a clip of its own at mask 0.
+    """
+
+    def __init__(self, views: Sequence[View], study: StudyTokens, training: HeadTraining) -> None:
+        self.views, self.study, self.batch = views, study, training.batch_size
+        steps = {training.steps(len(view.train)) for view in views}
+        if len(steps) != 1:
+            raise ValueError(f"heads of a group must have equally many steps, not {sorted(steps)}")
+        (self.steps,) = steps
+
+    def epoch(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of epoch `number`, from 0."""
+        V, length = self.study.tokens.shape[1], self.steps * self.batch
+        rows, picks = torch.zeros(2, len(self.views), length, dtype=torch.int64)
+        mask = torch.zeros(len(self.views), length)
+        for i, view in enumerate(self.views):
+            n = len(view.train)
+            shuffled = view.train[epoch_order(view.key, number, n)]
+            rows[i, :n], rows[i, n:], mask[i, :n] = shuffled, shuffled[0], 1
+            if V > 1:
+                clips = [self.study.clips[row] for row in shuffled.tolist()]
+                picks[i, :n] = torch.tensor([view_of(view.key, number, clip, V) for clip in clips])
+        device, cut = self.study.tokens.device, (len(self.views), self.steps, self.batch)
+        rows, picks, mask = (each.view(cut).to(device) for each in (rows, picks, mask))
+        return rows, picks, mask.to(self.study.tokens.dtype)
+
+
+class Trainer:
+    """Trains a group of heads.
+
+    Args:
+        study: tokens; device and type of the work are theirs.
+        views: what each head may see; all of them take equally many steps per epoch.
+        factory: makes a head.
+        training: how to train.
+        together: side by side, or in turns.
+        compiled: let torch.compile fuse a step: a minute at the start, then faster steps.
+    """
+
+    def __init__(
+        self,
+        study: StudyTokens,
+        views: Sequence[View],
+        factory: HeadFactory,
+        training: HeadTraining,
+        together: bool = True,
+        compiled: bool = False,
+    ) -> None:
+        self.study, self.views, self.training = study, views, training
+        self.heads = Heads(views, factory, study, training, together)
+        self.schedule = Schedule(views, study, training)
+        self.optimiser = training.optimiser(self.heads.values.values())
+        self.rates = training.scheduler(self.optimiser, self.schedule.steps * training.epochs)
+        self.gradients = torch.compile(self.heads.gradients) if compiled else self.heads.gradients
+        self.attention: Tensor | None = None
 
     def run(self, each_epoch: Callable[[], None] | None = None) -> list[Tensor]:
         """Train all epochs.
 
         Returns:
-            Per model (epochs, m, C) float32 on the CPU: probabilities of its test clips after each epoch.
+            Per head (epochs, m, C) float32 on the CPU: probabilities of its test clips after each epoch.
+
+        Raises:
+            UserError: a head's values are no longer finite.
         """
-        paths = []
-        for epoch in range(self.training.epochs):
-            self._train_epoch(epoch)
-            paths.append(self._predict())
-            if each_epoch is not None:
-                each_epoch()
+        paths, device = [], self.study.tokens.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for epoch in range(self.training.epochs):
+                torch.manual_seed(seed_of(self.views[0].key, f"dropout {epoch}"))
+                self._train_epoch(epoch)
+                paths.append(self._predict())
+                if each_epoch is not None:
+                    each_epoch()
         path = torch.stack(paths, 1)  # (G, epochs, M, C)
-        return [path[i, :, : len(model.test)] for i, model in enumerate(self.models)]
+        return [path[i, :, : len(view.test)] for i, view in enumerate(self.views)]
 
-    def forward(
-        self, tokens: Tensor, noise: DropoutNoise | None, apply: Apply = through_autograd
-    ) -> HeadOutput:
-        """The heads with the current values on (G, B, L, D) tokens."""
-        output: HeadOutput = self.head(torch.addcmul(self.shift, tokens, self.scale), noise, apply)
-        return output
-
-    def order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Clips, views and mask of an epoch: each (G, steps * B); padding repeats a model's own clip."""
-        length = int(self.steps.max()) * self.training.batch_size
-        rows, views = torch.empty(2, len(self.models), length, dtype=torch.int64)
-        mask = torch.zeros(len(self.models), length)
-        for i, model in enumerate(self.models):
-            n = len(model.train)
-            generator = torch.Generator().manual_seed(random_seed(model.key, f"order {epoch}"))
-            shuffled = model.train[torch.randperm(n, generator=generator)]
-            rows[i, :n], rows[i, n:] = shuffled, shuffled[0]
-            views[i, :n], views[i, n:] = torch.randint(self.views, (n,), generator=generator), 0
-            mask[i, :n] = 1
-        return rows.to(self.device), views.to(self.device), mask.to(self.device, self.data.tokens.dtype)
-
-    @torch.inference_mode()
     def _train_epoch(self, epoch: int) -> None:
-        G, B, steps = len(self.models), self.training.batch_size, int(self.steps.max())
-        rows, views, mask = (each.view(G, steps, B).transpose(0, 1) for each in self.order(epoch))
-        places, targets = self._places(rows, views), self.objective.targets(self.data.labels[rows], mask)
-        for model, stream in zip(self.models, self.streams, strict=True):
-            stream.manual_seed(random_seed(model.key, f"dropout {epoch}"))
-        number = torch.arange(steps)[:, None]  # (steps, 1)
-        rates, active = self.rate(epoch * self.steps + number).tolist(), (number < self.steps).tolist()
-        parameters, longest = self.optimiser.parameters, mask.sum(-1).amax(1).int().tolist()
-        for step in range(steps):
-            tape, part = Tape(), slice(longest[step])  # the last batch may be short for all
-            output = self.forward(self._gather(places[step, ..., part]), self.noise, tape.apply)
-            ends = self.objective.gradients(output, targets.at((step, slice(None), part)))
-            self.optimiser.step(tape.gradients(ends, parameters), rates[step], active[step])
-        values = self.optimiser.values()
-        if not torch.isfinite(values).all():
-            broken = int((~torch.isfinite(values)).any(1).nonzero()[0])
-            raise UserError(
-                f"model {self.models[broken].key}: training diverged in epoch {epoch + 1}; "
-                "lower training.learning_rate"
-            )
+        rows, picks, mask = self.schedule.epoch(epoch)
+        tokens, labels = self.study.tokens, self.study.labels.to(self.study.tokens.device)
+        for step in range(self.schedule.steps):
+            # The last batch may be short for all.
+            part = slice(int(mask[:, step].sum(-1).max())) if step == self.schedule.steps - 1 else slice(None)
+            row, pick = rows[:, step, part], picks[:, step, part]
+            try:
+                gradients = self.gradients(tokens[row, pick], labels[row], mask[:, step, part])
+            except (RuntimeError, ValueError) as error:
+                kind, size = type(self.heads.head).__qualname__, int(mask[:, step, part].sum(-1).min())
+                raise UserError(
+                    f"fold {self.views[0].key}: head {kind} fails on a batch of {size} clips "
+                    f"({str(error).splitlines()[0]}); try another training.batch_size"
+                ) from error
+            self._step(gradients)
+        for name, value in self.heads.values.items():
+            broken = (~value.isfinite()).flatten(1).any(1).nonzero()
+            if len(broken):
+                raise UserError(
+                    f"fold {self.views[int(broken[0])].key}: training diverged in epoch {epoch + 1}: "
+                    f"{name} is not finite; lower training.learning_rate"
+                )
 
-    def _places(self, rows: Tensor, views: Tensor) -> Tensor:
-        """Where the tokens of clips and views (steps, G, B) lie among all: (steps, G, L, B)."""
-        L = self.data.tokens.shape[2]
-        first = (rows * self.views + views) * L
-        places = first.unsqueeze(2) + torch.arange(L, device=self.device)[:, None]
-        return places.contiguous()  # or every step would put its own in order
-
-    def _gather(self, places: Tensor) -> Tensor:
-        """Tokens at places (G, L, B): (G, B, L, D), in memory (G, L, B, D)."""
-        D = self.data.tokens.shape[3]
-        found = self.data.tokens.view(-1, D).index_select(0, places.flatten())
-        return found.view(*places.shape, D).transpose(1, 2)
-
-    def rate(self, step: Tensor) -> Tensor:
-        """Learning rate of each model at its own step: (..., G) -> (..., G)."""
-        peak = self.training.learning_rate
-        if self.training.schedule == "constant":
-            return torch.full(step.shape, peak, dtype=torch.float64)
-        total = self.steps * self.training.epochs
-        warmup = (0.05 * total).clamp(min=1)
-        falling = 0.5 * (1 + torch.cos(math.pi * step.double() / total))
-        return peak * torch.minimum((step + 1) / warmup, falling)
-
-    def attention(self) -> list[Tensor]:
-        """Per model (m, L) float32 on the CPU: pooling weights on its test clips, at the current values."""
-        weights = self._test(lambda output: output.attention)
-        return [weights[i, : len(model.test)] for i, model in enumerate(self.models)]
+    def _step(self, gradients: State) -> None:
+        """Clip every head's gradient to its own norm, and move all heads by one step."""
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)  # (G,)
+        shrink = (self.training.clip_norm / (norms + 1e-6)).clamp(max=1)
+        for name, parameter in self.heads.values.items():
+            parameter.grad = gradients[name] * shrink.view(-1, *[1] * (parameter.ndim - 1))
+        self.optimiser.step()
+        self.rates.step()
 
     def _predict(self) -> Tensor:
-        """Probabilities of every model's test clips, padded: (G, M, C) float32 on the CPU."""
-        return self._test(lambda output: output.logits.softmax(-1))
+        """Probabilities of every head's test clips, padded: (G, M, C)."""
+        longest = max(len(view.test) for view in self.views)
+        rows = [view.test[torch.arange(longest).clamp(max=len(view.test) - 1)] for view in self.views]
+        seen = self.study.tokens[:, : self.training.views_to_test(self.study.tokens.shape[1])]
+        index = torch.stack(rows).to(seen.device)
+        probabilities, self.attention = self.heads.predict(seen[index])
+        return probabilities
 
-    @torch.inference_mode()
-    def _test(self, part: Callable[[HeadOutput], Tensor]) -> Tensor:
-        """A part of the output on every model's test clips, mean over the views: (G, M, ...) float32."""
-        longest = max(len(model.test) for model in self.models)
-        rows = [model.test[torch.arange(longest).clamp(max=len(model.test) - 1)] for model in self.models]
-        index = torch.stack(rows).to(self.device)
-        tokens = self.data.tokens[:, : self.test_views][index]  # (G, M, V, L, D)
-        every = part(self.forward(tokens.flatten(1, 2), None))
-        G, wide = every.shape[0], every.shape[2:]
-        return every.view(G, longest, self.test_views, *wide).mean(2).float().cpu()
+
+def train_group(
+    study: StudyTokens,
+    group: Sequence[Fold],
+    factory: HeadFactory,
+    training: HeadTraining,
+    together: bool = True,
+    compiled: bool = False,
+    each_epoch: Callable[[], None] | None = None,
+) -> tuple[list[FoldResult], list[State]]:
+    """Train the folds of one group and predict their held-out clips.
+
+    Args:
+        study: tokens, on the device to train on; their type is the arithmetic's.
+        group: folds of equally many steps.
+        factory: makes a head.
+        training: how to train.
+        together: whether heads of this kind can be mapped, see can_map.
+        compiled: fuse a step by torch.compile.
+        each_epoch: called after every epoch.
+
+    Returns:
+        A result and a head's state per fold.
+
+    Raises:
+        UserError: the values of a fold are no longer finite.
+    """
+    study = replace(study, labels=study.labels_of(group[0].seed), control="")  # a group never mixes seeds
+    labels = study.labels.cpu()
+    inner: dict[Fold, int] = {}
+    if training.inner:
+        views = {fold: inner_view(study, fold) for fold in group}
+        for steps in sorted({training.steps(len(view.train)) for view in views.values()}):
+            alike = [fold for fold in group if training.steps(len(views[fold].train)) == steps]
+            chosen = [views[fold] for fold in alike]
+            paths = Trainer(study, chosen, factory, training, together, compiled).run()
+            for fold, view, path in zip(alike, chosen, paths, strict=True):
+                inner[fold] = best_epoch(path.argmax(-1), labels[view.test])
+    outer = [fold_view(study, fold) for fold in group]
+    trainer = Trainer(study, outer, factory, training, together, compiled)
+    paths, results = trainer.run(each_epoch), []
+    for number, (fold, view, path) in enumerate(zip(group, outer, paths, strict=True)):
+        attention = None if trainer.attention is None else trainer.attention[number, : len(view.test)]
+        results.append(fold_result(fold, view.test, labels[view.test], path, attention, inner.get(fold)))
+    return results, [trainer.heads.state(number) for number in range(len(group))]

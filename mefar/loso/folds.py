@@ -1,34 +1,112 @@
-"""All folds of a leave-one-subject-out study, trained at once; which rank trains which fold.
+"""Who may see what: the tokens of a study, its folds, which clips a fold trains and is tested on.
 
-With a frozen tokenizer a clip is a handful of vectors, and folds differ only in which clips they may
-see, so F folds x S seeds train as groups of models side by side (grouped.py).
-
-Groups are fixed by the study before anything runs, and ranks are dealt whole groups: no result depends
-on how many ranks there are, no gradient travels, nothing is padded, lost or doubled.
+Groups of folds are fixed by the study before anything runs: no result depends on how many ranks there are.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mefar.classifier.head import HeadSize
+from mefar.classifier.losses import TextAnchors
+from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
-from mefar.loso.engine import GroupTrainer, Model, TokenSet, Training, random_seed, single_threaded
+from mefar.files import fingerprint
+from mefar.randomness import fold_key, seed_of
+
+FULL, SHUFFLED = "full", "shuffled"
+
+
+@dataclass(frozen=True)
+class StudyTokens:
+    """A study as leave-one-subject-out needs it: the tokens of every clip, and whose they are.
+
+    Attributes:
+        protocol: composite, casme2, samm, smic, ...
+        tokens: (N, V, L, D) float, view 0 of the untouched clip.
+        labels: (N,) int64 in [0, C).
+        subjects: N subject keys; a subject is (database, number), so keys never collide.
+        clips: N clip keys "database/subject/clip".
+        class_names: C names.
+        anchors: text anchors of the classes, or None.
+        tokenizer: what made the tokens: checkpoint, sha256, pretrained_on.
+        counts: per database and in all: clips, subjects, clips per class.
+        dropped: (key, reason) of clips of the protocol that are not in the study.
+        control: "shuffled" where the labels are not the true ones; marks all that is written.
+
+    Raises:
+        UserError: fewer than two subjects, or a class without clips.
+    """
+
+    protocol: str
+    tokens: Tensor
+    labels: Tensor
+    subjects: tuple[str, ...]
+    clips: tuple[str, ...]
+    class_names: tuple[str, ...]
+    anchors: TextAnchors | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Sequence[tuple[str, str]] = ()
+    control: str = ""
+
+    def __post_init__(self) -> None:
+        N, C = len(self.labels), len(self.class_names)
+        if self.tokens.ndim != 4 or {len(self.tokens), len(self.subjects), len(self.clips)} != {N}:
+            raise ValueError(
+                f"tokens {tuple(self.tokens.shape)}, {N} labels, {len(self.subjects)} subjects, "
+                f"{len(self.clips)} clips do not match"
+            )
+        if len(set(self.subjects)) < 2:
+            raise UserError(
+                f"leave-one-subject-out needs at least 2 subjects, found {len(set(self.subjects))}; add data"
+            )
+        counts = torch.bincount(self.labels, minlength=C)
+        if len(counts) > C:
+            raise ValueError(f"label {len(counts) - 1} but only {C} classes")
+        if absent := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
+            raise UserError(f"no clip of class {absent[0]!r} in the study; add data or take another protocol")
+
+    def fingerprint(self) -> str:
+        """Hash of everything the training sees."""
+        anchors = [] if self.anchors is None else [self.anchors.vectors, self.anchors.described]
+        return fingerprint([self.subjects, self.class_names, self.clips], self.tokens, self.labels, *anchors)
+
+    def shuffled(self) -> StudyTokens:
+        """The control: the same clips, whose labels are permuted over all of them, anew for every seed."""
+        return replace(self, control=SHUFFLED)
+
+    def labels_of(self, seed: int) -> Tensor:
+        """(N,) int64: the labels that heads of a seed are trained and tested on."""
+        if self.control != SHUFFLED:
+            return self.labels
+        order = torch.randperm(len(self.clips), generator=torch.Generator().manual_seed(seed))
+        return self.labels[order.to(self.labels.device)]
+
+    def to(self, device: torch.device) -> StudyTokens:
+        """The same study with its tokens and labels on another device."""
+        return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
+
+    @property
+    def places(self) -> list[str]:
+        """Where scores are given: `full`, then every database."""
+        return [FULL, *sorted(set(self.databases))]
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """N database ids, one per clip."""
+        return tuple(clip.split("/", 1)[0] for clip in self.clips)
 
 
 @dataclass(frozen=True, order=True)
 class Fold:
-    """One model of a study: the subject it never sees, and its seed."""
+    """One head of a study: the subject it never sees, and its seed."""
 
     subject: str
     seed: int
@@ -36,7 +114,7 @@ class Fold:
     @property
     def key(self) -> str:
         """Name of the fold, the source of its random numbers."""
-        return f"{self.subject} seed {self.seed}"
+        return fold_key(self.subject, self.seed)
 
 
 @dataclass(frozen=True)
@@ -49,7 +127,7 @@ class FoldResult:
         probabilities: n x C, of the last epoch.
         predictions: selection -> n class indices; `last`, `oracle` and, when asked for, `inner`.
         epochs: selection -> the epoch it took, counted from 1.
-        attention: n x L pooling weights of the last epoch, to 4 digits; no rows where nobody asked for them.
+        attention: n x L weights of the last epoch, to 4 digits; no rows for heads without attention.
     """
 
     fold: Fold
@@ -60,88 +138,73 @@ class FoldResult:
     attention: list[list[float]] = field(default_factory=list)
 
 
-def plan(subjects: Sequence[str], seeds: Sequence[int], group: int) -> list[tuple[Fold, ...]]:
-    """Split all folds x seeds into groups of at most `group` models, always in the same way.
+@dataclass(frozen=True)
+class View:
+    """What one head may see.
 
-    Subjects with equally many clips sit together, because held-out batches are padded to the largest.
-    Of an odd number of groups, 3 or more, the last one is halved, so that two ranks have equal work.
+    Attributes:
+        key: its name; every random number of the head follows from it.
+        train: (n,) int64 rows it learns from.
+        test: (m,) int64 rows it is evaluated on after every epoch.
+    """
+
+    key: str
+    train: Tensor
+    test: Tensor
+
+
+def plan(
+    subjects: Sequence[str], seeds: Sequence[int], group: int, training: HeadTraining
+) -> list[tuple[Fold, ...]]:
+    """Split all folds x seeds into groups of at most `group` heads, always in the same way.
+
+    The heads of a group have equally many training steps, so they share one schedule. Subjects with equally
+    many clips sit together, because held-out batches are padded to the largest.
 
     Args:
         subjects: subject key of every clip.
-        seeds: one model per subject and seed.
-        group: G, models per group.
+        seeds: one head per subject and seed.
+        group: most heads per group.
+        training: whose batch size tells the steps.
     """
     if group < 1:
-        raise UserError(f"group is {group}; give at least 1 model per group")
+        raise UserError(f"group is {group}; give at least 1 head per group")
     clips = Counter(subjects)
-    ordered = sorted(clips, key=lambda subject: (clips[subject], subject))
-    chunks = [ordered[start : start + group] for start in range(0, len(ordered), group)]
-    last, middle = chunks[-1], len(chunks[-1]) // 2
-    if len(chunks) % 2 and len(chunks) > 2 and middle:
-        chunks[-1:] = [last[:middle], last[middle:]]
+    by_steps: dict[int, list[str]] = {}
+    for subject in sorted(clips, key=lambda subject: (clips[subject], subject)):
+        by_steps.setdefault(training.steps(len(subjects) - clips[subject]), []).append(subject)
+    chunks: list[list[str]] = []
+    for alike in by_steps.values():
+        parts = -(-len(alike) // group)  # as many groups as it takes, as equal as they can be
+        bounds = [len(alike) * part // parts for part in range(parts + 1)]
+        chunks += [alike[start:end] for start, end in pairwise(bounds)]
     # A group never mixes seeds: more seeds later add groups and leave the old ones as they are.
     return [tuple(Fold(subject, seed) for subject in chunk) for seed in seeds for chunk in chunks]
 
 
-def fold_model(data: TokenSet, fold: Fold) -> Model:
-    """The model of a fold: learns from everybody but the subject, is tested on the subject."""
-    held_out = torch.tensor([subject == fold.subject for subject in data.subjects])
+def fold_view(study: StudyTokens, fold: Fold) -> View:
+    """A fold learns from everybody but the subject, and is tested on the subject."""
+    held_out = torch.tensor([subject == fold.subject for subject in study.subjects])
     if not held_out.any():
         raise ValueError(f"no clip of subject {fold.subject!r}")
-    return Model(fold.key, (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0])
+    return View(fold.key, (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0])
 
 
-def inner_model(data: TokenSet, fold: Fold) -> Model:
+def inner_view(study: StudyTokens, fold: Fold) -> View:
     """The companion that selects an epoch: tested on a fifth of the fold's training subjects."""
-    others = sorted(set(data.subjects) - {fold.subject})
+    others = sorted(set(study.subjects) - {fold.subject})
     if len(others) < 2:
         raise UserError("inner selection needs at least 3 subjects; switch training.inner off")
-    generator = torch.Generator().manual_seed(random_seed(fold.key, "inner"))
+    generator = torch.Generator().manual_seed(seed_of(fold.key, "inner"))
     order = torch.randperm(len(others), generator=generator).tolist()
     inside = {others[i] for i in order[: max(1, len(others) // 5)]}
-    test = [row for row, subject in enumerate(data.subjects) if subject in inside]
-    train = [row for row, subject in enumerate(data.subjects) if subject not in inside | {fold.subject}]
-    return Model(fold.key, torch.tensor(train), torch.tensor(test))
-
-
-def train_group(
-    data: TokenSet,
-    group: Sequence[Fold],
-    size: HeadSize,
-    training: Training,
-    each_epoch: Callable[[], None] | None = None,
-) -> list[FoldResult]:
-    """Train the folds of one group together and predict their held-out clips.
-
-    Args:
-        data: tokens, on the device to train on; their dtype is the arithmetic's.
-        group: folds to train.
-        size: of the head.
-        training: how to train.
-        each_epoch: called after every epoch.
-
-    Raises:
-        UserError: the loss of a fold is no longer finite.
-    """
-    models = [fold_model(data, fold) for fold in group]
-    if training.inner:
-        models += [inner_model(data, fold) for fold in group]
-    trainer = GroupTrainer(data, models, size, training)
-    paths, attention = trainer.run(each_epoch), trainer.attention()
-    results = []
-    labels = data.labels.cpu()
-    for index, fold in enumerate(group):
-        inner = None
-        if training.inner:
-            inside = len(group) + index
-            inner = _best_epoch(paths[inside].argmax(-1), labels[models[inside].test])
-        rows = models[index].test
-        results.append(fold_result(fold, rows, labels[rows], paths[index], attention[index], inner))
-    return results
+    test = [row for row, subject in enumerate(study.subjects) if subject in inside]
+    train = [row for row, subject in enumerate(study.subjects) if subject not in inside | {fold.subject}]
+    return View(fold.key, torch.tensor(train), torch.tensor(test))
 
 
 def fold_result(
-    fold: Fold, rows: Tensor, labels: Tensor, path: Tensor, attention: Tensor, inner: int | None = None
+    fold: Fold, rows: Tensor, labels: Tensor, path: Tensor, attention: Tensor | None, inner: int | None = None
 ) -> FoldResult:
     """Choose the epochs of a fold.
 
@@ -150,91 +213,21 @@ def fold_result(
         rows: (n,) int64 rows of its held-out clips.
         labels: (n,) int64, theirs.
         path: (epochs, n, C) probabilities after each epoch.
-        attention: (n, L) pooling weights of the last epoch.
+        attention: (n, L) weights of the last epoch, where the head has them.
         inner: epoch chosen by training subjects, from 1, where asked for.
     """
     guesses = path.argmax(-1)  # (epochs, n)
     # Ties go to the earliest epoch, as in published scripts, which keep strict improvements.
-    epochs = {"last": len(path), "oracle": _best_epoch(guesses, labels)}
+    epochs = {"last": len(path), "oracle": best_epoch(guesses, labels)}
     if inner is not None:
         epochs["inner"] = inner
     chosen = {selection: guesses[epoch - 1].tolist() for selection, epoch in epochs.items()}
     # The ledger keeps them as text; nothing is decided by them, and a heat map needs no more digits.
-    weights = [[round(weight, 4) for weight in clip] for clip in attention.tolist()]
+    weights = [] if attention is None else [[round(w, 4) for w in clip] for clip in attention.tolist()]
     return FoldResult(fold, rows.tolist(), path[-1].tolist(), chosen, epochs, weights)
 
 
-def _best_epoch(guesses: Tensor, labels: Tensor) -> int:
+def best_epoch(guesses: Tensor, labels: Tensor) -> int:
     """First epoch, from 1, with the most right guesses: (epochs, n), (n,)."""
     right = (guesses == labels).sum(1)
     return int((right == right.max()).nonzero()[0]) + 1
-
-
-class FoldTrainer(LightningModule):
-    """Trains groups of folds, some per step of `Trainer(inference_mode=False).predict(FoldTrainer(...))`.
-
-    Prediction is the one loop of Lightning that neither pads, nor synchronises gradients, nor cares how
-    many batches a rank has. Ranks take the groups rank, rank + world, rank + 2 world, ...
-
-    On CPUs every group has a thread of its own and torch's own threads are off (grouped.single_threaded).
-
-    Args:
-        data: tokens of the study.
-        groups: all groups of the study, in the order of `plan`.
-        size: of the heads.
-        training: how to train.
-        finished: numbers of the groups that need no training any more.
-        workers: groups that a rank trains at the same time.
-    """
-
-    def __init__(
-        self,
-        data: TokenSet,
-        groups: Sequence[tuple[Fold, ...]],
-        size: HeadSize,
-        training: Training,
-        finished: Collection[int] = (),
-        workers: int = 1,
-    ) -> None:
-        super().__init__()
-        self.data, self.groups, self.size, self.training_plan = data, groups, size, training
-        self.finished, self.workers = frozenset(finished), workers
-        self.each_epoch: Callable[[], None] | None = None
-        # More ranks than groups is fine: some ranks have nothing to do.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-
-    def mine(self, rank: int, world: int) -> list[int]:
-        """Numbers of the groups that a rank still has to train.
-
-        Dealt from all groups, not from the unfinished ones: ranks that read the ledger at different
-        moments must not come to different deals.
-        """
-        return [number for number in range(rank, len(self.groups), world) if number not in self.finished]
-
-    def predict_dataloader(self) -> DataLoader[int]:
-        """Some group numbers per batch."""
-        numbers = self.mine(self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(numbers, batch_size=self.workers, collate_fn=list)  # type: ignore[arg-type]
-
-    def predict_step(self, batch: list[int], batch_idx: int) -> list[tuple[list[FoldResult], float]]:
-        """Train the groups of these numbers: results and seconds of each."""
-        data = self.data.to(self.device)
-        stop = threading.Event()
-
-        def epoch_is_over() -> None:
-            if stop.is_set():
-                raise CancelledError
-            if self.each_epoch is not None:
-                self.each_epoch()
-
-        def train(number: int) -> tuple[list[FoldResult], float]:
-            began = time.monotonic()
-            results = train_group(data, self.groups[number], self.size, self.training_plan, epoch_is_over)
-            return results, time.monotonic() - began
-
-        with single_threaded(), ThreadPoolExecutor(len(batch)) as pool:
-            try:
-                return list(pool.map(train, batch))
-            except BaseException:
-                stop.set()  # or leaving the pool would wait for whole groups
-                raise

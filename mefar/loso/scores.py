@@ -10,18 +10,15 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from mefar.loso.engine import TokenSet
-from mefar.loso.folds import FoldResult
+from mefar.loso.folds import FULL, FoldResult, StudyTokens
 from mefar.metrics import confusion, scores
 
-FULL = "full"
 ORACLE_WARNING = "oracle (leaks; only to compare with published tables)"
 COLUMN_TITLES: dict[str, str] = {
     "oracle": "oracle*",
@@ -33,66 +30,18 @@ Scores = dict[str, dict[str, dict[str, float]]]
 """selection -> `full` or a database -> {"uf1", "uar"}, with `_std` of each when there are several seeds."""
 
 
-@dataclass(frozen=True)
-class StudyTokens:
-    """A study as LOSO needs it: tokens and labels, and whose they are.
-
-    Attributes:
-        protocol: composite, casme2, samm, smic, ...
-        data: tokens (N, V, L, D), labels, subjects, class names.
-        clips: N clip keys "database/subject/clip".
-        tokenizer: checkpoint, sha256, pretrained_on.
-        counts: per database and in all: clips, subjects, clips per class.
-        dropped: (key, reason) of clips that are not in the study.
-        control: "shuffled" where the labels are not the true ones; marks all that is written.
-    """
-
-    protocol: str
-    data: TokenSet
-    clips: tuple[str, ...]
-    tokenizer: Mapping[str, str]
-    counts: Mapping[str, Any]
-    dropped: Sequence[tuple[str, str]] = ()
-    control: str = ""
-
-    def shuffled(self, seed: int = 0) -> StudyTokens:
-        """The control: the same clips with their labels permuted over all of them."""
-        order = torch.randperm(len(self.clips), generator=torch.Generator().manual_seed(seed))
-        data = replace(self.data, labels=self.data.labels[order])
-        return replace(self, data=data, control="shuffled")
-
-    @property
-    def places(self) -> list[str]:
-        """Where scores are given: `full`, then every database."""
-        return [FULL, *sorted(set(self.databases))]
-
-    @property
-    def databases(self) -> tuple[str, ...]:
-        """N database ids, one per clip."""
-        return tuple(clip.split("/", 1)[0] for clip in self.clips)
-
-
-def _columns(
-    study: StudyTokens, results: Sequence[FoldResult], selection: str
-) -> tuple[list[int], list[int]]:
-    """Rows and predictions of pooled folds."""
-    rows = [row for result in results for row in result.rows]
-    guesses = [guess for result in results for guess in result.predictions[selection]]
-    return rows, guesses
-
-
-def place_scores(study: StudyTokens, guesses: Tensor) -> dict[str, dict[str, float]]:
+def place_scores(study: StudyTokens, guesses: Tensor, seed: int = 0) -> dict[str, dict[str, float]]:
     """UF1 and UAR of one prediction per clip, in all and per database.
 
     Args:
         study: whose labels.
         guesses: (N,) class indices in the study's order.
+        seed: of the labels, where they are a control's.
     """
-    found = {}
+    found, every = {}, study.labels_of(seed)
     for place in study.places:
         inside = torch.tensor([place in (FULL, database) for database in study.databases])
-        labels = study.data.labels[inside]
-        found[place] = scores(labels, guesses[inside], len(study.data.class_names))
+        found[place] = scores(every[inside], guesses[inside], len(study.class_names))
     return found
 
 
@@ -108,10 +57,12 @@ def pool(study: StudyTokens, results: Sequence[FoldResult], seeds: Sequence[int]
     for selection in results[0].predictions:
         per_seed = []
         for seed in seeds:
-            rows, guesses = _columns(study, [r for r in results if r.fold.seed == seed], selection)
+            own = [result for result in results if result.fold.seed == seed]
+            rows = [row for result in own for row in result.rows]
+            guesses = [guess for result in own for guess in result.predictions[selection]]
             if sorted(rows) != list(range(len(study.clips))):
                 raise RuntimeError(f"seed {seed}: {len(rows)} predictions for {len(study.clips)} clips")
-            per_seed.append(place_scores(study, torch.tensor(guesses)[torch.tensor(rows).argsort()]))
+            per_seed.append(place_scores(study, torch.tensor(guesses)[torch.tensor(rows).argsort()], seed))
         pooled[selection] = {}
         for place in study.places:
             cell: dict[str, float] = {}
@@ -124,19 +75,26 @@ def pool(study: StudyTokens, results: Sequence[FoldResult], seeds: Sequence[int]
     return pooled
 
 
+def _inside(study: StudyTokens, results: Sequence[FoldResult], place: str) -> tuple[Tensor, Tensor]:
+    """Of all tested clips, fold after fold: which lie in a place (bool), and their labels (int64)."""
+    databases = study.databases
+    inside = [place in (FULL, databases[row]) for result in results for row in result.rows]
+    labels = [study.labels_of(result.fold.seed)[torch.tensor(result.rows)] for result in results]
+    return torch.tensor(inside), torch.cat(labels)
+
+
 def pooled_confusion(
     study: StudyTokens, results: Sequence[FoldResult]
 ) -> dict[str, dict[str, list[list[int]]]]:
     """Confusion matrices (rows truth) over all seeds: selection -> place -> C x C counts."""
-    databases, C = study.databases, len(study.data.class_names)
+    C = len(study.class_names)
     table: dict[str, dict[str, list[list[int]]]] = {}
     for selection in results[0].predictions:
-        rows, guesses = _columns(study, results, selection)
+        guesses = torch.tensor([guess for result in results for guess in result.predictions[selection]])
         table[selection] = {}
         for place in study.places:
-            kept = [(row, g) for row, g in zip(rows, guesses, strict=True) if place in (FULL, databases[row])]
-            labels = study.data.labels[torch.tensor([row for row, _ in kept])]
-            table[selection][place] = confusion(labels, torch.tensor([g for _, g in kept]), C).tolist()
+            inside, labels = _inside(study, results, place)
+            table[selection][place] = confusion(labels[inside], guesses[inside], C).tolist()
     return table
 
 
@@ -150,15 +108,13 @@ def pooled_attention(
     """
     if not all(result.attention for result in results):
         return {}
-    databases = study.databases
-    rows = torch.tensor([row for result in results for row in result.rows])
     weights = torch.tensor([clip for result in results for clip in result.attention], dtype=torch.float64)
     table: dict[str, list[list[float] | None]] = {}
     for place in study.places:
-        inside = torch.tensor([place in (FULL, databases[row]) for row in rows.tolist()])
+        inside, labels = _inside(study, results, place)
         table[place] = []
-        for label in range(len(study.data.class_names)):
-            own = weights[inside & (study.data.labels[rows] == label)]
+        for label in range(len(study.class_names)):
+            own = weights[inside & (labels == label)]
             table[place].append([round(w, 5) for w in own.mean(0).tolist()] if len(own) else None)
     return table
 
@@ -170,21 +126,21 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
     keys), seed, label, one column per selection (class indices), p_<class> of the last epoch; in a
     control also `control`, which says that the labels are not the true ones.
     """
-    numbers = {subject: number for number, subject in enumerate(sorted(set(study.data.subjects)))}
+    numbers = {subject: number for number, subject in enumerate(sorted(set(study.subjects)))}
     selections = list(results[0].predictions)
     mark = [study.control] if study.control else []
     rows = []
     for result in results:
+        labels = study.labels_of(result.fold.seed).tolist()
         for i, row in enumerate(result.rows):
             chosen = [result.predictions[selection][i] for selection in selections]
             p = [f"{value:.6f}" for value in result.probabilities[i]]
             fold = numbers[result.fold.subject]
-            label = int(study.data.labels[row])
-            cells = [*study.clips[row].split("/", 2), fold, result.fold.seed, label, *chosen, *p, *mark]
+            cells = [*study.clips[row].split("/", 2), fold, result.fold.seed, labels[row], *chosen, *p, *mark]
             rows.append((result.fold.seed, row, cells))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"p_{name}" for name in study.data.class_names]
+    names = [f"p_{name}" for name in study.class_names]
     writer.writerow(
         [
             "database",

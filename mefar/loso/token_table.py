@@ -6,7 +6,6 @@ damaged, it is made anew.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mefar.baselines.pixels import pixel_differences
+from mefar.files import replacing
 from mefar.tokens import ActionTokenizer
 
 MADE_BY = ("mefar.tokenizer", "mefar.loso.token_table")
@@ -31,7 +31,7 @@ class TokenTable:
 
     Attributes:
         clips: N clip keys.
-        embeddings: (N, V, L, D) float32.
+        embeddings: (N, V, L, D) float32, the tokens' features.
         indices: (N, V, L) int64.
         pixels: (N, P) float32, pixel differences of view 0 for the control.
     """
@@ -43,20 +43,16 @@ class TokenTable:
 
     def save(self, path: Path, key: str) -> None:
         """Write the table and what it was made from."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    key=np.array(key),
-                    clips=np.array(self.clips),
-                    embeddings=self.embeddings.numpy(),
-                    indices=self.indices.numpy().astype(np.int16),
-                    pixels=self.pixels.numpy().astype(np.float16),
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                key=np.array(key),
+                clips=np.array(self.clips),
+                embeddings=self.embeddings.numpy(),
+                indices=self.indices.numpy().astype(np.int16),
+                pixels=self.pixels.numpy().astype(np.float16),
+            )
 
     @classmethod
     def load(cls, path: Path, key: str) -> TokenTable | None:
@@ -100,7 +96,7 @@ def tokenize(
         pairs = zip(*(images.flatten(0, 1).split(_IMAGES_AT_ONCE) for images in (onset, apex)), strict=True)
         for some in pairs:
             made.append(tokenizer.tokenize(*(images.to(device).float() / 255 for images in some)))
-        embeddings = torch.cat([tokens.embeddings for tokens in made]).float().cpu()
+        embeddings = torch.cat([tokens.features for tokens in made]).float().cpu()
         indices = torch.cat([tokens.indices for tokens in made]).cpu()
         pixels = pixel_differences(onset[:, 0].float() / 255, apex[:, 0].float() / 255)
         # Through float16 as in the file: a run on stored tokens must see the same numbers.

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mefar.loso.folds import FULL
 from mefar.loso.ledger import Ledger
 from mefar.loso.results import FinishedRun, read_predictions, read_run
-from mefar.loso.scores import FULL, ORACLE_WARNING
+from mefar.loso.scores import ORACLE_WARNING
 
 CONFIGURATION = (
     "protocol", "classes", "seeds", "folds", "clips", "counts", "head", "training", "tokenizer",

@@ -14,9 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mefar.baselines.pixels import fit_and_predict, linear_control, pixel_differences, subject_numbers
+from mefar.baselines.pixels import (
+    fit_and_predict,
+    linear_control,
+    pixel_differences,
+    single_threaded,
+    subject_numbers,
+)
 from mefar.errors import UserError
-from mefar.loso.engine import single_threaded
 from mefar.metrics import scores
 from mefar.tokenizer.image_losses import match_light, moving_region, psnr
 from mefar.tokenizer.quality import TokenQuality

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mefar.__main__ import main
-from mefar.classifier.edclip import DESCRIPTIONS, SHIPPED_ANCHORS, Anchors, read_descriptions
+from mefar.classifier.text_anchors import DESCRIPTIONS, SHIPPED_ANCHORS, Anchors, read_descriptions
 from mefar.commands.anchors import locate
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from token_sets import study, token_set
+from token_sets import token_set
 
 from mefar.__main__ import main
 from mefar.errors import UserError
@@ -100,7 +100,7 @@ def test_rows_of_single_databases_count_absent_classes_too() -> None:
     data = token_set(subjects=(*(f"casme2/{i}" for i in range(5)), "smic/0"))
     databases = [subject.split("/")[0] for subject in data.subjects]
     labels = torch.tensor([i % 2 if name == "smic" else i % 3 for i, name in enumerate(databases)])
-    material = study(replace(data, labels=labels))
+    material = replace(data, labels=labels)
     found = place_scores(material, labels)
     assert found["smic"] == pytest.approx({"uf1": 2 / 3, "uar": 2 / 3})
     assert found["casme2"] == found["full"] == pytest.approx({"uf1": 1.0, "uar": 1.0})

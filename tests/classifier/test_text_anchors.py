@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mefar.classifier.edclip import (
+from mefar.classifier.text_anchors import (
     SHIPPED_ANCHORS,
     UNDESCRIBED,
     Anchors,

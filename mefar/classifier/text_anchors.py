@@ -1,0 +1,222 @@
+"""Text anchors of EDCLIP: what the descriptions of the emotions say, as vectors.
+
+Source: "From Pixels to Semantics" (ICLR 2026), emotion-description CLIP. Every class that has a
+sentence (which action units make it up) has a text vector, its *anchor*; the class "others" has
+none and must stay far from all of them.
+
+Anchors are data: a small safetensors file made once by `mefar anchors` with any text tower that
+transformers can load, read back here without a text tower and without network. This is the only
+file of the project that imports transformers, and only inside `encode_descriptions`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mefar.errors import UserError
+from mefar.files import replacing
+
+ASSETS = Path(__file__).parents[1] / "assets"
+DESCRIPTIONS = ASSETS / "descriptions.csv"
+SHIPPED_ANCHORS = ASSETS / "anchors_minilm.safetensors"
+ANY_PROTOCOL = "any"
+UNDESCRIBED = frozenset({"others", "other"})
+"""Class names that mean "none of the above": no sentence can describe them."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """One sentence saying which facial actions make up one class of one protocol.
+
+    Attributes:
+        protocol: protocol id (`casme3`, ...) or `any`, used where a protocol has none of its own.
+        class_name: class as the protocol names it.
+        sentence: the FACS-style description.
+    """
+
+    protocol: str
+    class_name: str
+    sentence: str
+
+
+def read_descriptions(path: Path = DESCRIPTIONS) -> tuple[Description, ...]:
+    """Read a description table: csv with the columns protocol, class, description.
+
+    Raises:
+        UserError: no such file, a missing column, an empty cell or a doubled (protocol, class).
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = {"protocol", "class", "description"} - set(reader.fieldnames or ())
+            if missing:
+                raise UserError(f"{path}: no column {min(missing)!r}; add it to the header")
+            rows = [(row["protocol"], row["class"], row["description"]) for row in reader]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such description file") from error
+    seen: set[tuple[str, str]] = set()
+    for number, row in enumerate(rows, start=2):
+        if not all(cell and cell.strip() for cell in row):
+            raise UserError(f"{path}, row {number}: an empty cell; fill in protocol, class and description")
+        if row[:2] in seen:
+            raise UserError(f"{path}, row {number}: {row[0]}/{row[1]} is described twice; keep one row")
+        seen.add(row[:2])
+    return tuple(Description(*row) for row in rows)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Text vectors of class descriptions.
+
+    Attributes:
+        descriptions: M sentences.
+        vectors: (M, E) float32, each of length 1.
+        text_model: name of the text tower that made the vectors.
+    """
+
+    descriptions: tuple[Description, ...]
+    vectors: Tensor
+    text_model: str
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.descriptions):
+            raise ValueError(
+                f"vectors must be ({len(self.descriptions)}, E), got {tuple(self.vectors.shape)}"
+            )
+
+    @property
+    def dim(self) -> int:
+        """E, width of the text space."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all content: sentences, vectors and the text model's name."""
+        digest = hashlib.sha256(json.dumps(self._table()).encode())
+        digest.update(self.vectors.to(torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _table(self) -> list[list[str]]:
+        rows = [[d.protocol, d.class_name, d.sentence] for d in self.descriptions]
+        return [[self.text_model], *rows]
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file: `vectors` (M, E), the sentences as metadata, a hash."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"protocol": d.protocol, "class": d.class_name, "description": d.sentence}
+            for d in self.descriptions
+        ]
+        metadata = {"text_model": self.text_model, "sha256": self.sha256, "descriptions": json.dumps(rows)}
+        with replacing(path) as temporary:
+            save_file({"vectors": self.vectors.to(torch.float32).contiguous()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Anchors:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, not an anchors file, or its content does not match its hash.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such anchors file; make one with `mefar anchors`")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                vectors = file.get_tensor("vectors")
+            rows = json.loads(metadata["descriptions"])
+            anchors = cls(
+                tuple(Description(r["protocol"], r["class"], r["description"]) for r in rows),
+                vectors,
+                metadata["text_model"],
+            )
+            stored = metadata["sha256"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not an anchors file; make one with `mefar anchors`") from error
+        if stored != anchors.sha256:
+            raise UserError(f"{path}: content does not match its hash; make it anew with `mefar anchors`")
+        return anchors
+
+    def select(self, protocol: str, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Anchors of the classes of one protocol, in their order.
+
+        Args:
+            protocol: protocol id; its own sentences go before those of `any`.
+            class_names: C class names.
+
+        Returns:
+            (C, E) float32 vectors, zero for classes without text, and (C,) bool "has text".
+
+        Raises:
+            UserError: a class other than "others" has no sentence, or no class has one.
+        """
+        known = {(d.protocol, d.class_name): row for row, d in enumerate(self.descriptions)}
+        vectors = torch.zeros(len(class_names), self.dim)
+        described = torch.zeros(len(class_names), dtype=torch.bool)
+        for position, name in enumerate(class_names):
+            row = known.get((protocol, name), known.get((ANY_PROTOCOL, name)))
+            if row is not None:
+                vectors[position] = self.vectors[row]
+                described[position] = True
+            elif name not in UNDESCRIBED:
+                raise UserError(
+                    f"anchors of {self.text_model}: no description of class {name!r} ({protocol}); "
+                    "add one to the description table and run `mefar anchors`"
+                )
+        if not described.any():
+            raise UserError(f"anchors of {self.text_model}: no class of {protocol} has a description")
+        return vectors, described
+
+
+def encode_descriptions(text_model: str, sentences: Sequence[str], download: bool = False) -> Tensor:
+    """Sentences -> unit vectors, by any text tower that transformers can load.
+
+    CLIP towers give their projected text embedding (as in the paper); plain encoders such as
+    MiniLM give the mean over their tokens.
+
+    Args:
+        text_model: a folder, or a name in the local Hugging Face cache.
+        sentences: M sentences.
+        download: fetch a model that is not on this machine.
+
+    Returns:
+        (M, E) float32, each row of length 1.
+
+    Raises:
+        UserError: the model is not there or cannot be read.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+
+    local = not download
+    try:
+        config = AutoConfig.from_pretrained(text_model, local_files_only=local)
+        is_clip = config.model_type in ("clip", "clip_text_model")
+        tower_class = CLIPTextModelWithProjection if is_clip else AutoModel
+        tokenizer = AutoTokenizer.from_pretrained(text_model, local_files_only=local)
+        tower = tower_class.from_pretrained(text_model, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"text model {text_model!r}: not on this machine or not a transformers model; "
+            "give a folder that holds one, or allow its download"
+        ) from error
+    tower.eval()
+    batch = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        if is_clip:
+            vectors = tower(**batch).text_embeds
+        else:
+            mask = batch["attention_mask"].unsqueeze(-1).float()
+            vectors = (tower(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).clone()

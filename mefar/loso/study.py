@@ -1,0 +1,276 @@
+"""The pipeline of a study: clips and a tokenizer in, scores out. Callable from a notebook.
+
+from datamodules.micro import MicroExpressionDataset
+from datamodules.protocols import load
+from mefar import tokenizer
+from mefar.loso import study
+
+model = tokenizer.load("runs/demo/tokenizer/checkpoints/last.ckpt")
+clips = MicroExpressionDataset(load("samm", "data/SAMM"), model.image_size, views=8)
+summary = study.run(clips, model, "runs/my-head", head=MyHead)
+summary["scores"]["last"]["full"]  # {"uf1": ..., "uar": ...}
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mefar.baselines.pixels import linear_control
+from mefar.classifier.head import HeadFactory, TokenHead
+from mefar.classifier.losses import TextAnchors
+from mefar.classifier.settings import HeadTraining
+from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
+from mefar.errors import UserError
+from mefar.files import code_fingerprint, fingerprint, lock, replacing, source_fingerprint, write_text
+from mefar.loso import adapting, callback, token_table
+from mefar.loso.folds import StudyTokens
+from mefar.loso.results import read_predictions, worst_mistakes
+from mefar.loso.run import Run, Where
+from mefar.loso.scores import place_scores
+from mefar.loso.token_table import TokenTable
+from mefar.progress import shown
+from mefar.tokens import ActionTokenizer, AdaptableTokenizer
+
+
+class Clips(Protocol):
+    """The clips of a study, as datamodules.micro.MicroExpressionDataset gives them.
+
+    An item is a dict with `onset`, `apex`, (3, H, W) or (V, 3, H, W) uint8, and `clip`, its key. `study` has
+    `protocol`, `class_names`, `clips` (each with `key`, `label`, `subject_key`), `counts()`, `notes`,
+    `dropped` and `excluded`. `fingerprint()` tells whether the pictures are the same.
+    """
+
+    study: Any
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One clip."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of the pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a study does besides training heads.
+
+    Attributes:
+        seeds: heads per fold; scores are then means over seeds, with their deviation.
+        seed: the first of them.
+        edclip: align features with the emotion descriptions.
+        anchors: anchors file made by `mefar anchors`.
+        pixels: also test a linear classifier on pixel differences under the same folds.
+        shuffled_control: also train on shuffled labels, which must come out near chance.
+        shuffle_labels: run on shuffled labels only; everything written is marked.
+        adapt_tokenizer: weight of the squared error of rebuilding the fold's training pairs, by which every
+            fold adapts a copy of the tokenizer (published: 0.1); folds then run one after another, each on
+            all ranks. 0 = the same tokens for all folds, which run side by side.
+        keep_models: write the head of every fold, with its adapted tokenizer if it has one, into OUT/heads.
+        cache_dir: folder for tokens; made once, used by every later run.
+    """
+
+    seeds: int = 1
+    seed: int = 0
+    edclip: bool = True
+    anchors: Path = SHIPPED_ANCHORS
+    pixels: bool = True
+    shuffled_control: bool = False
+    shuffle_labels: bool = False
+    adapt_tokenizer: float = 0.0
+    keep_models: bool = False
+    cache_dir: Path = Path("runs/cache")
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UserError(f"seeds is {self.seeds}; give at least 1")
+
+
+def run(
+    clips: Clips,
+    tokenizer: ActionTokenizer,
+    out: Path | str,
+    head: HeadFactory = TokenHead,
+    training: HeadTraining | None = None,
+    options: Options | None = None,
+    where: Where | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Leave-one-subject-out: every subject is tested once by a head that never saw it.
+
+    Writes study.json, folds.jsonl (the ledger), predictions.csv, confusion.json, attention.json,
+    pictures.npz and summary.json into `out`. What is finished there is kept: the same call goes on after an
+    interruption, and several processes may make it at once.
+
+    Args:
+        clips: of the study.
+        tokenizer: makes tokens of them, once.
+        out: run directory.
+        head: class of the head, or functools.partial of it with options.
+        training: how every fold is trained.
+        options: seeds, controls, what is kept.
+        where: devices.
+        notes: further entries of summary.json, for example the command; `tokenizer` may hold `checkpoint`
+            and `pretrained_on`.
+
+    Returns:
+        summary.json; empty on ranks that do not lead.
+
+    Raises:
+        UserError: `out` holds another run; a head that is none; a fold diverged.
+    """
+    out, training, options = Path(out), training or HeadTraining(), options or Options()
+    where, notes = where or Where(), dict(notes or {})
+    adapting.check(options.adapt_tokenizer, training, where.group)
+    described = Anchors.load(options.anchors) if options.edclip else None
+    identity = tokenizer_fingerprint(tokenizer)
+    key = fingerprint([identity, clips.fingerprint(), code_fingerprint(*token_table.MADE_BY)])
+    table = tokens_of(clips, tokenizer, options.cache_dir / "tokens", key)
+    told = {"checkpoint": "", "pretrained_on": "unknown", **notes.pop("tokenizer", {}), "sha256": identity}
+    study = material(clips, table, told, described)
+    notes = {
+        "notes": [list(note) for note in clips.study.notes],
+        "left_out": [list(pair) for pair in clips.study.excluded],
+        "num_codes": tokenizer.num_codes,
+        "num_tokens": tokenizer.num_tokens,
+        "views": study.tokens.shape[1],
+        "edclip": described.text_model if described else None,
+        **notes,
+    }
+    adaptation, decides = None, None
+    if options.adapt_tokenizer:
+        if not isinstance(tokenizer, AdaptableTokenizer):
+            raise UserError(f"{type(tokenizer).__qualname__}: cannot be adapted; leave adapt_tokenizer out")
+        weight, pairs = options.adapt_tokenizer, clips.fingerprint()
+        adaptation = adapting.Adaptation(tokenizer, clips, pairs, weight)  # type: ignore[arg-type]
+        code = code_fingerprint("mefar.loso.adapting", *token_table.MADE_BY)
+        decides = {"adapt_tokenizer": weight, "pairs": pairs, "adapting": code}
+        notes["adapt_tokenizer"] = weight
+
+    seeds = range(options.seed, options.seed + options.seeds)
+    main = study.shuffled() if options.shuffle_labels else study
+
+    def one(study: StudyTokens, out: Path) -> Run:
+        return Run(study, out, head, training, seeds, where, notes, decides, options.keep_models)
+
+    runs = [one(main, out)]
+    if options.shuffled_control and not options.shuffle_labels:
+        runs.append(one(study.shuffled(), out / "shuffled"))
+    if adaptation is None:
+        leads = callback.train(runs, where)
+    else:
+        for each in runs:
+            leads = adapting.train(each, where, adaptation)
+    return finish(runs, clips, tokenizer, table, options) if leads else {}
+
+
+def finish(
+    runs: list[Run], clips: Clips, tokenizer: ActionTokenizer, table: TokenTable, options: Options
+) -> dict[str, Any]:
+    """Add controls and pictures to a complete run: summary.json."""
+    out, study, summary = runs[0].out, runs[0].study, runs[0].summary()
+    controls: dict[str, Any] = {}
+    if options.pixels:
+        labels = study.labels_of(options.seed)
+        guesses = linear_control(table.pixels, labels, study.subjects, len(study.class_names))
+        controls["pixels"] = place_scores(study, guesses, options.seed)
+    for shuffled in runs[1:]:
+        controls["shuffled"] = shuffled.summary()["scores"]["last"]
+    summary["controls"] = controls
+    write_text(out / "summary.json", json.dumps(summary, indent=1))
+    # Of shuffled labels a mistake is no mistake.
+    wrong = [] if study.control else worst_mistakes(read_predictions(out))
+
+    def pair(row: int) -> tuple[Tensor, Tensor]:
+        onset, apex = clips[row]["onset"], clips[row]["apex"]
+        return (onset, apex) if onset.ndim == 3 else (onset[0], apex[0])
+
+    pictures = token_table.pictures(tokenizer, table, pair, _device(tokenizer), [each.clip for each in wrong])
+    with replacing(out / "pictures.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
+    return summary
+
+
+def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
+    """What decides the tokens: class, sizes, weights, and the code of a class that is not ours."""
+    kind = type(tokenizer)
+    parts: list[Any] = [kind.__qualname__, tokenizer.num_codes, tokenizer.num_tokens, tokenizer.dim]
+    if not kind.__module__.startswith("mefar."):
+        source = inspect.getsourcefile(kind)
+        parts.append(source_fingerprint(Path(source).read_bytes()) if source else kind.__module__)
+    if isinstance(tokenizer, nn.Module):
+        for name, value in sorted(tokenizer.state_dict().items()):
+            parts += [name, value]
+    else:
+        parts.append({name: repr(value) for name, value in sorted(vars(tokenizer).items())})
+    return fingerprint(*parts)
+
+
+def tokens_of(clips: Clips, tokenizer: ActionTokenizer, folder: Path, key: str) -> TokenTable:
+    """The token table of a key: from the cache, or made and kept there.
+
+    Of all ranks and runs that share the disk one makes it while the others wait.
+    """
+    path = folder / f"{key[:32]}.npz"
+    found = TokenTable.load(path, key)
+    if found is not None:
+        return found
+    with lock(path.with_suffix(".lock")):
+        found = TokenTable.load(path, key)
+        if found is None:
+            with shown("tokenizing", "clips") as progress:
+                began, done = time.monotonic(), 0
+
+                def tell(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    progress(done, len(clips), done / (time.monotonic() - began))
+
+                loader: DataLoader[Any] = DataLoader(clips, batch_size=8)  # type: ignore[arg-type]
+                found = token_table.tokenize(tokenizer, loader, _device(tokenizer), tell)
+            found.save(path, key)
+    return found
+
+
+def _device(tokenizer: ActionTokenizer) -> torch.device:
+    if isinstance(tokenizer, nn.Module):
+        for value in tokenizer.parameters():
+            return value.device
+    return torch.device("cpu")
+
+
+def material(
+    clips: Clips, tokens: TokenTable, tokenizer: Mapping[str, Any], described: Anchors | None
+) -> StudyTokens:
+    """A study's tokens with its labels, subjects and texts."""
+    study = clips.study
+    keys = tuple(clip.key for clip in study.clips)
+    if tokens.clips != keys:
+        raise RuntimeError("the token table and the study do not list the same clips")
+    return StudyTokens(
+        protocol=study.protocol,
+        tokens=tokens.embeddings,
+        labels=torch.tensor([clip.label for clip in study.clips]),
+        subjects=tuple(clip.subject_key for clip in study.clips),
+        clips=keys,
+        class_names=tuple(study.class_names),
+        anchors=TextAnchors(*described.select(study.protocol, study.class_names)) if described else None,
+        tokenizer=tokenizer,
+        counts=study.counts(),
+        dropped=study.dropped,
+    )

@@ -1,0 +1,498 @@
+"""A whole run: ledger, ranks, kills, pooled scores, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign_heads import Bad, ConvolutionHead, GRUHead, MeanHead, NoModule
+from rich.console import Console
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from token_sets import anchors, study, token_set
+
+from mefar.baselines.pixels import linear_control
+from mefar.classifier.head import TokenHead
+from mefar.classifier.settings import HeadTraining
+from mefar.errors import UserError
+from mefar.loso import callback
+from mefar.loso.folds import Fold, FoldResult
+from mefar.loso.ledger import Ledger
+from mefar.loso.run import Run, Where
+from mefar.loso.scores import ORACLE_WARNING, pool, pooled_attention, table
+
+SMALL = partial(TokenHead, dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
+TRAINING = HeadTraining(epochs=3, batch_size=8, learning_rate=5e-3)
+STUDY = token_set(noise=1.5)
+CPU = Where("cpu", 1, group=2)
+SLOW = pytest.mark.slow
+
+
+def run(out: Path, where: Where = CPU, seeds: Sequence[int] = (0,), **changes: Any) -> dict[str, Any]:
+    settings = {"study": STUDY, "head": SMALL, "training": TRAINING} | changes
+    made = Run(out=out, where=where, seeds=seeds, **settings)
+    callback.train([made], where)
+    return made.summary()
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+
+
+# Scores
+
+
+def test_scores_are_scikit_learns_on_the_predictions(tmp_path: Path) -> None:
+    summary = run(tmp_path)
+    rows = rows_of(tmp_path)
+    assert sorted("/".join((row["database"], row["subject"], row["clip"])) for row in rows) == sorted(
+        STUDY.clips
+    )
+    every = {"labels": [0, 1, 2], "average": "macro", "zero_division": 0}
+    for selection in ("last", "oracle"):
+        assert set(summary["scores"][selection]) == {"full", "casme2", "samm", "smic"}
+        for place, found in summary["scores"][selection].items():
+            inside = [row for row in rows if place in ("full", row["database"])]
+            labels, guesses = ([int(row[name]) for row in inside] for name in ("label", selection))
+            assert found["uf1"] == pytest.approx(f1_score(labels, guesses, **every))
+            assert found["uar"] == pytest.approx(recall_score(labels, guesses, **every))
+            if selection == "last":
+                matrix = json.loads((tmp_path / "confusion.json").read_text())["last"][place]
+                assert matrix == confusion_matrix(labels, guesses, labels=[0, 1, 2]).tolist()
+    for row in rows:
+        p = [float(row[f"p_{name}"]) for name in summary["classes"]]
+        assert sum(p) == pytest.approx(1, abs=1e-5)
+        assert max(range(3), key=lambda i: p[i]) == int(row["last"])
+    subjects = sorted({(row["database"], row["subject"]) for row in rows})
+    assert {(row["database"], row["subject"], int(row["fold"])) for row in rows} == {
+        (*subject, number) for number, subject in enumerate(subjects)
+    }
+
+
+def test_attention_is_the_mean_over_the_held_out_clips_of_a_class(tmp_path: Path) -> None:
+    run(tmp_path, seeds=(0, 1))
+    pooled = json.loads((tmp_path / "attention.json").read_text())
+    assert set(pooled) == {"full", "casme2", "samm", "smic"}
+    entries = [json.loads(line) for line in (tmp_path / "folds.jsonl").read_text().splitlines()]
+    for place, by_class in pooled.items():
+        for label, weights in enumerate(by_class):
+            own = [
+                clip
+                for entry in entries
+                for row, clip in zip(entry["rows"], entry["attention"], strict=True)
+                if STUDY.labels[row] == label and place in ("full", STUDY.databases[row])
+            ]
+            assert weights == pytest.approx(torch.tensor(own).mean(0).tolist(), abs=2e-5)
+
+
+def test_a_class_that_a_database_lacks_has_no_attention() -> None:
+    absent = [i for i, place in enumerate(STUDY.databases) if place == "smic" and STUDY.labels[i] == 2]
+    kept = [r for r in range(len(STUDY.clips)) if r not in absent]
+    results = [FoldResult(Fold("all", 0), kept, [], {}, {}, [[0.25] * 4] * len(kept))]
+    assert pooled_attention(STUDY, results)["smic"] == [[0.25] * 4, [0.25] * 4, None]
+    assert pooled_attention(STUDY, [*results, replace(results[0], attention=[])]) == {}
+
+
+def test_the_summary_says_what_was_run(tmp_path: Path) -> None:
+    chosen = replace(STUDY, dropped=(("samm/99/x", "no face found"),))
+    summary = run(tmp_path, study=chosen, notes={"command": "mefar loso --x"})
+    assert (summary["folds"], summary["clips"], summary["seeds"]) == (6, 34, [0])
+    assert summary["tokenizer"] == STUDY.tokenizer
+    assert summary["dropped"] == [["samm/99/x", "no face found"]]
+    assert summary["command"] == "mefar loso --x"
+    assert summary["head"]["class_path"] == "mefar.classifier.head.TokenHead"
+    assert summary["head"]["init_args"]["dim"] == 8
+    assert "control" not in summary
+
+
+def test_the_oracle_is_never_below_the_last_epoch_on_any_subject(tmp_path: Path) -> None:
+    run(tmp_path)
+    rows = rows_of(tmp_path)
+    for fold in {row["fold"] for row in rows}:
+        own = [row for row in rows if row["fold"] == fold]
+        right = {name: sum(row[name] == row["label"] for row in own) for name in ("last", "oracle")}
+        assert right["oracle"] >= right["last"]
+
+
+def test_several_seeds_give_mean_and_deviation(tmp_path: Path) -> None:
+    one = run(tmp_path / "one")
+    three = run(tmp_path / "three", seeds=(0, 1, 2))
+    first, rows = rows_of(tmp_path / "one"), rows_of(tmp_path / "three")
+    assert len(rows) == 3 * len(first)
+    assert rows[: len(first)] == first
+    per_seed = []
+    for seed in ("0", "1", "2"):
+        own = [row for row in rows if row["seed"] == seed]
+        labels, guesses = ([int(row[name]) for row in own] for name in ("label", "last"))
+        per_seed.append(f1_score(labels, guesses, average="macro"))
+    found = three["scores"]["last"]["full"]
+    assert per_seed[0] == pytest.approx(one["scores"]["last"]["full"]["uf1"])
+    assert found["uf1"] == pytest.approx(torch.tensor(per_seed).mean().item())
+    assert found["uf1_std"] == pytest.approx(torch.tensor(per_seed).std().item())
+    assert len(set(per_seed)) > 1
+
+
+def test_more_seeds_keep_the_folds_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+    first, trained = rows_of(tmp_path), []
+    real = callback.train_group
+
+    def counted(study: Any, group: Any, *rest: Any) -> Any:
+        trained.extend(group)
+        return real(study, group, *rest)
+
+    monkeypatch.setattr(callback, "train_group", counted)
+    run(tmp_path, seeds=(0, 1))
+    assert {fold.seed for fold in trained} == {1} and len(trained) == 6
+    rows = rows_of(tmp_path)
+    assert rows[: len(first)] == first and len(rows) == 2 * len(first)
+
+
+def test_a_clip_tested_twice_or_never_is_noticed() -> None:
+    good = [FoldResult(Fold(s, 0), [r for r, o in enumerate(STUDY.subjects) if o == s], [], {}, {})
+            for s in set(STUDY.subjects)]  # fmt: skip
+    good = [replace(each, predictions={"last": [0] * len(each.rows)}) for each in good]
+    pool(STUDY, good, [0])
+    for wrong in (good[1:], [*good, good[0]]):
+        with pytest.raises(RuntimeError, match="predictions for 34 clips"):
+            pool(STUDY, wrong, [0])
+
+
+def test_the_table_shows_both_selections_and_the_warning(tmp_path: Path) -> None:
+    summary = run(tmp_path) | {"controls": {"pixels": {}}}
+    summary["controls"]["pixels"] = summary["scores"]["last"]
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(table(summary))
+    text = console.export_text()
+    assert ORACLE_WARNING in text
+    for word in ("last", "oracle*", "pixels", "casme2", "smic", "34 clips, 6 subjects"):
+        assert word in text
+    assert f"{summary['scores']['last']['full']['uf1']:.4f}".removeprefix("0") + "/" in text
+
+
+def test_a_shuffled_control_has_labels_of_its_own_for_every_seed_and_is_marked(tmp_path: Path) -> None:
+    shuffled = STUDY.shuffled()
+    labels = [shuffled.labels_of(seed).tolist() for seed in (0, 1)]
+    assert sorted(labels[0]) == sorted(labels[1]) == sorted(STUDY.labels.tolist())
+    assert len({tuple(each) for each in (*labels, STUDY.labels.tolist())}) == 3
+    summary = run(tmp_path, study=shuffled, seeds=(0, 1))
+    assert summary["control"] == "shuffled"
+    rows = rows_of(tmp_path)
+    assert {row["control"] for row in rows} == {"shuffled"}
+    for seed in (0, 1):
+        assert [int(row["label"]) for row in rows if row["seed"] == str(seed)] == labels[seed]
+    with pytest.raises(UserError, match="control"):
+        run(tmp_path)
+
+
+# Heads
+
+
+@pytest.mark.parametrize("head", [MeanHead, partial(ConvolutionHead, width=6), GRUHead])
+def test_a_users_head_runs_and_is_part_of_what_the_run_is(tmp_path: Path, head: Any) -> None:
+    chosen = replace(STUDY, anchors=anchors())
+    summary = run(tmp_path, study=chosen, head=head)
+    assert summary["head"]["class_path"].startswith("foreign_heads.")
+    assert summary["head"]["code"] and summary["head"]["parameters"] > 0
+    assert bool(json.loads((tmp_path / "attention.json").read_text())) == isinstance(head, partial)
+    with pytest.raises(UserError, match="another head"):
+        run(tmp_path, study=chosen)
+
+
+def test_an_edited_head_is_another_run_and_a_comment_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "edited_head.py"
+    source = (Path(__file__).parents[1] / "foreign_heads.py").read_text()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def head(text: str) -> Any:
+        path.write_text(text)
+        scope: dict[str, Any] = {"__name__": "edited_head"}
+        exec(compile(text, path, "exec"), scope)
+        import sys
+        import types
+
+        module = types.ModuleType("edited_head")
+        module.__dict__.update(scope)
+        module.__file__ = str(path)
+        sys.modules["edited_head"] = module
+        return scope["MeanHead"]
+
+    run(tmp_path / "out", head=head(source))
+    run(
+        tmp_path / "out",
+        head=head(source.replace("Mean of the tokens", "The mean of all tokens") + "# the end\n"),
+    )
+    with pytest.raises(UserError, match=r"another head\.code"):
+        run(tmp_path / "out", head=head(source.replace("tokens.mean(1)))", "tokens.amax(1)))")))
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (
+            partial(Bad, how="shape"),
+            r"foreign_heads.Bad: logits of a batch of 2 is \(2, 4\), expected \(2, 3\)",
+        ),
+        (partial(Bad, how="attention"), r"attention of a batch of 2 is \(2, 6\), expected \(2, 4\)"),
+        (partial(Bad, how="tuple"), "its output has no logits; return mefar.classifier.head.HeadOutput"),
+        (partial(Bad, how="nan"), "logits of tokens that are all 0 is not finite"),
+        (partial(Bad, how="parameters"), "has no parameters to train"),
+        (partial(Bad, how="crash"), r"fails on tokens \(2, 4, 6\)"),
+        (
+            partial(Bad, how="constructor"),
+            "cannot be made of num_tokens=4, token_dim=6, num_classes=3: how could",
+        ),
+        (NoModule, "foreign_heads.NoModule: not a torch.nn.Module"),
+        (lambda: None, "cannot be made"),
+    ],
+)
+def test_a_head_that_is_none_is_named_before_anything_is_written(
+    tmp_path: Path, head: Any, says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        run(tmp_path / "out", head=head)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_inner_selection_and_text_go_through_and_heads_are_kept(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    chosen = replace(STUDY, anchors=anchors())
+    summary = run(tmp_path, study=chosen, training=replace(TRAINING, inner=True), keep_heads=True)
+    assert list(summary["scores"]) == ["last", "oracle", "inner"]
+    assert "inner" in rows_of(tmp_path)[0]
+    assert len(list((tmp_path / "heads").glob("*.safetensors"))) == 6
+    state = load_file(tmp_path / "heads" / "casme2-00-seed0.safetensors")
+    head = SMALL(4, 6, 3, text_dim=8).eval()
+    head.load_state_dict({name: value for name, value in state.items() if not name.startswith("tokens.")})
+    own = [r for r, subject in enumerate(STUDY.subjects) if subject == "casme2/00"]
+    x = (STUDY.tokens[own].flatten(0, 1) - state["tokens.mean"]) * state["tokens.scale"]
+    with torch.no_grad():
+        p = head(x).logits.softmax(-1).unflatten(0, (len(own), -1)).mean(1)
+    rows = [row for row in rows_of(tmp_path) if (row["database"], row["subject"]) == ("casme2", "00")]
+    written = torch.tensor([[float(row[f"p_{name}"]) for name in summary["classes"]] for row in rows])
+    torch.testing.assert_close(p, written, atol=1e-5, rtol=0)
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("devices", [2, 3, 5])
+def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path, devices: int) -> None:
+    """Five ranks share four groups: one of them has nothing to do."""
+    run(tmp_path / "one")
+    summary = run(tmp_path / "many", replace(CPU, devices=devices))
+    for name in ("predictions.csv", "confusion.json", "attention.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    assert summary["clips"] == 34
+
+
+def test_cores_are_used_unless_somebody_else_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callback, "cores", lambda: 4)
+    for name in ("LOCAL_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    plain = Where("cpu")
+    assert callback.make_trainer(plain, 17, []).num_devices == 4
+    assert callback.make_trainer(plain, 3, []).num_devices == 3
+    assert callback.make_trainer(replace(plain, devices=2), 17, []).num_devices == 2
+    assert callback.strategy(plain, 4, started=False) == "ddp_fork"
+    assert callback.strategy(plain, 4, started=True) == "ddp"
+
+
+@pytest.mark.parametrize("name", ["devices", "num_nodes", "group"])
+def test_fewer_than_one_of_anything_is_refused(name: str) -> None:
+    for number in (0, -2):
+        with pytest.raises(UserError, match=f"{name} is {number}; give at least 1"):
+            Where(**{name: number})
+
+
+# Interruptions
+
+
+def folds_in(out: Path) -> Counter[tuple[str, int]]:
+    """How often each fold stands in the ledger."""
+    try:
+        text = (out / "folds.jsonl").read_text()
+    except FileNotFoundError:
+        return Counter()
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    return Counter((line["subject"], line["seed"]) for line in lines)
+
+
+def started(out: Path, ranks: int, log: Path) -> Any:
+    """A process, leader of a group of its own, that makes a run of twelve folds in twelve groups."""
+
+    def work() -> None:
+        os.setsid()
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        run(out, replace(CPU, devices=ranks, group=1), seeds=(0, 1))
+
+    process = get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kills"), [(1, 3), (2, 2), pytest.param(1, 20, marks=SLOW), pytest.param(2, 20, marks=SLOW)]
+)
+def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, ranks: int, kills: int) -> None:
+    """kill -9 of the launcher at random moments, restarted at once beside ranks that may still live."""
+    run(tmp_path / "whole", replace(CPU, group=1), seeds=(0, 1))
+    moments, out, log, killed = random.Random(ranks), tmp_path / "killed0", tmp_path / "log", 0
+    attempts = 0
+    while killed < kills:
+        attempts += 1
+        assert attempts < 5 * kills + 5, log.read_text()
+        process, enough = started(out, ranks, log), folds_in(out).total() + moments.randrange(3)
+        while folds_in(out).total() < enough and process.is_alive():
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.03))
+        if process.is_alive():
+            process.kill()
+            killed += 1
+        process.join()
+        if (out / "summary.json").exists():
+            out = tmp_path / f"killed{killed}"
+    last = started(out, ranks, log)
+    last.join(120)
+    assert last.exitcode == 0, log.read_text()
+    for each in tmp_path.glob("killed*"):
+        assert len(folds_in(each)) == 12
+        assert set(folds_in(each).values()) == {1}, "trained twice"
+        for name in ("predictions.csv", "confusion.json"):
+            assert (each / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_ranks_may_join_a_running_study(tmp_path: Path) -> None:
+    """Two commands at once, started apart: each fold once, and both end with the summary."""
+    run(tmp_path / "whole", replace(CPU, group=1), seeds=(0, 1))
+    both = [started(tmp_path / "both", 1, tmp_path / "log") for _ in range(2)]
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert set(folds_in(tmp_path / "both").values()) == {1}
+    whole, shared = (tmp_path / name / "predictions.csv" for name in ("whole", "both"))
+    assert whole.read_bytes() == shared.read_bytes()
+
+
+def test_what_a_dead_rank_had_taken_is_taken_over(tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = started(out, 2, log)
+    while not folds_in(out).total():
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)  # launcher and ranks, amid their folds
+    process.join()
+    assert 0 < folds_in(out).total() < 12
+    run(out, replace(CPU, group=1), seeds=(0, 1))
+    assert len(folds_in(out)) == 12 and set(folds_in(out).values()) == {1}
+
+
+def test_a_second_run_keeps_the_time_of_the_first(tmp_path: Path) -> None:
+    assert run(tmp_path) == run(tmp_path)
+
+
+# Bad input
+
+
+def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"training.epochs \(3 there, 4 asked for\); choose another --out"):
+        run(tmp_path, training=replace(TRAINING, epochs=4))
+    with pytest.raises(UserError, match="another tokenizer"):
+        run(tmp_path, study=replace(STUDY, tokenizer={**STUDY.tokenizer, "sha256": "1"}))
+    with pytest.raises(UserError, match="another data"):
+        run(tmp_path, study=token_set(seed=5))
+    with pytest.raises(UserError, match=r"head.init_args.dim \(8 there, 16"):
+        run(tmp_path, head=partial(SMALL, dim=16))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_two_configurations_never_share_a_fresh_directory(tmp_path: Path) -> None:
+    context = get_context("fork")
+
+    def claimed(epochs: int, said: Any) -> None:
+        try:
+            Run(STUDY, tmp_path / "out", SMALL, replace(TRAINING, epochs=epochs))
+            said.put("claimed")
+        except UserError:
+            said.put("refused")
+
+    said = context.Queue()
+    both = [context.Process(target=claimed, args=(epochs, said)) for epochs in (3, 4)]
+    for process in both:
+        process.start()
+    assert sorted(said.get(timeout=60) for _ in both) == ["claimed", "refused"]
+
+
+def test_a_diverging_fold_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    tokens = STUDY.tokens.clone()
+    tokens[0] = torch.inf
+    with pytest.raises(UserError, match=r"fold \w+/\d+ seed 0: training diverged in epoch 1"):
+        run(tmp_path, study=replace(STUDY, tokens=tokens))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_no_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no seed"):
+        run(tmp_path, seeds=())
+
+
+def test_folds_of_another_study_and_damaged_ones_reach_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "clean")
+    run(tmp_path / "mixed")
+    path = tmp_path / "mixed" / "folds.jsonl"
+    lines = path.read_text().splitlines()
+    others = [re.sub(r'"last": \[\d', '"last": [7', line) for line in lines[:2]]
+    assert others != lines[:2], "something must differ"
+    other = Ledger(tmp_path / "mixed", "another study")
+    path.write_text("".join(f"{line}\n" for line in [*others, *lines[2:]]))  # some are damaged, two are lost
+    for fold in [Fold(subject, 0) for subject in sorted(set(STUDY.subjects))]:
+        other.append([FoldResult(fold, [0], [[1.0, 0.0, 0.0]], {"last": [0]}, {"last": 1})], 1.0)
+    foreign = other.read()
+    (tmp_path / "mixed" / "summary.json").unlink()
+    run(tmp_path / "mixed")
+    for name in ("predictions.csv", "confusion.json"):
+        assert (tmp_path / "mixed" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+    assert other.read() == foreign
+
+
+def test_classes_that_a_subject_or_a_training_set_lacks(tmp_path: Path) -> None:
+    """One subject has only one class, and the third class is that of another subject alone."""
+    subjects, labels = sorted(set(STUDY.subjects)), STUDY.labels % 2
+    for row, subject in enumerate(STUDY.subjects):
+        labels[row] = {subjects[0]: 2, subjects[1]: 0}.get(subject, labels[row])
+    chosen = replace(STUDY, labels=labels)
+    summary = run(tmp_path, study=chosen, training=replace(TRAINING, inner=True))
+    rows = rows_of(tmp_path)
+    found, guesses = ([int(row[name]) for row in rows] for name in ("label", "last"))
+    assert sorted(found) == sorted(labels.tolist())
+    expected = f1_score(found, guesses, labels=[0, 1, 2], average="macro", zero_division=0)
+    assert summary["scores"]["last"]["full"]["uf1"] == pytest.approx(expected)
+    control = linear_control(chosen.tokens[:, 0].flatten(1), labels, chosen.subjects, 3)
+    own = torch.tensor([subject == subjects[0] for subject in chosen.subjects])
+    assert (control[own] != 2).all()
+
+
+def test_a_study_is_made_of_rows_that_match() -> None:
+    with pytest.raises(ValueError, match="do not match"):
+        study(STUDY.tokens[:-1], STUDY.labels, STUDY.subjects)
