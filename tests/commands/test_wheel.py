@@ -24,7 +24,7 @@ from datamodules.demo.head import head
 head()
 from datamodules.databases.errata import load_errata
 assert load_errata()
-from mefar.classifier.edclip import SHIPPED_ANCHORS, Anchors, read_descriptions
+from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors, read_descriptions
 assert SHIPPED_ANCHORS.is_relative_to(here)
 assert len(Anchors.load(SHIPPED_ANCHORS).descriptions) == len(read_descriptions())
 from mefar.__main__ import main
