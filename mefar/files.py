@@ -102,8 +102,8 @@ def claim(path: Path) -> Iterator[bool]:
 def _locked(path: Path, blocking: bool) -> FileLock | None:
     if path.is_symlink():
         raise UserError(f"{path}: a lock file that is a link; remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         made = FileLock(path, blocking=blocking, thread_local=False)
         made.acquire()
     except Timeout:

@@ -126,7 +126,12 @@ def test_nothing_is_lost_or_trained_twice(
 
 
 def shipped(
-    folder: Path, out: Path, network: dict[str, Any], config: str = "pretrain", **changes: Any
+    folder: Path,
+    out: Path,
+    network: dict[str, Any],
+    config: str = "pretrain",
+    validate: int = 5,
+    **changes: Any,
 ) -> list[str]:
     """`mefar fit` with a shipped YAML, made small; WeightEMA is switched on where the YAML shows it."""
     text = (ROOT / "experiments" / "configs" / f"{config}.yaml").read_text()
@@ -134,6 +139,12 @@ def shipped(
     trainer = content["trainer"]
     trainer |= {"default_root_dir": str(out), "max_epochs": 3, "accelerator": "cpu", "log_every_n_steps": 1}
     trainer |= {"enable_progress_bar": False, "enable_model_summary": False} | changes
+    if config != "demo":
+        assert trainer["check_val_every_n_epoch"] is None and trainer["val_check_interval"] in (
+            2000,
+            validate,
+        )
+        trainer["val_check_interval"] = validate
     steps = [c["init_args"] for c in trainer["callbacks"] if "every_n_train_steps" in c.get("init_args", {})]
     for step in steps:
         assert (step["filename"], step["every_n_train_steps"]) == ("last", 1000)
@@ -198,13 +209,14 @@ def _alone(words: list[str]) -> None:
 
 @pytest.mark.parametrize("config", ["demo", "tokenizer_paper"])
 def test_the_end_of_a_run_is_its_last_checkpoint(config: str, folder: Path, tmp_path: Path) -> None:
-    """Also where only the first epoch validates best, and where the run ends between two checkpoints."""
+    """Also where only the first epoch validates best, and where the run ends between two checkpoints and validations."""
     if config == "demo":
         words = shipped(folder, tmp_path / "run", {}, config, max_epochs=2)
         words += ["--model.init_args.learning_rate", "0.0"]
     else:
-        sizes = {"temporal_depth": 1, "heads": 2, "head_dim": 8, "dim": 16, "spatial_depth": 1}
-        words = shipped(folder, tmp_path / "run", sizes, config, max_epochs=None, max_steps=10)
+        sizes = {"temporal_depth": 1, "heads": 2, "head_dim": 8, "dim": 16, "spatial_depth": 1,
+                 "bottleneck": "halving"}  # fmt: skip
+        words = shipped(folder, tmp_path / "run", sizes, config, validate=4, max_epochs=None, max_steps=10)
     assert main(words) == 0
     folder = tmp_path / "run" / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}

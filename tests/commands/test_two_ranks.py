@@ -25,7 +25,8 @@ def test_two_processes_train_and_resume(
     cv2.setNumThreads(1)
     out = tmp_path / "run"
     # Four of the 18 pairs per step; the last two of an epoch do not fill one and are left out.
-    words = shipped(folder, out, {"continuous_share": 0.1}, devices=2, strategy="ddp_fork", max_epochs=2)
+    ranks = {"devices": 2, "strategy": "ddp_fork"}
+    words = shipped(folder, out, {"continuous_share": 0.1}, validate=4, max_epochs=2, **ranks)
     config = yaml.safe_load(Path(words[-1]).read_text())
     config["data"]["init_args"]["batch_size"] = 2
     kept = {"filename": "kept-{step}", "every_n_train_steps": 2, "save_top_k": -1}
