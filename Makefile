@@ -11,7 +11,7 @@ MEFAR := $(BIN)/mefar
 READY := $(VENV)/.mefar-ready
 DEMO_CORPORA := runs/demo/corpora
 
-.PHONY: help setup demo test lint pretrain loso sweep bench clean
+.PHONY: help setup demo test lowest lint pretrain loso sweep bench clean
 
 need-%:
 	$(if $($*),,$(error make $(MAKECMDGOALS): $* is missing; `make help` shows how to give it))
@@ -39,6 +39,12 @@ demo: $(READY)  ## from nothing to a composite table on rendered faces, in runs/
 
 test: $(READY)  ## run the tests [ARGS="-k name"]
 	$(BIN)/python -m pytest $(ARGS)
+
+lowest:  ## run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest; before a release [ARGS=]
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct -e '.[dev]'
+	.venv-lowest/bin/python -m pytest $(ARGS)
 
 lint: $(READY)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
