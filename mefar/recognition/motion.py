@@ -56,6 +56,7 @@ _STEP = 4  # pixels between points
 _WINDOW = 13
 _LIFE = 1.0  # seconds that a reference lives, longer while the eyes are shut or look elsewhere
 _LONGEST = 3.0
+_WORN = 0.75  # quality under which a reference has had its day
 _LOOKING = 0.3  # unlikeness of the eyes under which they are open as in the reference
 _PARALLAX = 2  # yaw and pitch
 
@@ -104,6 +105,7 @@ class FaceMotion:
         self._sure /= max(float(np.median(self._sure)), 1e-9)
         self._sure = np.minimum(self._sure, 3.0)
         self._base, self._before, self._eyes = self._now, np.zeros(_PARALLAX), np.zeros(2)
+        self._quality = 1.0
 
     def rekey(self, matrix: Float, crop: UInt8, seconds: float) -> None:
         """Go on from a crop by another transform of the frame measured last: what has moved stays moved."""
@@ -112,8 +114,10 @@ class FaceMotion:
 
     def stale(self, seconds: float) -> bool:
         """Whether it is time to `rekey`."""
-        looking = self._eyes.max() < _LOOKING
-        return seconds - self._since >= (_LIFE if looking else _LONGEST)
+        age = seconds - self._since
+        if self._eyes.max() >= _LOOKING:
+            return age >= _LONGEST
+        return age >= (_LIFE if self._quality >= _WORN else _LIFE / 8)
 
     def measure(self, crop: UInt8) -> Motion:
         """Measure the crop of the next frame, made by `matrix`, which then follows the head."""
@@ -129,9 +133,13 @@ class FaceMotion:
         self._now = self._base + 1000.0 / SIDE * _averages(left, weight)
         step = np.append(head[:4], head[4:] - self._before)
         self._before = head[4:]
-        quality, self._eyes = self._agreement(gray, head)
-        eyes = self._eyes
-        return Motion(self._now, 1000.0 * step / np.array([SIDE, SIDE, 1, 1, SIDE, SIDE]), eyes, quality)
+        self._quality, self._eyes = self._agreement(gray, head)
+        turned = 1000.0 * step / np.array([SIDE, SIDE, 1, 1, SIDE, SIDE])
+        return Motion(self._now, turned, self._eyes, self._quality)
+
+    def rest(self) -> Motion:
+        """The first frame, in which nothing has moved yet."""
+        return Motion(self._base, np.zeros(6), np.zeros(2), 1.0)
 
     def _agreement(self, gray: UInt8, head: Float) -> tuple[float, Float]:
         forward = np.array([[1 + head[3], -head[2], 0.0], [head[2], 1 + head[3], 0.0]])

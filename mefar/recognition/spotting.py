@@ -91,7 +91,7 @@ class Traces:
     eyes: Float
 
 
-def spot(traces: Traces, threshold: float = 5.0) -> list[Spotted]:
+def spot(traces: Traces, threshold: float = 4.5) -> list[Spotted]:
     """Find the events of one face.
 
     Args:
