@@ -4,7 +4,13 @@ Shape legend of the whole package: B batch, L tokens, K codes, D width, P patche
 H W pixels, C classes, F folds, S seeds, V views, G models trained together.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mefar.commands.recognise import recognise as recognise
 
 __version__ = "0.1.0"
 
@@ -17,3 +23,15 @@ for _switch, _value in {
     "WANDB_ERROR_REPORTING": "false",  # W&B itself is asked for by --wandb or a logger
 }.items():
     os.environ.setdefault(_switch, _value)
+
+_PUBLIC = {"recognise": "mefar.commands.recognise"}
+"""What `import mefar` offers -> where it is; imported when asked for, since `mefar --help` must be quick."""
+
+
+def __getattr__(name: str) -> Any:
+    """The public functions by their short names."""
+    from importlib import import_module
+
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -24,7 +24,7 @@ MAY = {
     "mefar/probes": {"mefar.baselines", "mefar.tokenizer", "mefar.loso"},
     "mefar/loso": {"mefar.classifier", "mefar.baselines"},
     "mefar/sweeps": {"mefar.loso", "mefar.errors", "mefar.files"},
-    "mefar/report": {"mefar.loso", "mefar.tokenizer"},
+    "mefar/report": {"mefar.loso", "mefar.tokenizer", "mefar.recognition"},
     "mefar/generation": {"mefar.tokenizer"},
     "mefar/recognition": {"mefar.tokenizer", "mefar.classifier", "mefar.loso"},
     "datamodules": {"datamodules"},

@@ -17,7 +17,8 @@ varies; the motion is that of `motion.FaceMotion`.
    of all parts is read along the direction in which they moved at the peak; where that falls under a share
    of the peak on either side, the expression begins and ends. One that does not fall again within four
    seconds is a change of posture.
-6. *Speech.* Lips that alone move again and again within two seconds talk.
+6. *Speech.* Lips that alone move for a good part of three seconds talk. A hand before the face, or a head
+   turned so far that it looks another, is no event either.
 7. *Kind.* Up to half a second from onset to offset is a micro-expression, by definition; longer is macro.
 """
 
@@ -48,6 +49,8 @@ _FLOOR = 0.35  # noise of the measurement, in thousandths of the crop's side
 _LEAK = 0.08  # share of the head's motion that may pass for the face's
 _RETURN = 0.4  # of the way there, the least way back
 _FOOT = 0.12  # share of the peak
+_HIDDEN = 0.65  # likeness with the reference under which a hand, or another view, is in the way
+_GLANCE = 0.3  # unlikeness of an eye's opening that is a blink or a glance where lids alone move
 _SYLLABLE = 0.15  # seconds
 _BUSY = 0.4  # share of the time that lips move when somebody talks
 
@@ -83,12 +86,14 @@ class Traces:
         regions: (T, R, 2) of Motion.regions.
         head: (T, 6) of Motion.head: what the head did since the frame before.
         eyes: (T, 2) of Motion.eyes.
+        quality: (T,) of Motion.quality.
     """
 
     seconds: Float
     regions: Float
     head: Float
     eyes: Float
+    quality: Float
 
 
 def spot(traces: Traces, threshold: float = 4.5) -> list[Spotted]:
@@ -101,11 +106,7 @@ def spot(traces: Traces, threshold: float = 4.5) -> list[Spotted]:
     Returns:
         In order of time; none overlap.
     """
-    found: list[Spotted] = []
-    gaps = np.nonzero(np.diff(traces.seconds) > 0.2 + 1.5 * _period(traces.seconds))[0] + 1
-    for rows in np.split(np.arange(len(traces.seconds)), gaps):
-        if len(rows) >= 8 and traces.seconds[rows[-1]] - traces.seconds[rows[0]] >= 0.8:
-            found += _spot_unbroken(traces, rows, threshold)
+    found = [event for _, stretch in _stretches(traces) for event in _spot_unbroken(stretch, threshold)]
     return sorted(found, key=lambda event: event.onset)
 
 
@@ -116,27 +117,82 @@ def blinks(traces: Traces) -> list[tuple[float, float]]:
     return [(start, stop) for start, stop in spans if stop - start <= LONGEST_BLINK]
 
 
-def _spot_unbroken(traces: Traces, rows: NDArray[np.int64], threshold: float) -> list[Spotted]:
+@dataclass
+class _Stretch:
+    """One unbroken stretch, evenly sampled: motion (N, 2R), what is usual for it, and how far it is above."""
+
+    time: Float
+    rate: float
+    motion: Float
+    lengths: list[float]
+    shifts: list[int]
+    usual: Float  # (lengths, N, 2R)
+    size: Float  # (lengths, N, parts), times the usual
+    talks: Bools
+    quality: Float
+    eyes: Float  # (N,) unlikeness of the eye that changed more
+
+
+def _stretches(traces: Traces) -> list[tuple[NDArray[np.int64], _Stretch]]:
+    """Rows of each stretch long enough to see anything in, and what is in it."""
+    gaps = np.nonzero(np.diff(traces.seconds) > 0.2 + 1.5 * _period(traces.seconds))[0] + 1
+    found = []
+    for rows in np.split(np.arange(len(traces.seconds)), gaps):
+        if len(rows) >= 8 and traces.seconds[rows[-1]] - traces.seconds[rows[0]] >= 0.8:
+            stretch = _prepared(traces, rows)
+            if stretch is not None:
+                found.append((rows, stretch))
+    return found
+
+
+def _prepared(traces: Traces, rows: NDArray[np.int64]) -> _Stretch | None:
     seconds = traces.seconds[rows]
     rate = min(_RATE, 1.0 / _period(seconds))
     time = np.arange(seconds[0], seconds[-1], 1.0 / rate)
+    lengths = [length for length in _LENGTHS if length * rate >= 2 and 2 * length < time[-1] - time[0]]
+    if not lengths:
+        return None
     motion = _at(time, seconds, traces.regions[rows].reshape(len(rows), -1))
     head = _at(time, seconds, np.cumsum(traces.head[rows], 0))
     shut = np.zeros(len(time), bool)
-    for start, stop in blinks(Traces(seconds, traces.regions[rows], traces.head[rows], traces.eyes[rows])):
+    for start, stop in blinks(traces):
         shut |= (time >= start) & (time <= stop)
     motion, head = _smoothed(motion, _SMOOTH * rate), _smoothed(head, _SMOOTH * rate)
     motion = _bridged(_without_head(motion, head, rate), _widened(shut, round(0.07 * rate)))
-    lengths = [length for length in _LENGTHS if length * rate >= 2 and 2 * length < time[-1] - time[0]]
-    if not lengths:
-        return []
     shifts = [max(1, round(length * rate)) for length in lengths]
     usual = np.stack(
         [_usual(_came_and_went(motion, shift), _came_and_went(head, shift), rate) for shift in shifts]
     )
-    size = _sizes(motion, shifts, usual)
-    best = size.max(2)  # (lengths, T)
     talks = _talks(motion[:, _columns(["mouth"])], rate)
+    quality = _at(time, seconds, traces.quality[rows][:, None])[:, 0]
+    eyes = _at(time, seconds, traces.eyes[rows].max(1)[:, None])[:, 0]
+    return _Stretch(
+        time, rate, motion, lengths, shifts, usual, _sizes(motion, shifts, usual), talks, quality, eyes
+    )
+
+
+def curves(traces: Traces) -> tuple[Float, Bools, Bools]:
+    """What the rule sees in every frame, for tables and figures.
+
+    Returns:
+        (T, parts) how many times its usual motion each of PARTS moved, 0 where nothing can be seen; (T,)
+        whether the eyes are shut for a moment; (T,) whether the mouth talks.
+    """
+    moved = np.zeros((len(traces.seconds), len(PARTS)))
+    shut, talking = np.zeros(len(moved), bool), np.zeros(len(moved), bool)
+    for start, stop in blinks(traces):
+        shut |= (traces.seconds >= start) & (traces.seconds <= stop)
+    for rows, stretch in _stretches(traces):
+        moved[rows] = _at(traces.seconds[rows], stretch.time, stretch.size.max(0))
+        places = np.searchsorted(stretch.time, traces.seconds[rows]).clip(0, len(stretch.time) - 1)
+        talking[rows] = stretch.talks[places]
+    return moved, shut, talking
+
+
+def _spot_unbroken(stretch: _Stretch, threshold: float) -> list[Spotted]:
+    time, rate, motion, size = stretch.time, stretch.rate, stretch.motion.copy(), stretch.size.copy()
+    lengths, shifts, usual, talks = stretch.lengths, stretch.shifts, stretch.usual, stretch.talks
+    best = size.max(2)  # (lengths, T)
     edge = max(2, round(0.1 * rate))
     best[:, :edge] = best[:, -edge:] = 0.0
     found: list[Spotted] = []
@@ -159,8 +215,11 @@ def _spot_unbroken(traces: Traces, rows: NDArray[np.int64], threshold: float) ->
         size[:, inner] = again[:, inner.start - low : inner.stop - low]
         best[:, inner] = np.minimum(best[:, inner], size[:, inner].max(2))
         best[:, max(0, first - 1) : last + 2] = 0.0
-        mouth = list(PARTS).index("mouth")
-        if np.delete(parts, mouth).max() < 0.6 * parts[mouth] and talks[first : last + 1].mean() > 0.5:
+        if stretch.quality[first : last + 1].min() < _HIDDEN:
+            continue
+        if _alone("mouth", parts) and talks[first : last + 1].mean() > 0.5:
+            continue
+        if _alone("eyes", parts) and stretch.eyes[first : last + 1].max() > _GLANCE:
             continue
         names = [list(PARTS)[i] for i in np.argsort(-parts) if parts[i] >= max(0.5 * parts.max(), 2.0)]
         moved = change[_columns(names)]
@@ -172,6 +231,12 @@ def _spot_unbroken(traces: Traces, rows: NDArray[np.int64], threshold: float) ->
             )
         )  # fmt: skip
     return found
+
+
+def _alone(part: str, sizes: Float) -> bool:
+    """Whether one of PARTS moved and the others hardly did."""
+    place = list(PARTS).index(part)
+    return bool(np.delete(sizes, place).max() < 0.6 * sizes[place])
 
 
 def _sizes(motion: Float, shifts: Sequence[int], usual: Float) -> Float:

@@ -9,14 +9,17 @@ is not claimed: they get new numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mefar.files import replacing
 from mefar.recognition.motion import SIDE, FaceMotion, Motion
 from mefar.recognition.spotting import Traces
 
@@ -72,6 +75,7 @@ class Track:
             np.array([m.regions for m in self.motions]),
             np.array([m.head for m in self.motions]),
             np.array([m.eyes for m in self.motions]),
+            np.array([m.quality for m in self.motions]),
         )
 
     def matrix_at(self, frame: int) -> Float:
@@ -93,6 +97,55 @@ class _Live:
     def width(self) -> float:
         """Of the face, in pixels of the frame."""
         return 0.6 * SIDE / float(np.sqrt(abs(np.linalg.det(self.motion.matrix[:, :2]))))
+
+
+@dataclass(frozen=True)
+class Followed:
+    """All faces of one video.
+
+    Attributes:
+        tracks: in order of time.
+        cuts: seconds at which the picture was cut.
+        frames: how many were looked at.
+        seconds: time of the last.
+        notes: what a user should know, a line each.
+    """
+
+    tracks: tuple[Track, ...]
+    cuts: tuple[float, ...]
+    frames: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write everything into one file, whole or not at all."""
+        about = {"cuts": self.cuts, "frames": self.frames, "seconds": self.seconds, "notes": self.notes,
+                 "people": [track.person for track in self.tracks]}  # fmt: skip
+        arrays: dict[str, NDArray[Any]] = {"about": np.array(json.dumps(about))}
+        for number, track in enumerate(self.tracks):
+            traces = track.traces()
+            arrays |= {
+                f"{number}_frames": np.array(track.frames), f"{number}_seconds": traces.seconds,
+                f"{number}_regions": traces.regions, f"{number}_head": traces.head,
+                f"{number}_eyes": traces.eyes, f"{number}_matrices": np.array(track.matrices),
+                f"{number}_quality": traces.quality,
+            }  # fmt: skip
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    @staticmethod
+    def load(path: Path) -> Followed:
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            about = json.loads(str(file["about"]))
+            tracks = []
+            for number, person in enumerate(about["people"]):
+                names = ("frames", "seconds", "regions", "head", "eyes", "quality", "matrices")
+                frames, seconds, regions, head, eyes, quality, places = (file[f"{number}_{n}"] for n in names)
+                motions = [Motion(*row) for row in zip(regions, head, eyes, quality.tolist(), strict=True)]
+                tracks.append(Track(person, frames.tolist(), seconds.tolist(), motions, list(places)))
+        cuts, notes = tuple(about["cuts"]), tuple(about["notes"])
+        return Followed(tuple(tracks), cuts, about["frames"], about["seconds"], notes)
 
 
 class Follower:
@@ -175,9 +228,7 @@ class Follower:
                 open_.remove(live)
                 live.confirmed = seconds
                 self._set_right(live, face, seconds, frame)
-            elif not any(
-                np.hypot(*(live.centre() - middle)) < 0.7 * live.width() for live in self._live
-            ):
+            elif not any(np.hypot(*(live.centre() - middle)) < 0.7 * live.width() for live in self._live):
                 self._begin(face, middle, seconds, frame)
 
     def _set_right(self, live: _Live, face: Any, seconds: float, frame: UInt8) -> None:
@@ -218,4 +269,3 @@ class Follower:
         for live in list(lives):
             self._live.remove(live)
             self._done.append(live.track)
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,6 +62,7 @@ LETTER = 0.062
 """Inches that a letter of a name is wide, about."""
 
 Picture = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -265,6 +267,60 @@ def curve(
     axes.set_xlabel("step")
     axes.set_ylabel(name)
     return _figure(axes)
+
+
+@_styled
+def time_line(
+    seconds: Floats,
+    rows: Mapping[str, Floats],
+    spans: Sequence[tuple[float, float, bool, str]],
+    level: float,
+    width: float = 9.0,
+) -> Figure:
+    """Curves over time, one above the other, with spans shaded behind all of them.
+
+    Args:
+        seconds: (T,) ascending.
+        rows: name -> (T,) values from 0; NaN is a gap.
+        spans: (from, to, whether it is red, name).
+        level: a value to mark with a dashed line.
+        width: inches of the axes.
+    """
+    from matplotlib.figure import Figure
+
+    names, tall, left, top, bottom = list(rows), 0.42, 0.62, 0.2, 0.38
+    size = (left + width + 0.1, top + len(names) * (tall + 0.06) + bottom)
+    figure = Figure(size)
+    for place, name in enumerate(names):
+        low = bottom + (len(names) - 1 - place) * (tall + 0.06)
+        axes = figure.add_axes((left / size[0], low / size[1], width / size[0], tall / size[1]))
+        for start, stop, red, _ in spans:
+            middle, wide = (start + stop) / 2, max(stop - start, float(np.ptp(seconds)) / 400)
+            colour = RED if red else BLUE
+            axes.axvspan(middle - wide / 2, middle + wide / 2, color=colour, alpha=0.25, linewidth=0)
+        axes.axhline(level, color=FAINT, linewidth=0.6, linestyle=(0, (3, 3)))
+        axes.plot(*_highest(seconds, rows[name], 900), color=INK, linewidth=0.8)
+        axes.set_ylim(0, 3 * level)
+        axes.set_xlim(float(seconds.min()), float(seconds.max()))
+        axes.set_yticks([])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        if place < len(names) - 1:
+            axes.set_xticks([])
+        if place == 0:
+            for start, stop, red, told in spans[:80]:
+                axes.text((start + stop) / 2, 3.1 * level, told, color=RED if red else BLUE, ha="center")
+    axes.set_xlabel("seconds")
+    return figure
+
+
+def _highest(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
+    """The largest value of each of `most` stretches, so that what is short stays visible."""
+    if len(x) <= most:
+        return x, y
+    edges = np.linspace(0, len(x), most + 1).astype(int)
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    high = [np.nan if np.isnan(y[part]).all() else np.nanmax(y[part]) for part in parts]
+    return np.array([x[part].mean() for part in parts]), np.array(high)
 
 
 @_styled

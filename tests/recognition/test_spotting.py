@@ -23,7 +23,9 @@ def still(seconds: np.ndarray, seed: int = 0) -> Traces:
     drift = np.cumsum(rng.normal(0, 0.3, (len(seconds), 6)), 0)
     head = np.diff(drift, axis=0, prepend=drift[:1])
     regions = rng.normal(0, 0.3, (len(seconds), len(REGIONS), 2)) + 0.1 * drift[:, None, :2]
-    return Traces(seconds, regions, head, np.abs(rng.normal(0, 0.02, (len(seconds), 2))))
+    return Traces(
+        seconds, regions, head, np.abs(rng.normal(0, 0.02, (len(seconds), 2))), np.full(len(seconds), 0.95)
+    )
 
 
 def pulse(seconds: np.ndarray, onset: float, apex: float, offset: float) -> np.ndarray:
@@ -98,8 +100,16 @@ def test_nothing_is_seen_across_a_gap_and_events_on_both_sides_are() -> None:
         whole.regions[:, BROWS, 1] += 5.0 * pulse(whole.seconds, moment, moment + 0.2, moment + 0.4)[:, None]
     whole.regions[whole.seconds > 15, :, :] += 50.0  # the face came back elsewhere
     keep = (whole.seconds < 13) | (whole.seconds > 15)
-    parts = [getattr(whole, name)[keep] for name in ("seconds", "regions", "head", "eyes")]
+    parts = [getattr(whole, name)[keep] for name in ("seconds", "regions", "head", "eyes", "quality")]
     assert [round(event.onset) for event in spot(Traces(*parts))] == [7, 22]
+
+
+def test_a_hand_before_the_face_is_no_event() -> None:
+    traces = still(clock(30))
+    traces.regions[:, MOUTH, 1] += 20.0 * pulse(traces.seconds, 12.0, 12.2, 12.5)[:, None]
+    assert len(spot(traces)) == 1
+    traces.quality[(traces.seconds > 12.1) & (traces.seconds < 12.4)] = 0.55
+    assert spot(traces) == []
 
 
 def test_few_frames_and_slow_video_do_not_break_it() -> None:

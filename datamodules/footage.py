@@ -1,0 +1,195 @@
+"""Anybody's own pictures in order of time, from a video file or numbered images; and writing a video."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.voxceleb import video
+from mefar.errors import UserError
+from mefar.files import replacing
+
+UInt8 = NDArray[np.uint8]
+T = TypeVar("T")
+
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".mts",
+          ".3gp", ".gif")  # fmt: skip
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+_TICKS = 1000  # a second, in written videos
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video file or an image sequence.
+
+    Attributes:
+        path: the file or the folder.
+        frames: how many there are, by the container.
+        fps: mean frames per second.
+        size: (width, height) in pixels.
+        notes: what a user should know of it, a line each.
+        images: files of a sequence in order of their numbers; empty for a video file.
+        seconds: (T,) of a sequence: by the numbers, so that a missing image is a gap in time.
+    """
+
+    path: Path
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    def play(self) -> Iterator[tuple[float, UInt8]]:
+        """(seconds, (H, W, 3) uint8 RGB) from the start.
+
+        Raises:
+            UserError: as `video.play`, or an image that cannot be read.
+        """
+        if not self.images:
+            yield from video.play(self.path)
+            return
+        for second, image in zip(self.seconds, self.images, strict=True):
+            yield second, _read(image)
+
+    def at(self, numbers: Sequence[int]) -> list[UInt8]:
+        """Frames by number, counted from 0."""
+        if self.images:
+            return [_read(self.images[number]) for number in numbers]
+        return list(video.frames(self.path, numbers)) if numbers else []
+
+
+def footage(path: Path, fps: float | None = None) -> Footage:
+    """Look at a video file or a folder of numbered images.
+
+    Args:
+        path: what to look at.
+        fps: of an image sequence, which does not say; a video file knows by itself.
+
+    Raises:
+        UserError: nothing there, nothing that can be decoded, or images without `fps`.
+    """
+    if path.is_dir():
+        return _sequence(path, fps)
+    if fps is not None:
+        raise UserError(f"{path}: a video file says itself when its frames are shown; leave out --fps")
+    about = video.info(path)
+    return Footage(path, about.frames, about.fps, (about.width, about.height))
+
+
+def films_in(folder: Path) -> list[Path]:
+    """What `footage` reads under a folder: videos of any depth, and folders that hold images and no video."""
+    videos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS and p.is_file())
+    folders = {p.parent for p in folder.rglob("*") if p.suffix.lower() in IMAGES}
+    taken = {p.parent for p in videos}
+    found = sorted([*videos, *(folders - taken)])
+    if not found:
+        raise UserError(f"{folder}: no video and no numbered images in it ({' '.join(VIDEOS)})")
+    return found
+
+
+def ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
+    """The same items, `count` of them fetched ahead by a thread: one core decodes while another looks."""
+    waiting: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
+    stop = threading.Event()
+
+    def put(item: tuple[T] | BaseException | None) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                waiting.put(item, timeout=0.2)
+                return
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if stop.is_set():
+                    return
+        except BaseException as error:  # told to whoever waits
+            put(error)
+        else:
+            put(None)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def write_video(path: Path, frames: Iterable[tuple[float, UInt8]], crf: int = 23) -> None:
+    """Write H.264 in MP4, each frame shown at its time; whole or not at all.
+
+    Args:
+        path: file to write, `.mp4`.
+        frames: (seconds, (H, W, 3) uint8 RGB), all of one size; an odd last row or column is left out.
+        crf: x264's constant rate factor.
+    """
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=_TICKS)
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(crf), "preset": "ultrafast"}
+        stream.codec_context.time_base = Fraction(1, _TICKS)
+        last = -1
+        for number, (seconds, frame) in enumerate(frames):
+            even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+            if number == 0:
+                stream.height, stream.width = even.shape[:2]
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            last = max(last + 1, round(seconds * _TICKS))
+            picture.pts, picture.time_base = last, Fraction(1, _TICKS)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _sequence(folder: Path, fps: float | None) -> Footage:
+    numbered: dict[int, Path] = {}
+    for image in sorted(folder.iterdir()):
+        digits = re.findall(r"\d+", image.stem)
+        if image.suffix.lower() in IMAGES and digits:
+            number = int(digits[-1])
+            if number in numbered:
+                raise UserError(
+                    f"{folder}: {numbered[number].name} and {image.name} have one number; part them"
+                )
+            numbered[number] = image
+    if len(numbered) < 2:
+        raise UserError(f"{folder}: fewer than two numbered images in it")
+    if fps is None or not 0 < fps <= 10_000:
+        raise UserError(f"{folder}: a folder of images does not say how fast it was filmed; give --fps")
+    numbers = sorted(numbered)
+    missing = numbers[-1] - numbers[0] + 1 - len(numbers)
+    notes = (
+        (f"{missing} images are missing between {numbers[0]} and {numbers[-1]}: gaps in time",)
+        if missing
+        else ()
+    )
+    seconds = tuple((number - numbers[0]) / fps for number in numbers)
+    height, width = _read(numbered[numbers[0]]).shape[:2]
+    return Footage(
+        folder, len(numbers), fps, (width, height), notes, tuple(numbered[n] for n in numbers), seconds
+    )
+
+
+def _read(path: Path) -> UInt8:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"{path}: not an image that can be read")
+    return np.asarray(image[..., ::-1], np.uint8)

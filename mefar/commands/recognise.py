@@ -1,0 +1,421 @@
+"""`mefar recognise VIDEO|FOLDER`: where faces in anybody's video move, for how long, and what they do."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.faces.align import FaceAligner
+from datamodules.footage import Footage, ahead, films_in, footage, write_video
+from mefar.commands import USER_ERROR, run_function
+from mefar.errors import UserError
+from mefar.files import code_fingerprint, fingerprint, first_difference, lock, write_text
+from mefar.progress import shown
+from mefar.recognition.drawing import annotate
+from mefar.recognition.events import Event, Recognition
+from mefar.recognition.intervals import Kind
+from mefar.recognition.motion import PARTS, REGIONS, SIDE
+from mefar.recognition.spotting import LONGEST_MICRO, curves, spot
+from mefar.recognition.tracking import Followed, Follower, Track
+
+UInt8 = NDArray[np.uint8]
+Progress = Callable[[int, int, float], None]
+
+SLOW = 15.0  # frames a second under which a micro-expression is one frame, or none
+_NOTE = "recognised.json"
+
+
+@dataclass(frozen=True)
+class How:
+    """Everything besides the video that decides what is found."""
+
+    model: str
+    onset: float | None
+    apex: float | None
+    threshold: float
+    fps: float | None
+
+
+def recognise(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    onset: float | None = None,
+    apex: float | None = None,
+    threshold: float = 4.5,
+    fps: float | None = None,
+) -> Recognition:
+    """Find and read the expressions in one video; nothing is written.
+
+    Args:
+        path: video file, or folder of numbered images.
+        model: checkpoint of a tokenizer, "demo" for the one that mefar brings, "none" for none; left out,
+            the one that mefar brings, if it does.
+        onset: seconds of a known onset; then nothing is spotted.
+        apex: seconds of its apex.
+        threshold: how many times larger than usual a motion must be.
+        fps: frames per second of a folder of images.
+
+    Returns:
+        Iterate over it for events; `.to_frame()` for a pandas data frame.
+
+    Raises:
+        UserError: the video or the model cannot be read.
+    """
+    how, tokenizer, notes = _model(model, onset, apex, threshold, fps)
+    film = footage(Path(path), fps)
+    return _read(film, how, tokenizer, _follow(film, None), notes)[0]
+
+
+def recognise_command(
+    video: Path,
+    *,
+    model: str | None = None,
+    out: Path | None = None,
+    onset: float | None = None,
+    apex: float | None = None,
+    every_pair: bool = False,
+    gap: float = 0.3,
+    annotated: bool = True,
+    threshold: float = 4.5,
+    fps: float | None = None,
+) -> int:
+    """Find the expressions in a video, or in every video of a folder, and say what they are.
+
+    Every face is followed; where its parts move against the head, more than is usual for this face in this
+    video, an event is spotted: onset, apex and offset in seconds, whatever the frame rate. Blinks and talking
+    are told apart as far as possible. A tokenizer reads each event. Writes events.csv, frames.csv,
+    events.json, annotated.mp4 and report.html. Faces stay on this machine.
+
+    Args:
+        video: video file, folder of videos, or folder of numbered images.
+        model: checkpoint of a tokenizer, demo for the one that mefar brings, none for none; left out, the
+            one that mefar brings, if it does.
+        out: folder to write; left out, runs/recognise/NAME. A killed run goes on, a finished one is kept.
+        onset: seconds of a known onset; then nothing is spotted.
+        apex: seconds of its apex.
+        every_pair: also write pairs.csv, the tokens of every frame against the one `gap` seconds later.
+        gap: see there.
+        annotated: write the annotated video.
+        threshold: how many times larger than usual a motion must be; lower finds more, and more that is not.
+        fps: frames per second of a folder of images, which does not say.
+    """
+    if not video.exists():
+        raise UserError(f"{video}: no such file or folder")
+    if (onset is None) != (apex is None):
+        raise UserError("give --onset and --apex together, in seconds")
+    if not gap > 0:
+        raise UserError(f"--gap is {gap}; give seconds above 0")
+    how, tokenizer, notes = _model(model, onset, apex, threshold, fps)
+    if every_pair and tokenizer is None:
+        raise UserError("--every-pair needs a tokenizer; give --model CHECKPOINT")
+    films = films_in(video) if video.is_dir() else [video]
+    several = films != [video]
+    place = out or Path("runs/recognise") / video.resolve().with_suffix("").name
+    failed: list[str] = []
+    for film in films:
+        folder = place / _name(film, video, films) if several else place
+        try:
+            _recognise_into(
+                folder, footage(film, fps), how, tokenizer, notes, annotated, gap if every_pair else None
+            )
+        except UserError as error:
+            if not several:
+                raise
+            failed.append(str(error))
+            print(f"{film}: left out: {error}")
+    if several:
+        _one_table(place, [place / _name(film, video, films) for film in films])
+        print(
+            f"{place / 'events.csv'}: the events of {len(films) - len(failed)} videos; {len(failed)} left out"
+        )
+    return USER_ERROR if failed else 0
+
+
+def _name(film: Path, folder: Path, films: Sequence[Path]) -> Path:
+    """Where the results of one video of a folder go; the suffix stays where two differ by nothing else."""
+    inner = film.relative_to(folder)
+    plain = inner.with_suffix("") if film.is_file() else inner
+    twins = sum(other.with_suffix("") == film.with_suffix("") for other in films)
+    return inner if twins > 1 else plain if str(plain) != "." else Path("images")
+
+
+def _model(
+    model: str | None, onset: float | None, apex: float | None, threshold: float, fps: float | None
+) -> tuple[How, Any, list[str]]:
+    """The settings, the tokenizer or None, and what to say about it."""
+    if not threshold > 0:
+        raise UserError(f"threshold is {threshold}; give a number above 0, 4.5 is usual")
+    tokenizer, notes = None, []
+    if model != "none":
+        from mefar.tokenizer import load  # brings torch and Lightning
+
+        try:
+            tokenizer = load(model or "demo")
+        except UserError as error:
+            if model is not None:
+                raise
+            notes = [f"events were not read, for want of a model ({error})"]
+    name = (model or "demo") if tokenizer is not None else ""
+    return How(name, onset, apex, threshold, fps), tokenizer, notes
+
+
+def _recognise_into(
+    folder: Path,
+    film: Footage,
+    how: How,
+    tokenizer: Any,
+    notes: list[str],
+    annotated: bool,
+    gap: float | None,
+) -> None:
+    """Everything about one video, into one folder; what is there already is kept."""
+    settings = asdict(how) | {
+        "video": film.path.name,
+        "content": fingerprint(*(film.images or [film.path])),
+        "weights": fingerprint(*tokenizer.state_dict().values()) if hasattr(tokenizer, "state_dict") else "",
+        "code": code_fingerprint("mefar.recognition", "mefar.commands.recognise"),
+    }
+    with lock(folder / ".lock"):
+        _claim(folder, settings)
+        if not (folder / "tracks.npz").is_file():
+            with shown(f"following faces in {film.path.name}", "frames") as progress:
+                _follow(film, progress).save(folder / "tracks.npz")
+        found, crops = _read(film, how, tokenizer, Followed.load(folder / "tracks.npz"), notes)
+        write_text(folder / "events.csv", found.events_csv())
+        write_text(folder / "frames.csv", found.frames_csv())
+        write_text(folder / "events.json", found.events_json())
+        _page(folder, found, crops, how.threshold)
+        if gap is not None and not (folder / "pairs.csv").is_file():
+            write_text(folder / "pairs.csv", _pairs(film, found, tokenizer, gap))
+        if annotated and not (folder / "annotated.mp4").is_file():
+            with shown(f"drawing {film.path.name}", "frames") as progress:
+                frames = _told(islice(ahead(film.play()), found.frames), found.frames, progress)
+                write_video(folder / "annotated.mp4", annotate(found, frames))
+    people = len({track.person for track in found.tracks})
+    kinds = [event.kind for event in found.events]
+    counted = f"{kinds.count('micro')} micro, {kinds.count('macro')} macro"
+    print(f"{folder}: {counted} in {found.seconds:.1f} s, {people} face{'s' * (people != 1)}")
+    for note in found.notes:
+        print(f"  {note}")
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Mark the folder with what it holds, or refuse one that holds something else."""
+    mark = folder / _NOTE
+    if mark.is_file():
+        try:
+            there = json.loads(mark.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{mark}: not JSON ({error}); give another --out") from error
+        if there != settings:
+            differs = first_difference(there, settings)
+            raise UserError(
+                f"{folder}: holds what was found otherwise ({differs}); give another --out, or remove it"
+            )
+        return
+    if any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and was not made by `mefar recognise`; give another --out")
+    write_text(mark, json.dumps(settings, indent=1) + "\n")
+
+
+def _follow(film: Footage, progress: Progress | None) -> Followed:
+    """Follow all faces of a video."""
+    follower, notes, last, start = Follower(FaceAligner(SIDE)), list(film.notes), 0.0, time.monotonic()
+    count = 0
+    try:
+        for last, frame in ahead(film.play()):
+            follower.add(last, frame)
+            count += 1
+            if progress is not None and count % 10 == 0:
+                progress(count, max(count, film.frames), count / (time.monotonic() - start))
+    except UserError as error:
+        if count < 8:
+            raise
+        notes.append(f"the video ends early: {error}")
+    tracks = follower.tracks()
+    rate = (count - 1) / last if last > 0 else film.fps
+    if not tracks:
+        notes.append("no face was found")
+    if rate < SLOW:
+        notes.append(
+            f"at {rate:.3g} frames a second nothing shorter than {2 / rate:.2g} s can be seen: "
+            "micro-expressions are missed"
+        )
+    return Followed(tuple(tracks), tuple(follower.cuts), count, last, tuple(notes))
+
+
+def _read(
+    film: Footage, how: How, tokenizer: Any, followed: Followed, notes: Sequence[str]
+) -> tuple[Recognition, dict[int, tuple[UInt8, UInt8]]]:
+    """Spot events, or take the one that is known, and read them; and each one's onset and apex crop."""
+    notes, tracks = [*notes, *followed.notes], followed.tracks
+    if how.onset is not None and how.apex is not None:
+        events = _known(tracks, how.onset, how.apex)
+        if not events:
+            notes.append(f"no face is followed from {how.onset} s to {how.apex} s")
+    else:
+        events = [event for track in tracks for event in _spotted(track, how.threshold)]
+    events.sort(key=lambda event: (event.onset, event.person))
+    events = [replace(event, event=number) for number, event in enumerate(events, 1)]
+    side = int(getattr(tokenizer, "image_size", SIDE))
+    crops: dict[int, tuple[UInt8, UInt8]] = {}
+    small: list[tuple[UInt8, UInt8]] = []
+    for event in events:
+        pair = film.at([event.onset_frame, event.apex_frame])
+        track = _track_of(tracks, event)
+        places = [track.matrix_at(number) for number in (event.onset_frame, event.apex_frame)]
+        crops[event.event] = _cut(pair, places, SIDE)
+        small.append(_cut(pair, places, side))
+    if tokenizer is not None and events:
+        from mefar.recognition.reading import read
+
+        events = read(tokenizer, events, *zip(*small, strict=True))
+    found = Recognition(
+        str(film.path), followed.seconds, followed.frames, film.fps, film.size, how.model, tuple(events),
+        tracks, followed.cuts, tuple(notes),
+    )  # fmt: skip
+    return found, crops
+
+
+def _cut(pair: Sequence[UInt8], places: Sequence[NDArray[np.float64]], side: int) -> tuple[UInt8, UInt8]:
+    from mefar.recognition.reading import resized
+
+    aligner = FaceAligner(side)
+    onset, apex = (
+        aligner.crop(frame, resized(place, side)) for frame, place in zip(pair, places, strict=True)
+    )
+    return onset, apex
+
+
+def _track_of(tracks: Sequence[Track], event: Event) -> Track:
+    return next(
+        track for track in tracks
+        if track.person == event.person and track.frames[0] <= event.onset_frame <= track.frames[-1]
+    )  # fmt: skip
+
+
+def _spotted(track: Track, threshold: float) -> Iterator[Event]:
+    """The events of one track, numbered later."""
+    seconds = np.array(track.seconds)
+    for one in spot(track.traces(), threshold):
+        first, top, final = (
+            track.frames[int(np.abs(seconds - moment).argmin())]
+            for moment in (one.onset, one.apex, one.offset)
+        )
+        yield Event(
+            0, track.person, one.kind, one.onset, one.apex, one.offset, first, top, final, one.strength,
+            one.certainty, one.parts,
+        )  # fmt: skip
+
+
+def _known(tracks: Sequence[Track], onset: float, apex: float) -> list[Event]:
+    """The event that the user knows of, on every face that is there from onset to apex."""
+    if not 0 <= onset < apex:
+        raise UserError(f"--onset {onset} --apex {apex}: give seconds, the onset before the apex")
+    found = []
+    for track in tracks:
+        seconds = np.array(track.seconds)
+        if not (seconds[0] - 0.05 <= onset and apex <= seconds[-1] + 0.05):
+            continue
+        first, top = (int(np.abs(seconds - moment).argmin()) for moment in (onset, apex))
+        change = track.motions[top].regions - track.motions[first].regions
+        sizes = {
+            part: float(np.sqrt(np.mean(change[[list(REGIONS).index(name) for name in names]] ** 2)))
+            for part, names in PARTS.items()
+        }
+        parts = sorted((p for p in sizes if sizes[p] >= 0.5 * max(sizes.values())), key=lambda p: -sizes[p])
+        kind: Kind = "micro" if 2 * (apex - onset) <= LONGEST_MICRO else "macro"
+        above = float(curves(track.traces())[0][top].max())
+        found.append(
+            Event(
+                0, track.person, kind, float(seconds[first]), float(seconds[top]), float(seconds[top]),
+                track.frames[first], track.frames[top], track.frames[top], max(sizes.values()), above,
+                tuple(parts),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _pairs(film: Footage, found: Recognition, tokenizer: Any, gap: float) -> str:
+    """Text of pairs.csv: frame, seconds, person, later frame, tokens, for every frame and face."""
+    from mefar.recognition.reading import resized, tokens_of
+
+    side, aligner = int(tokenizer.image_size), FaceAligner(int(tokenizer.image_size))
+    waiting: dict[int, list[tuple[int, float, UInt8]]] = {k: [] for k in range(len(found.tracks))}
+    rows: list[list[Any]] = []
+    batch: list[tuple[list[Any], UInt8, UInt8]] = []
+
+    def tokenise() -> None:
+        codes = tokens_of(tokenizer, [pair[1] for pair in batch], [pair[2] for pair in batch])
+        rows.extend(
+            [*pair[0], " ".join(map(str, row))] for pair, row in zip(batch, codes.tolist(), strict=True)
+        )
+        batch.clear()
+
+    with shown(f"reading every pair of {film.path.name}", "frames") as progress:
+        frames = islice(ahead(film.play()), found.frames)
+        for number, (seconds, frame) in enumerate(_told(frames, found.frames, progress)):
+            for k, track in enumerate(found.tracks):
+                if not track.frames[0] <= number <= track.frames[-1]:
+                    continue
+                crop = aligner.crop(frame, resized(track.matrix_at(number), side))
+                while waiting[k] and seconds - waiting[k][0][1] >= gap - 1e-6:
+                    before, then, onset = waiting[k].pop(0)
+                    batch.append(([before, round(then, 4), track.person, number], onset, crop))
+                waiting[k].append((number, seconds, crop))
+            if len(batch) >= 64:
+                tokenise()
+    tokenise()
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["frame", "seconds", "person", "later_frame", "tokens"])
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _told(
+    frames: Iterator[tuple[float, UInt8]], total: int, progress: Progress
+) -> Iterator[tuple[float, UInt8]]:
+    start = time.monotonic()
+    for done, item in enumerate(frames, 1):
+        yield item
+        if done % 10 == 0 or done == total:
+            progress(done, total, done / (time.monotonic() - start))
+
+
+def _page(folder: Path, found: Recognition, crops: dict[int, tuple[UInt8, UInt8]], threshold: float) -> None:
+    from mefar.report.recognition_page import write_recognition_report
+
+    write_recognition_report(folder, found, crops, threshold)
+
+
+def _one_table(place: Path, folders: Sequence[Path]) -> None:
+    """One events.csv over all videos of a folder, the video's name before each row."""
+    columns, rows = ["video"], []
+    for folder in folders:
+        with suppress(FileNotFoundError), (folder / "events.csv").open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns += [name for name in reader.fieldnames or () if name not in columns]
+            rows += [{"video": str(folder.relative_to(place)), **row} for row in reader]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(place / "events.csv", buffer.getvalue())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mefar recognise`."""
+    return run_function(recognise_command, argv, "mefar recognise")

@@ -1,0 +1,215 @@
+"""`mefar recognise` on rendered videos, and on what is no video."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from filming import film
+
+import mefar
+from datamodules.demo.long_videos import make_long_video
+from datamodules.footage import ahead, films_in, footage
+from datamodules.voxceleb.video import info
+from mefar.__main__ import main
+from mefar.errors import UserError
+from mefar.recognition.events import EVENT_COLUMNS, FRAME_COLUMNS
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> tuple[Path, list]:
+    """Five seconds of one rendered face and its true events."""
+    path = tmp_path_factory.mktemp("long") / "face.mp4"
+    video = make_long_video(path, seed=SEED, seconds=5, fps=30)
+    return path, list(video.events)
+
+
+SEED = 15  # brows, and two blinks before them
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(*words: object) -> int:
+    return main(["recognise", *map(str, words)])
+
+
+def test_the_events_of_a_video_are_found_written_and_kept(rendered, tmp_path, capsys) -> None:
+    path, truth = rendered
+    out = tmp_path / "out"
+    assert run(path, "--model", "none", "--out", out) == 0
+    table = rows(out / "events.csv")
+    assert list(table[0]) == list(EVENT_COLUMNS)
+    for event in truth:
+        assert any(
+            abs(float(row["apex_s"]) - event.apex) < 0.1
+            and float(row["onset_s"]) < event.apex < float(row["offset_s"])
+            for row in table
+        ), event
+    frames = rows(out / "frames.csv")
+    assert list(frames[0]) == list(FRAME_COLUMNS)
+    assert len(frames) == 150
+    assert {row["event"] for row in frames} == {"", *(row["event"] for row in table)}
+    assert sum(int(row["blink"]) for row in frames) > 0
+    told = json.loads((out / "events.json").read_text())
+    assert len(told["events"]) == len(table)
+    assert told["events"][0]["onset_s"] == float(table[0]["onset_s"])
+    drawn = info(out / "annotated.mp4")
+    assert (drawn.codec, drawn.frames) == ("h264", 150)
+    page = (out / "report.html").read_text()
+    assert "Expressions in face.mp4" in page
+    assert page.count('alt="apex"') == len(table)
+
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.suffix in (".npz", ".mp4")}
+    assert run(path, "--model", "none", "--out", out) == 0  # nothing is measured or drawn again
+    assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.suffix in (".npz", ".mp4")}
+    capsys.readouterr()
+    assert run(path, "--model", "none", "--out", out, "--threshold", "6") == 2
+    assert "threshold (4.5 there, 6.0 asked for)" in capsys.readouterr().err
+
+
+def test_from_python_and_with_a_known_event(rendered) -> None:
+    path, truth = rendered
+    found = mefar.recognise(path, model="none", onset=truth[0].onset, apex=truth[0].apex)
+    [event] = list(found)
+    assert event.onset == pytest.approx(truth[0].onset, abs=0.02)
+    assert event.strength > 1
+    assert list(found.to_frame().columns) == list(EVENT_COLUMNS)
+
+
+def test_a_folder_gives_one_table_and_names_what_it_left_out(rendered, tmp_path, capsys) -> None:
+    clips = tmp_path / "clips"
+    (clips / "a").mkdir(parents=True)
+    (clips / "a" / "one.mp4").write_bytes(rendered[0].read_bytes())
+    (clips / "two.mp4").write_bytes(b"")
+    out = tmp_path / "out"
+    assert run(clips, "--model", "none", "--out", out, "--annotated", "false") == 2
+    said = capsys.readouterr().out
+    assert "two.mp4: left out:" in said
+    assert {row["video"] for row in rows(out / "events.csv")} == {"a/one"}
+    assert not (out / "a" / "one" / "annotated.mp4").exists()
+
+
+def test_nobody_there_is_told_and_is_no_error(tmp_path, capsys) -> None:
+    path = film(tmp_path / "wall.mp4", [np.full((96, 128, 3), 120, np.uint8)] * 30)
+    assert run(path, "--model", "none", "--out", tmp_path / "out") == 0
+    assert "no face was found" in capsys.readouterr().out
+    assert rows(tmp_path / "out" / "events.csv") == []
+    assert "No face was found." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_five_frames_a_second_says_what_cannot_be_seen(tmp_path, capsys) -> None:
+    path = film(tmp_path / "slow.mp4", [np.full((96, 128, 3), 120, np.uint8)] * 12, fps=5)
+    assert run(path, "--model", "none", "--out", tmp_path / "out", "--annotated", "false") == 0
+    assert "at 5 frames a second nothing shorter than 0.4 s can be seen" in capsys.readouterr().out
+
+
+def test_numbered_images_with_a_gap_are_a_video_with_a_gap(tmp_path) -> None:
+    for number in (8, 9, 10, 14):
+        cv2.imwrite(str(tmp_path / f"img{number}.png"), np.full((20, 30, 3), number, np.uint8))
+    look = footage(tmp_path, fps=10)
+    assert look.size == (30, 20)
+    assert [(round(s, 3), int(frame[0, 0, 0])) for s, frame in look.play()] == [
+        (0, 8),
+        (0.1, 9),
+        (0.2, 10),
+        (0.6, 14),
+    ]
+    assert look.notes == ("3 images are missing between 8 and 14: gaps in time",)
+    assert films_in(tmp_path) == [tmp_path]
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=8000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        frame.rate = 8000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def bad(folder: Path, what: str) -> list[object]:
+    path = folder / "video.mp4"
+    if what == "missing":
+        return [path]
+    if what == "empty":
+        path.write_bytes(b"")
+    elif what == "text":
+        path.write_text("no video")
+    elif what == "audio":
+        audio_only(path)
+    elif what == "folder":
+        (folder / "sub").mkdir()
+        return [folder / "sub"]
+    elif what == "images":
+        (folder / "sub").mkdir()
+        for number in range(3):
+            cv2.imwrite(str(folder / "sub" / f"{number}.png"), np.zeros((9, 9, 3), np.uint8))
+        return [folder / "sub"]
+    else:
+        film(path, [np.full((64, 64, 3), 120, np.uint8)] * 10)
+    return [path, *OPTIONS.get(what, [])]
+
+
+OPTIONS = {
+    "half": ["--onset", 1],
+    "order": ["--onset", 1, "--apex", 0.5],
+    "model": ["--model", "x.ckpt"],
+    "pairs": ["--every-pair", "true"],
+    "rate": ["--fps", 3],
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        ("missing", "no such file or folder"),
+        ("empty", "not a readable video"),
+        ("text", "not a readable video"),
+        ("audio", "has no picture stream; audio only?"),
+        ("folder", "no video and no numbered images in it"),
+        ("images", "give --fps"),
+        ("half", "give --onset and --apex together"),
+        ("order", "the onset before the apex"),
+        ("model", "x.ckpt: no such checkpoint"),
+        ("pairs", "--every-pair needs a tokenizer"),
+        ("rate", "leave out --fps"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, what: str, complaint: str) -> None:
+    words = bad(tmp_path, what)
+    if what != "model":
+        words += ["--model", "none"]
+    assert run(*words, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr()
+    lines = [line for line in (said.err + said.out).splitlines() if "error" in line or "left out:" in line]
+    assert complaint in lines[0]
+    assert not (tmp_path / "out" / "events.csv").exists() or what == "images"
+
+
+def test_a_folder_of_something_else_is_not_written_into(rendered, tmp_path, capsys) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert run(rendered[0], "--model", "none", "--out", tmp_path) == 2
+    assert "is not empty and was not made by" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.txt"]
+
+
+def test_what_is_fetched_ahead_is_the_same_and_errors_come_through() -> None:
+    def numbers():
+        yield from range(9)
+        raise UserError("ends")
+
+    seen = []
+    with pytest.raises(UserError, match="ends"):
+        seen.extend(ahead(numbers()))
+    assert seen == list(range(9))
+    assert next(ahead(iter(range(10**9)))) == 0  # leaves no thread that waits for ever
