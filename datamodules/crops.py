@@ -31,6 +31,7 @@ from datamodules.faces.apex import Apex, ApexRule, choose_apex, spot
 from datamodules.faces.geometry import compose
 from datamodules.faces.head_motion import Region
 from datamodules.faces.resample import resample
+from datamodules.look_alikes import from_afar
 from datamodules.views import draw_view
 from mefar.errors import UserError
 from mefar.files import code_fingerprint, lock
@@ -43,6 +44,7 @@ Progress = Callable[[int, int, float], None]  # done, total, clips per second
 MADE_BY = (
     "datamodules.faces",
     "datamodules.crops",
+    "datamodules.look_alikes",
     "datamodules.views",
     "datamodules.counter_random",
 )
@@ -80,11 +82,13 @@ class Pair:
         onset: (V, S, S, 3) uint8 RGB.
         apex: (V, S, S, 3) uint8 RGB.
         chosen: the apex of view 0 and the rule that gave it.
+        looks: (2, 16, 16) gray levels, onset and apex as filmed, from afar: see look_alikes.
     """
 
     onset: UInt8
     apex: UInt8
     chosen: Apex
+    looks: NDArray[np.float32]
 
 
 def read_image(file: Path) -> UInt8:
@@ -123,7 +127,7 @@ def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | N
     """Make the pictures of a clip from its frames; None where the onset frame shows no face.
 
     Raises:
-        UserError: a frame that is needed cannot be read.
+        UserError: a frame that is needed cannot be read, or has another size than the onset frame.
     """
     first = read_image(clip.frames[clip.onset])
     matrix = aligner.estimate(first)
@@ -140,7 +144,7 @@ def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | N
         view = draw_view(settings.seed, clip.key, v)
         number = view.jittered(chosen.number, later)
         if number not in frames:
-            image = read_image(clip.frames[number])
+            image = _read_like(clip.frames[number], first)
             moved = matrix
             if steady is not None:
                 moved = compose(steady.motion(resample(image, matrix, size)), matrix)
@@ -151,7 +155,18 @@ def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | N
         apex = view.amplified(onset, resample(image, compose(change, moved), size))
         onsets.append(view.relit(onset))
         apexes.append(view.relit(apex))
-    return Pair(np.stack(onsets), np.stack(apexes), chosen)
+    looks = np.stack([from_afar(first), from_afar(frames[chosen.number][0])])
+    return Pair(np.stack(onsets), np.stack(apexes), chosen, looks)
+
+
+def _read_like(file: Path, first: UInt8) -> UInt8:
+    """A frame of the clip that `first` is of; the face is where it is in `first` only at the same size."""
+    image = read_image(file)
+    if image.shape != first.shape:
+        (height, width), (h, w) = image.shape[:2], first.shape[:2]
+        sizes = f"{width}x{height} pixels, but the onset frame has {w}x{h}"
+        raise UserError(f"{file}: {sizes}; copy all frames of a clip from one source")
+    return image
 
 
 def _spotted(clip: Clip, matrix: Float, settings: PairSettings) -> int:
@@ -161,8 +176,9 @@ def _spotted(clip: Clip, matrix: Float, settings: PairSettings) -> int:
     onto = compose(shrink, matrix)
     numbers, crops = clip.between(), []
     steady, guess = None, None
+    first = read_image(clip.frames[numbers[0]])
     for number in numbers:
-        image = read_image(clip.frames[number])
+        image = _read_like(clip.frames[number], first)
         crop = resample(image, onto, side)
         if steady is None:
             steady = Stabiliser(crop, _region(settings))
@@ -279,6 +295,11 @@ class PairStore:
         with np.load(path) as data:
             return data["onset"], data["apex"]
 
+    def looks(self, path: Path) -> NDArray[np.float32]:
+        """Onset and apex of a prepared clip from afar, (2, 16, 16) gray levels."""
+        with np.load(path) as data:
+            return np.asarray(data["looks"], np.float32)
+
     def _make(self, clip: Clip, path: Path, local: threading.local) -> _Head:
         if not hasattr(local, "aligner"):
             local.aligner = FaceAligner(self.settings.image_size, self.settings.faces)
@@ -286,7 +307,7 @@ class PairStore:
         arrays: dict[str, NDArray[np.generic]] = {"number": np.array(-1), "rule": np.array("")}
         if pair is not None:
             arrays = {"number": np.array(pair.chosen.number), "rule": np.array(pair.chosen.rule)}
-            arrays |= {"onset": pair.onset, "apex": pair.apex}
+            arrays |= {"onset": pair.onset, "apex": pair.apex, "looks": pair.looks}
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             with temporary.open("wb") as stream:
@@ -311,7 +332,7 @@ def _read_head(path: Path) -> _Head | None:
     try:
         with np.load(path) as data:
             number, rule = int(data["number"]), str(data["rule"])
-            if number >= 0 and not {"onset", "apex"} <= set(data.files):
+            if number >= 0 and not {"onset", "apex", "looks"} <= set(data.files):
                 return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

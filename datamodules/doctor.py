@@ -337,5 +337,5 @@ def _same_people(
     pictures = np.stack([looks[clip.key] for clip in kept])
     for first, second in look_alikes([clip.subject_key for clip in kept], pictures):
         clip, other = kept[second], kept[first]
-        detail = f"onset and apex show what {other.key} shows, another subject; remove one of them"
-        yield Finding("lost", "same pictures", clip.database, detail, clip.key)
+        detail = f"onset and apex show what {other.key} shows, another subject: a leak over folds; remove one"
+        yield Finding("warning", "same pictures", clip.database, detail, clip.key)

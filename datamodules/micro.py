@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
@@ -18,6 +19,7 @@ from datamodules.crops import PairSettings, PairStore, Progress, fingerprint
 from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import Apex, ApexRule
 from datamodules.findings import Finding
+from datamodules.look_alikes import look_alikes
 from datamodules.protocols import load
 from datamodules.views import draw_view
 from mefar.errors import UserError
@@ -90,8 +92,20 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         self.study = replace(
             study,
             clips=tuple(kept),
-            findings=(*study.findings, *no_face, *_apex_rules(kept, self.apexes)),
+            findings=(*study.findings, *no_face, *self._look_alikes(kept), *_apex_rules(kept, self.apexes)),
         )
+
+    def _look_alikes(self, clips: Sequence[Clip]) -> list[Finding]:
+        """Clips that another subject's show too: in the folds they are on both sides."""
+        pairs = look_alikes(
+            [clip.subject_key for clip in clips], np.stack([self._store.looks(path) for path in self._paths])
+        )
+        if not pairs:
+            return []
+        first, second = (clips[index] for index in pairs[0])
+        detail = f"{len(pairs)} clips show what a clip of another subject shows, and leak over folds: "
+        detail += f"{second.key} and {first.key}; remove one of each (mefar doctor lists all)"
+        return [Finding("warning", "same pictures", second.database, detail)]
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -45,7 +45,8 @@ def existing_folder(path: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
         reason = getattr(error, "strerror", None) or "a link that leads to itself"
         raise UserError(f"{path}: cannot be read ({reason}); give a folder that you may read") from error
-    what = "is a file" if there else "no such folder"
+    missing = "a link that leads nowhere" if path.is_symlink() else "no such folder"
+    what = "is a file" if there else missing
     raise UserError(f"{path}: {what}; give the folder that holds the databases or one of them")
 
 

@@ -142,9 +142,9 @@ class _Reader:
         }
         frames = self.root / copy
         clips, used = self._join(entries, found, frames)
-        annotated = {
-            entry.key: Annotated(entry.coded.emotion, entry.row.number) for entry in reversed(entries)
-        }
+        annotated: dict[str, Annotated] = {}
+        for entry in entries:
+            annotated.setdefault(entry.key, Annotated(entry.coded.emotion, entry.row.number))
         if self.database.checks is not None:
             self.findings += self.database.checks(self.root, used, annotated)
         return Annotations(

@@ -31,6 +31,7 @@ from datamodules.crops import PairSettings, read_image, render
 from datamodules.databases.errata import Correction
 from datamodules.doctor import Report, _gaps, examine
 from datamodules.faces.align import FaceAligner
+from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load
 from mefar.__main__ import main
 from mefar.errors import UserError
@@ -261,6 +262,39 @@ def test_the_clip_that_has_anothers_images_is_named_with_it(tmp_path: Path) -> N
     report = examine("casme2", tmp_path)
     assert found(report) == {("lost", "duplicate clip", "casme2/sub03/A")}
     assert "casme2/sub01/A" in detail(report, "casme2/sub03/A")
+
+
+def test_pictures_of_another_subject_are_known_when_saved_again(tmp_path: Path) -> None:
+    distinct(write_casme2(tmp_path, [whole(Row(s, "A")) for s in (1, 2, 3)]))
+    frames = tmp_path / "CASME2_RAW_selected"
+    rng = np.random.default_rng(0)
+    for subject in ("sub01", "sub02", "sub03"):
+        face = cv2.resize(rng.integers(0, 256, (5, 5, 3), np.uint8), (64, 80), interpolation=cv2.INTER_CUBIC)
+        for number in range(10, 15):
+            cv2.imwrite(str(frames / subject / "A" / f"img{number}.jpg"), face)
+    for number in range(10, 15):
+        picture = cv2.imread(str(frames / "sub01" / "A" / f"img{number}.jpg"))
+        again = cv2.resize(picture, (51, 64), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(frames / "sub03" / "A" / f"img{number}.jpg"), again, [cv2.IMWRITE_JPEG_QUALITY, 60])
+    report = examine("casme2", tmp_path)
+    assert found(report) == {("warning", "same pictures", "casme2/sub03/A")}
+    assert "casme2/sub01/A" in detail(report, "casme2/sub03/A")
+    # A run says so too, in a line about the database.
+    made = MicroExpressionDataset(load("casme2", tmp_path), 16, "precropped", cache_dir=tmp_path / "cache")
+    (told,) = [f for f in made.study.findings if f.kind == "same pictures"]
+    assert told.clip == "" and "1 clips show" in told.detail
+    assert "casme2/sub03/A and casme2/sub01/A" in told.detail
+
+
+def test_frames_of_several_sizes_are_a_loss_and_stop_a_run(tmp_path: Path) -> None:
+    distinct(write_casme2(tmp_path, [whole(Row(s, "A")) for s in (1, 2)]))
+    file = tmp_path / "CASME2_RAW_selected" / "sub02" / "A" / "img12.jpg"
+    cv2.imwrite(str(file), np.zeros((9, 8, 3), np.uint8))
+    report = examine("casme2", tmp_path)
+    assert found(report) == {("lost", "frame sizes", "casme2/sub02/A")}
+    assert "frame 12 has 8x9 pixels, others 8x8" in detail(report, "casme2/sub02/A")
+    with pytest.raises(UserError, match=r"img12.jpg: 8x9 pixels, but the onset frame has 8x8"):
+        MicroExpressionDataset(load("casme2", tmp_path), 16, "precropped", cache_dir=tmp_path / "cache")
 
 
 def test_a_clip_listed_twice(tmp_path: Path) -> None:
