@@ -9,12 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from pages import Page, check_alone, part, words
 from PIL import Image
 from places import ROOT
 from sample_runs import CLASSES, SUBJECTS, write_run
@@ -41,63 +41,12 @@ def page(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-def words(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
-
-
-def part(page: str, name: str) -> str:
-    """A section of a page."""
-    start = page.index(f"<h2>{name}</h2>")
-    return page[start : page.index("</section>", start)]
-
-
 def told(folder: Path, **changes: object) -> str:
     """The page of a run without charts and pictures: `changes` of its summary."""
     write_run(folder, pictures={}, **changes)
     for name in ("predictions.csv", "confusion.json", "attention.json", "pictures.npz"):
         (folder / name).unlink()
     return write_report(folder).read_text(encoding="utf-8")
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags and attributes; fails on a tag that is closed but not open."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    @property
-    def links(self) -> list[str]:
-        """Addresses that a browser would follow or fetch, but for places in the page itself."""
-        named = [value for name, value in self.attributes if name.split(":")[-1] in ("href", "src", "srcset")]
-        named += [found for _, value in self.attributes for found in re.findall(r"url\(([^)]*)\)", value)]
-        return [address for address in named if not address.startswith(("#", "data:image/png;base64,"))]
-
-
-def check_alone(html: str) -> Page:
-    """A page that needs nothing else: no link, no script, no style from elsewhere, all tags closed."""
-    page = Page(html)
-    assert page.open == [] and page.links == []
-    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
-    style = html[html.index("<style>") : html.index("</style>")]
-    assert "@import" not in style and "url(" not in style
-    return page
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:

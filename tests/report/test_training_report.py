@@ -12,8 +12,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from pages import check_alone, part, words
 from sample_runs import face, write_run
-from test_report import check_alone, part, words
 from test_tokenizer import SMALL, Pairs, trainer
 from torch.utils.data import DataLoader
 
