@@ -33,6 +33,7 @@ VERBS = {
     "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
     "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
     "recognise": ("mefar.commands.recognise", "find and read the expressions in your own video"),
+    "spot": ("mefar.commands.spot", "leave-one-subject-out spotting in a database of long videos"),
     "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),

@@ -33,7 +33,6 @@ UInt8 = NDArray[np.uint8]
 Progress = Callable[[int, int, float], None]
 
 SLOW = 15.0  # frames a second under which a micro-expression is one frame, or none
-_NOTE = "recognised.json"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def recognise(
     """
     how, tokenizer, notes = _model(model, onset, apex, threshold, fps)
     film = footage(Path(path), fps)
-    return _read(film, how, tokenizer, _follow(film, None), notes)[0]
+    return _read(film, how, tokenizer, follow(film, None), notes)[0]
 
 
 def recognise_command(
@@ -188,10 +187,10 @@ def _recognise_into(
         "code": code_fingerprint("mefar.recognition", "mefar.commands.recognise"),
     }
     with lock(folder / ".lock"):
-        _claim(folder, settings)
+        claim_folder(folder, "recognise", settings)
         if not (folder / "tracks.npz").is_file():
             with shown(f"following faces in {film.path.name}", "frames") as progress:
-                _follow(film, progress).save(folder / "tracks.npz")
+                follow(film, progress).save(folder / "tracks.npz")
         found, crops = _read(film, how, tokenizer, Followed.load(folder / "tracks.npz"), notes)
         write_text(folder / "events.csv", found.events_csv())
         write_text(folder / "frames.csv", found.frames_csv())
@@ -211,9 +210,13 @@ def _recognise_into(
         print(f"  {note}")
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Mark the folder with what it holds, or refuse one that holds something else."""
-    mark = folder / _NOTE
+def claim_folder(folder: Path, verb: str, settings: dict[str, Any]) -> None:
+    """Mark a folder with what it holds, or refuse one that holds something else.
+
+    Raises:
+        UserError: it holds another run, or files that the verb did not make.
+    """
+    mark = folder / f"{verb}.json"
     if mark.is_file():
         try:
             there = json.loads(mark.read_text(encoding="utf-8"))
@@ -221,16 +224,14 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             raise UserError(f"{mark}: not JSON ({error}); give another --out") from error
         if there != settings:
             differs = first_difference(there, settings)
-            raise UserError(
-                f"{folder}: holds what was found otherwise ({differs}); give another --out, or remove it"
-            )
-        return
-    if any(path.name != ".lock" for path in folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and was not made by `mefar recognise`; give another --out")
-    write_text(mark, json.dumps(settings, indent=1) + "\n")
+            raise UserError(f"{folder}: made otherwise ({differs}); give another --out, or remove it")
+    elif any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and was not made by `mefar {verb}`; give another --out")
+    else:
+        write_text(mark, json.dumps(settings, indent=1) + "\n")
 
 
-def _follow(film: Footage, progress: Progress | None) -> Followed:
+def follow(film: Footage, progress: Progress | None) -> Followed:
     """Follow all faces of a video."""
     follower, notes, last, start = Follower(FaceAligner(SIDE)), list(film.notes), 0.0, time.monotonic()
     count = 0

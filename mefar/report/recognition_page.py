@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,3 +76,27 @@ def _chart(found: Recognition, person: int, threshold: float) -> Figure:
 
 def _of(found: Recognition, person: int) -> list[Event]:
     return [event for event in found.events if event.person == person]
+
+
+def write_spotting_report(
+    path: Path,
+    dataset: str,
+    summary: Mapping[str, Any],
+    folds: Sequence[Any],
+    counts: Mapping[str, Mapping[str, Sequence[int]]],
+) -> Path:
+    """Write the page of a spotting run.
+
+    Args:
+        path: file to write.
+        dataset: its name.
+        summary: what summary.json holds.
+        folds: of recognition.protocol, one per subject.
+        counts: subject -> kind -> true positives, false positives, misses.
+
+    Returns:
+        The page's path.
+    """
+    return write_page(
+        path, "spotting.html", title=f"Spotting: {dataset}", summary=summary, folds=folds, counts=counts
+    )
