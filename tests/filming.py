@@ -14,7 +14,7 @@ BITS, BLOCK = 10, 8
 
 
 def barcode(number: int, width: int = 96, height: int = 64) -> np.ndarray:
-    """A gray pattern that moves slowly, as faces do; its top rows hold the number in dark and light blocks."""
+    """A gray pattern that moves slowly, as faces do; its top rows hold the number in dark and light."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     plane = 120 + 90 * np.sin((x + number / 3) / 9) * np.cos((y - number / 5) / 7)
     for bit in range(BITS):

@@ -209,7 +209,7 @@ def _alone(words: list[str]) -> None:
 
 @pytest.mark.parametrize("config", ["demo", "tokenizer_paper"])
 def test_the_end_of_a_run_is_its_last_checkpoint(config: str, folder: Path, tmp_path: Path) -> None:
-    """Also where only the first epoch validates best, and where the run ends between two checkpoints and validations."""
+    """Also where only the first epoch validates best, and where the run ends between two checkpoints."""
     if config == "demo":
         words = shipped(folder, tmp_path / "run", {}, config, max_epochs=2)
         words += ["--model.init_args.learning_rate", "0.0"]
