@@ -60,7 +60,7 @@ else
 	$(MEFAR) fit --config experiments/configs/demo.yaml --data.init_args.data $(DEMO_CORPORA)/voxceleb --ckpt_path last $(ARGS)
 endif
 
-loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
+loso: need-DATASET need-DATA need-TOKENIZER $(READY)  ## leave-one-subject-out: DATASET=composite|casme2|samm|smic|FILE.py DATA=DIR TOKENIZER=CKPT [CLASSES=3 ARGS=]
 	$(MEFAR) loso --dataset $(DATASET) --data "$(DATA)" --tokenizer "$(TOKENIZER)" $(if $(CLASSES),--classes $(CLASSES)) $(ARGS)
 
 sweep: need-SWEEP $(READY)  ## a W&B sweep: SWEEP=pretrain|loso [COUNT=20]; without an account LOCAL=10 runs it here

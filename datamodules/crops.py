@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.clips import Clip, Study
+from datamodules.databases.video_frames import read_frame, source
 from datamodules.faces.align import FaceAligner, FaceMode, Stabiliser
 from datamodules.faces.apex import Apex, ApexRule, choose_apex, spot
 from datamodules.faces.geometry import compose
@@ -97,6 +98,8 @@ def read_image(file: Path) -> UInt8:
     Raises:
         UserError: the file cannot be read, is no image, or is cut off.
     """
+    if source(file) != file:
+        return read_frame(file)
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -200,7 +203,7 @@ def clip_fingerprint(clip: Clip, settings: PairSettings | None = None) -> str:
     """
     files = []
     for number in clip.between():
-        state = clip.frames[number].stat()
+        state = source(clip.frames[number]).stat()
         files.append((number, str(clip.frames[number].absolute()), state.st_size, state.st_mtime_ns))
     what = [clip.key, clip.onset, clip.apex, clip.offset, clip.fps, files]
     return _digest([*what, asdict(settings), code_fingerprint(*MADE_BY)] if settings else what)

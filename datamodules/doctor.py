@@ -26,6 +26,7 @@ from datamodules.crops import Progress, read_image
 from datamodules.databases.description import Annotations
 from datamodules.databases.errata import Correction
 from datamodules.databases.folders import FrameKind
+from datamodules.databases.video_frames import source
 from datamodules.faces.apex import Apex, ApexRule, choose_apex, middle
 from datamodules.findings import Finding, Level
 from datamodules.look_alikes import from_afar, look_alikes
@@ -223,6 +224,8 @@ def _same_files(clips: Sequence[Clip], chosen: Mapping[str, Apex]) -> Iterable[F
     """Clips whose onset and apex images are another clip's, byte for byte."""
     sizes: dict[tuple[int, ...], list[Clip]] = defaultdict(list)
     for clip in clips:
+        if any(source(file) != file for file in _pair(clip, chosen)):
+            continue  # a picture of a video has no bytes of its own
         sizes[tuple(file.stat().st_size for file in _pair(clip, chosen))].append(clip)
     for group in sizes.values():
         first: dict[tuple[bytes, ...], Clip] = {}

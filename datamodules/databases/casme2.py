@@ -4,7 +4,8 @@ Coding file `CASME2-coding-20140508.xlsx` (protocol counts are those of this ver
 `-updated` also occur), Sheet1: Subject (1), Filename (EP02_01f; the trailing f matters), OnsetFrame,
 ApexFrame (`/` or blank where missing), OffsetFrame, Action Units (4, "4+7", "R12"), Estimated Emotion.
 Frames `CASME2_RAW_selected/sub01/EP02_01f/img46.jpg` (640x480) or `Cropped/sub01/EP02_01f/reg_img46.jpg`
-(about 280x340).
+(about 280x340), or the release as videos, `CASME2_compressed/sub01/EP02_01f.avi`, whose pictures are counted
+from 1 as the raw frames are; where pictures are there too, they go first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from datamodules.databases.coding_file import Row
 from datamodules.databases.description import (
     NEGATIVE_POSITIVE_SURPRISE,
+    ClipFolders,
     Columns,
     Database,
     Published,
@@ -62,6 +64,7 @@ DATABASE = Database(
     ),
     subject=SubjectId(r"(?:sub)?0*(\d+)", "sub{:02d}", "an integer such as 1"),
     clip=clip_name,
+    folders=ClipFolders(videos=True),
     published=Published(
         26,
         {

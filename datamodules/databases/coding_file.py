@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,9 @@ def _tables(file: Path, prefer: str | None) -> Iterator[list[list[object]]]:
     tables = {".csv": _csv, ".xls": _xls}.get(kind, _xlsx)(file, prefer)
     while True:
         try:
-            table = next(tables, None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a spreadsheet can do and a table has no use for
+                table = next(tables, None)
         except UserError:
             raise
         except Exception as error:

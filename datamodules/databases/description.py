@@ -103,6 +103,7 @@ class ClipFolders:
         places: (subject, clip) -> what `recognise` says of the folders that may hold it, by preference.
         expected: such a folder as a reader would write it.
         below: folder inside it that holds the frames, where there is one.
+        videos: a video file that is called like the folder of a clip's frames holds them.
         shared: a folder is a whole video; only the frames from onset to offset are the clip's.
     """
 
@@ -110,6 +111,7 @@ class ClipFolders:
     places: Callable[[str, str], Sequence[Place]] = _subject_and_clip
     expected: str = "{subject}/{clip}"
     below: str = ""
+    videos: bool = False
     shared: bool = False
 
 

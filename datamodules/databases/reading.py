@@ -24,6 +24,7 @@ from datamodules.databases.coding_file import Row, find_coding_file, read_table
 from datamodules.databases.description import Annotated, Annotations, Database
 from datamodules.databases.errata import Coded, Correction, Erratum, apply_errata, load_errata
 from datamodules.databases.folders import FrameKind, Frames, Place, find_clip_folders, list_frames
+from datamodules.databases.video_frames import is_video, number_frames
 from datamodules.findings import Finding, Kind, Level
 from mefar.errors import UserError
 
@@ -80,7 +81,7 @@ def frames_of(database: str, key: str, folder: Path, findings: list[Finding]) ->
         findings.append(Finding(level, kind, database, detail, key, str(folder), stops=level == "lost"))
 
     try:
-        frames = list_frames(folder)
+        frames = Frames(number_frames(folder)) if is_video(folder) else list_frames(folder)
     except UserError as error:
         tell("lost", "duplicate frames" if "both frame" in str(error) else "unreadable folder", str(error))
         return {}
@@ -132,7 +133,7 @@ class _Reader:
         wanted = {place for entry in entries for place in entry.places}
         recognise = folders.recognise or self._under_subject
         found, copy, problems = find_clip_folders(
-            self.database.name, self.root, recognise, wanted, self.prefer
+            self.database.name, self.root, recognise, wanted, self.prefer, folders.videos
         )
         self.findings += problems
         below = {place: path / folders.below for place, path in found.items()}
@@ -291,7 +292,11 @@ class _Reader:
             )
         if offset <= onset:
             return lost("onset, apex, offset", f"offset {offset} is not after onset {onset} {where}")
-        if not shared and _renumbered(frames, onset, offset):
+        if not shared and _renumbered(frames, onset, offset) and is_video(folder):
+            # As many pictures as the clip has frames: the video was cut from onset to offset.
+            frames = number_frames(folder, onset)
+            self._tell("note", "source", f"{folder.name} is cut from onset to offset", key, row)
+        elif not shared and _renumbered(frames, onset, offset):
             numbers = f"{min(frames)} to {max(frames)}"
             detail = f"frames in {folder} are numbered {numbers}, the coding file says {onset} to {offset}"
             detail += f" {where}: give the frames with their original names"

@@ -15,6 +15,7 @@ from typing import Any
 
 import openpyxl
 import pytest
+from filming import barcode, film, number_in
 from openpyxl.chart import BarChart
 from readers import casme2, casme3, smic
 from replicas import (
@@ -30,8 +31,11 @@ from replicas import (
 )
 from spreadsheets import write_xls
 
+from datamodules.crops import clip_fingerprint, read_image
 from datamodules.databases.coding_file import read_table
+from datamodules.doctor import examine
 from datamodules.findings import Finding
+from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load
 from mefar.errors import UserError
 
@@ -260,3 +264,43 @@ def test_workbooks_that_hold_no_table_or_too_much(tmp_path: Path) -> None:
     (tmp_path / "empty.xls").touch()
     with pytest.raises(UserError, match=r"empty.xls: not a readable .xls file \(it is empty\)"):
         read_table(tmp_path / "empty.xls", NEEDED)
+
+
+# Videos
+
+
+def test_clips_that_are_video_files(tmp_path: Path) -> None:
+    rows = [Row(1, "EP02_01f", 20, 30, 40), Row(2, "EP02_01", 46, 60, 66), Row(3, "EP02_01", 20, 30, 90)]
+    write_casme2(tmp_path, rows, "")
+    place = tmp_path / "CASME2_compressed"
+    pictures = {1: range(60), 2: range(100, 121), 3: range(60)}  # whole, cut from onset to offset, too short
+    for row in rows:
+        folder = place / f"sub{row.subject:02d}"
+        folder.mkdir(parents=True)
+        film(folder / f"{row.filename}.avi", [barcode(i) for i in pictures[row.subject]], "mpeg4", 200)
+    study = load("casme2", tmp_path)
+    first, second, third = study.clips
+    assert (min(first.frames), max(first.frames)) == (1, 60)
+    for number in (1, 20, 41, 30, 60):
+        assert number_in(read_image(first.frames[number])) == number - 1
+    assert (min(second.frames), max(second.frames)) == (46, 66)
+    assert [number_in(read_image(second.frames[n])) for n in (46, 60, 66)] == [100, 114, 120]
+    assert any("is cut from onset to offset" in f.detail and f.clip == second.key for f in study.findings)
+    assert any("no file for the offset 90; frames end at 60" in f.detail for f in study.findings)
+    made = MicroExpressionDataset(study, 32, "precropped", cache_dir=tmp_path / "cache")
+    assert len(made) == 3
+    report = examine("casme2", tmp_path, apex="spotted")
+    assert {(f.level, f.kind) for f in report.findings if f.clip} == {("warning", "missing frames")}
+    before = clip_fingerprint(third)
+    film(place / "sub03" / "EP02_01.avi", [barcode(i) for i in range(200, 260)], "mpeg4", 200)
+    assert number_in(read_image(third.frames[30])) == 229  # what was kept of the old file is not shown
+    assert clip_fingerprint(third) != before
+    (place / "sub03" / "EP02_01.avi").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"sub03/EP02_01.avi"):
+        load("casme2", tmp_path)
+    # Pictures go first where they are there too.
+    for row in rows:
+        folder = tmp_path / "raw" / f"sub{row.subject:02d}" / row.filename
+        write_frames(folder, [row.onset, row.apex], "img{}.jpg")
+    clips = load("casme2", tmp_path).clips
+    assert {path.suffix for clip in clips for path in clip.frames.values()} == {".jpg"}
