@@ -53,12 +53,12 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
     from inspect import signature
 
     from mefar.commands.anchors import anchors
+    from mefar.commands.doctor import doctor
     from mefar.commands.loso import loso
     from mefar.commands.report import report
 
-    known = {
-        f"--{name.replace('_', '-')}" for f in (loso, anchors, report) for name in signature(f).parameters
-    }
+    verbs = (loso, anchors, doctor, report)
+    known = {f"--{name.replace('_', '-')}" for verb in verbs for name in signature(verb).parameters}
     others = {"--config", "--help", "--ckpt_path", "--index-url", "--trainer.devices", "--trainer.num_nodes",
               "--data.init_args.data", "--nproc-per-node", "--model.init_args.weights",
               "--model.init_args.learning_rate"}  # fmt: skip
