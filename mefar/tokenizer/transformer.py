@@ -14,6 +14,7 @@ Letters beyond the package's legend: N sequences, S tokens in a sequence, M cont
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,19 +36,20 @@ class PositionConvolution(nn.Module):
     def forward(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """(N, S, D), read in memory order as (B, t, h, w, D) with grid (t, h, w) -> (N, S, D)."""
         time, height, width = grid
-        dim = tokens.shape[-1]
-        frames = tokens.reshape(-1, time, height, width, dim).permute(0, 1, 4, 2, 3)  # (B, t, D, h, w)
+        flat = rearrange(tokens, "n s d -> (n s) d")
+        frames = rearrange(flat, "(b t h w) d -> b t d h w", t=time, h=height, w=width)
         now = self._tap(frames, 2, self.bias)
         for back in range(1, min(time, 3)):  # frame t reads frames t - 1 and t - 2
             past = self._tap(frames[:, :-back], 2 - back, None)
             now = now + functional.pad(past, (0, 0, 0, 0, 0, 0, back, 0))
-        return now.permute(0, 1, 3, 4, 2).reshape(tokens.shape)
+        out: Tensor = rearrange(rearrange(now, "b t d h w -> (b t h w) d"), "(n s) d -> n s d", n=len(tokens))
+        return out
 
     def _tap(self, frames: Tensor, tap: int, bias: Tensor | None) -> Tensor:
-        flat = frames.flatten(0, 1)
-        return functional.conv2d(flat, self.weight[:, :, tap], bias, padding=1, groups=flat.shape[1]).view(
-            frames.shape
-        )
+        flat = rearrange(frames, "b t d h w -> (b t) d h w")
+        seen = functional.conv2d(flat, self.weight[:, :, tap], bias, padding=1, groups=flat.shape[1])
+        out: Tensor = rearrange(seen, "(b t) d h w -> b t d h w", b=len(frames))
+        return out
 
 
 class RelativePositionBias(nn.Module):
@@ -122,10 +124,8 @@ class Attention(nn.Module):
         if (context is None) != (self.context_norm is None):
             raise ValueError("cross-attention needs a context, self-attention takes none")
         source = tokens if self.context_norm is None else self.context_norm(context)
-        query = self.query(self.norm(tokens)).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        key, value = self.key_value(source).chunk(2, -1)
-        key = key.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (N, heads, M, head_dim)
-        value = value.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        query = rearrange(self.query(self.norm(tokens)), "n s (h d) -> n h s d", h=self.heads)
+        key, value = rearrange(self.key_value(source), "n m (kv h d) -> kv n h m d", kv=2, h=self.heads)
         if self.null_key_value is not None:
             null = self.null_key_value.to(key.dtype).expand(len(tokens), -1, -1, -1)
             key, value = torch.cat([null[:, :, 0::2], key], 2), torch.cat([null[:, :, 1::2], value], 2)
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         key = (functional.normalize(key, dim=-1) * self.key_scale).to(value.dtype)
         bias = None if bias is None else bias.to(value.dtype)
         mixed = functional.scaled_dot_product_attention(query, key, value, bias, scale=ATTENTION_SCALE)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(rearrange(mixed, "n h s d -> n s (h d)"))
         return out
 
 
