@@ -96,6 +96,8 @@ def _stranger() -> Path | None:
 def run() -> NoReturn:
     """Console entry."""
     follow_parent()
+    if not sys.flags.safe_path:
+        sys.path.append(str(Path.cwd()))  # a network or head of the user's; last, where it hides nothing
     sys.exit(main())
 
 

@@ -240,8 +240,11 @@ def plain(message: str) -> str:
     line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
     # A class that was found: what is wrong inside it.  Otherwise: the types that would have done.
     line = re.sub(
-        r"Does not validate.*? Problem with given (.*?)(?: - Expected .*)? Given value type: .*", r"\1", line
+        r"Does not validate.*? Problem with given (.*?)(?: - Expected an? NoneType)? Given value type: .*",
+        r"\1",
+        line,
     )
+    line = re.sub(r"- Expected a path but \S+ either not accessible or invalid (?:- )?", "", line)
     return re.sub(
         r"(?:- .*? - )?Does not validate .*? Subtypes: (.*?) Errors: .* Given value: ",
         r"expected one of \1; got ",

@@ -63,6 +63,9 @@ class FacialActionTokenizer(L.LightningModule):
         compiled: bool = False,
     ) -> None:
         super().__init__()
+        for name in ("image_size", "num_codes", "num_tokens", "dim"):
+            if not isinstance(getattr(network, name, None), int):
+                raise UserError(f"{type(network).__name__}: sets no {name}; see ActionNetwork in network.py")
         settings = {
             "network": describe(network),
             "learning_rate": learning_rate,
