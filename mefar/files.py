@@ -196,7 +196,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        if found or "Unsupported" in str(error):
+        if found or re.search("unrecognized function|instance|Unsupported class", str(error)):
             what = found[1] if found else "Python objects"
             raise UserError(
                 f"{path}: refused, it holds {what}, and reading that could run code hidden in the file; ask "

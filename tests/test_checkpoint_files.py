@@ -92,6 +92,7 @@ def test_each_mistake_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (b"\n <!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"just text", "not a checkpoint that can be read"),
+        (b"trainer: {max_epochs: 3}", "not a checkpoint that can be read"),
         (pickle.dumps({"a": Hostile()}), "could run code"),
     ):
         path.write_bytes(content)

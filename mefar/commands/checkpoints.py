@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from lightning.pytorch import LightningModule
 
+from mefar import files
 from mefar.errors import UserError
-from mefar.tokenizer import earlier
+from mefar.tokenizer import FacialActionTokenizer, earlier
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a file that must be a checkpoint of Lightning's.
 
     Returns:
-        Its content, tensors still on disk.
+        Its content.
 
     Raises:
-        UserError: no such file, unreadable, or without model weights.
+        UserError: no such file, unreadable, damaged, or without model weights.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such checkpoint; give a .ckpt file, or `last` to resume the newest")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read; it may be cut short") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    content = files.read_checkpoint(path)
+    if "state_dict" not in content:
         raise UserError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
     return content
 
 
-def check_shapes(path: Path, content: dict[str, Any], model: nn.Module) -> None:
+def check_shapes(path: Path, content: dict[str, Any], model: LightningModule) -> None:
     """Refuse a checkpoint of another model, by the tensors that both have.
 
     Raises:
@@ -53,6 +49,16 @@ def check_shapes(path: Path, content: dict[str, Any], model: nn.Module) -> None:
         )
     if there and here and not shared:
         raise UserError(f"{path}: a checkpoint of another class than {type(model).__name__}")
+    if isinstance(model, FacialActionTokenizer):  # whose optimiser has every parameter of its network
+        groups = [group for state in content.get("optimizer_states", []) for group in state["param_groups"]]
+        trained = sum(len(group["params"]) for group in groups)
+        trains = sum(parameter.requires_grad for parameter in model.parameters())
+        if groups and trained != trains:
+            then, now = content["hyper_parameters"]["network"], model.hparams["network"]
+            raise UserError(
+                f"{path}: trained {trained} tensors where this model trains {trains}; give the settings it "
+                f"was trained with: {files.first_difference(then, now)}"
+            )
 
 
 def check_same_data(path: Path, content: Mapping[str, Any], data: Mapping[str, Any]) -> None:

@@ -296,3 +296,42 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": huge, "hyper_parameters": dict(broken.hparams)}, path)
     with pytest.raises(UserError, match="not finite"):
         load(path)
+
+
+def test_resuming_with_another_quantizer_is_refused_before_anything_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = {"class_path": "WarpNetwork", "init_args": SMALL}
+    checkpoint = fit(tmp_path, {"class_path": "FacialActionTokenizer", "init_args": {"network": network}})
+    before = checkpoint.read_bytes()
+    words = ["--model.init_args.network.init_args.quantizer", "nsvq", "--trainer.max_steps", "4"]
+    assert main(["fit", "--config", str(tmp_path / "config.yaml"), "--ckpt_path", "last", *words]) == 2
+    assert "init_args.quantizer (ema there, nsvq asked for)" in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("nowhere.Network", "'nowhere.Network': No module named 'nowhere'"),
+        ("torch.nn.Linear", "torch.nn.Linear does not correspond to a subclass of ActionNetwork"),
+        ("my_network.Unfinished", "my_network.Unfinished is abstract"),
+        ("my_network.Mute", "Mute: sets no num_codes"),
+        ("WarpNetwork --model.network.image_size 100", "image_size must be a multiple of 16"),
+        ("WarpNetwork --model.network.imagesize 64", "Option 'imagesize' is not accepted"),
+    ],
+)
+def test_a_network_that_cannot_be_is_named_in_one_line(
+    words: str, says: str, outside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = "class Unfinished(ActionNetwork):\n    def losses(self, batch): ...\n"
+    mute = "class Mute(Quarters):\n    def __init__(self):\n        nn.Module.__init__(self)\n"
+    (outside / "my_network.py").write_text(NETWORK + unfinished + mute + "        self.image_size = 32\n")
+    monkeypatch.chdir(outside)
+    argv = (
+        f"fit --model FacialActionTokenizer --model.network {words} --data VoxCelebDataModule --data.data x"
+    )
+    assert main(argv.split()) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said and "\n" not in said
+    assert not Path("runs").exists()
