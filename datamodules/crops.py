@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from datamodules.clips import Clip, Study
@@ -35,7 +38,7 @@ from datamodules.faces.resample import resample
 from datamodules.look_alikes import from_afar
 from datamodules.views import draw_view
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, lock
+from mefar.files import code_fingerprint, lock, replacing, sweep
 
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
@@ -50,6 +53,8 @@ MADE_BY = (
     "datamodules.counter_random",
 )
 _SPOTTING_SIDE = 128
+_LOG = logging.getLogger(__name__)
+_JPEG = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,10 @@ class Pair:
 def read_image(file: Path) -> UInt8:
     """Read an image -> (H, W, 3) uint8 RGB; gray becomes three equal channels.
 
+    Of 16 bits the upper 8 are taken, or of the 12 that a scientific camera fills, the upper 8 of those.
+
     Raises:
-        UserError: the file cannot be read, is no image, or is cut off.
+        UserError: the file cannot be read, is no image, is cut off or damaged, or is too large.
     """
     if source(file) != file:
         return read_frame(file)
@@ -106,15 +113,36 @@ def read_image(file: Path) -> UInt8:
         raise UserError(f"{file}: cannot be read ({error.strerror}); copy it again") from error
     if not data or _cut_off(data):
         raise UserError(f"{file}: the image is {'cut off' if data else 'empty'}; copy it again")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise UserError(f"{file}: has too many pixels, or is damaged; scale it down") from error
     if image is None:
         raise UserError(f"{file}: not a readable image; copy it again")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    if data.startswith(_JPEG):
+        _check_jpeg(file, data)
+    levels = np.asarray(image)
+    if levels.dtype == np.uint16:
+        levels = levels.astype(np.uint16) >> (4 if levels.max() < 1 << 12 else 8)
+    elif levels.dtype != np.uint8:
+        raise UserError(f"{file}: holds {levels.dtype} values; convert it to 8 or 16 bits")
+    return np.asarray(cv2.cvtColor(levels.astype(np.uint8), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _check_jpeg(file: Path, data: bytes) -> None:
+    """Decode once more and listen: OpenCV fills what is damaged with gray and says nothing.
+
+    JPEG has no checksums: damage that still is valid code goes unnoticed here as everywhere.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    except ValueError as error:
+        raise UserError(f"{file}: the image is damaged ({error}); copy it again") from error
 
 
 def _cut_off(data: bytes) -> bool:
     """Whether the end of the file is missing; the decoder would fill the rest with gray and say nothing."""
-    if data.startswith(b"\xff\xd8"):  # JPEG: inside the scan every 0xFF is escaped, so markers are markers
+    if data.startswith(_JPEG):  # inside the scan every 0xFF is escaped, so markers are markers
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
         return b"IEND" not in data[-64:]
@@ -136,7 +164,7 @@ def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | N
     matrix = aligner.estimate(first)
     if matrix is None:
         return None
-    chosen = choose_apex(clip, settings.apex, lambda c: _spotted(c, matrix, settings))
+    chosen = choose_apex(clip, settings.apex, lambda c: _spotted(c, first, matrix, settings))
     later = [number for number in clip.between() if number > clip.onset]
     size = settings.image_size
     reference = resample(first, matrix, size)
@@ -172,14 +200,13 @@ def _read_like(file: Path, first: UInt8) -> UInt8:
     return image
 
 
-def _spotted(clip: Clip, matrix: Float, settings: PairSettings) -> int:
+def _spotted(clip: Clip, first: UInt8, matrix: Float, settings: PairSettings) -> int:
     side = min(settings.image_size, _SPOTTING_SIDE)
     ratio = side / settings.image_size
     shrink = np.array([[ratio, 0.0, (ratio - 1) / 2], [0.0, ratio, (ratio - 1) / 2]])
     onto = compose(shrink, matrix)
     numbers, crops = clip.between(), []
     steady, guess = None, None
-    first = read_image(clip.frames[numbers[0]])
     for number in numbers:
         image = _read_like(clip.frames[number], first)
         crop = resample(image, onto, side)
@@ -257,22 +284,20 @@ class PairStore:
         """
         paths = {clip.key: self.path(clip) for clip in clips}
         found = {key: head for key, path in paths.items() if (head := _read_head(path)) is not None}
-        missing = [clip for clip in clips if clip.key not in found]
-        if not missing:
-            return {key: (path, found[key].apex) for key, path in paths.items()}
-        with ExitStack() as stack:
+        if len(found) < len(clips):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(
-                    lock(self.folder / ".lock")
-                )  # ranks and runs on one disk make a pair once
             except OSError as error:
                 raise UserError(
                     f"{self.folder}: cannot be made ({error.strerror}); set another cache_dir"
                 ) from error
-            found |= {clip.key: head for clip in missing if (head := _read_head(paths[clip.key])) is not None}
-            missing = [clip for clip in missing if clip.key not in found]
-            found |= self._make_all(missing, paths, workers, progress)
+            with lock(self.folder / ".lock"):  # ranks and runs on one disk make a pair once
+                sweep(self.folder)
+                for key, path in paths.items():
+                    if key not in found and (head := _read_head(path)) is not None:
+                        found[key] = head
+                missing = [clip for clip in clips if clip.key not in found]
+                found |= self._make_all(missing, paths, workers, progress)
         return {key: (path, found[key].apex) for key, path in paths.items()}
 
     def _make_all(
@@ -294,14 +319,24 @@ class PairStore:
         return made
 
     def load(self, path: Path) -> tuple[UInt8, UInt8]:
-        """Onset and apex of a prepared clip, (V, S, S, 3) uint8 RGB each."""
-        with np.load(path) as data:
-            return data["onset"], data["apex"]
+        """Onset and apex of a prepared clip, (V, S, S, 3) uint8 RGB each.
+
+        Raises:
+            UserError: the file was damaged after `prepare` had looked at it.
+        """
+        onset, apex = self._entries(path, "onset", "apex")
+        return onset, apex
 
     def looks(self, path: Path) -> NDArray[np.float32]:
         """Onset and apex of a prepared clip from afar, (2, 16, 16) gray levels."""
-        with np.load(path) as data:
-            return np.asarray(data["looks"], np.float32)
+        return np.asarray(self._entries(path, "looks")[0], np.float32)
+
+    def _entries(self, path: Path, *names: str) -> list[NDArray[Any]]:
+        try:
+            with np.load(path) as data:
+                return [data[name] for name in names]
+        except _DAMAGE as error:
+            raise UserError(f"{path}: damaged or gone; start again, and this clip is made anew") from error
 
     def _make(self, clip: Clip, path: Path, local: threading.local) -> _Head:
         if not hasattr(local, "aligner"):
@@ -311,17 +346,13 @@ class PairStore:
         if pair is not None:
             arrays = {"number": np.array(pair.chosen.number), "rule": np.array(pair.chosen.rule)}
             arrays |= {"onset": pair.onset, "apex": pair.apex, "looks": pair.looks}
-        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         try:
-            with temporary.open("wb") as stream:
+            with replacing(path) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); free space or set cache_dir"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return _Head(None if pair is None else pair.chosen)
 
 
@@ -330,13 +361,23 @@ class _Head:
     apex: Apex | None
 
 
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
 def _read_head(path: Path) -> _Head | None:
-    """What a file says before its pictures; None where there is no whole file."""
+    """The chosen apex; None where there is no whole file.
+
+    Every entry is read, so that its checksum is looked at: a damaged file is named and made anew.
+    """
     try:
         with np.load(path) as data:
-            number, rule = int(data["number"]), str(data["rule"])
-            if number >= 0 and not {"onset", "apex", "looks"} <= set(data.files):
-                return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            content = {name: data[name] for name in data.files}
+        number, rule = int(content["number"]), str(content["rule"])
+        if number >= 0 and not {"onset", "apex", "looks"} <= set(content):
+            return None
+    except FileNotFoundError:
+        return None
+    except _DAMAGE as error:
+        _LOG.warning("%s: damaged (%s); made anew", path, error)
         return None
     return _Head(Apex(number, rule) if number >= 0 else None)  # type: ignore[arg-type]

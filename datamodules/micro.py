@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 
@@ -19,6 +20,7 @@ from datamodules.crops import PairSettings, PairStore, Progress, fingerprint
 from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import Apex, ApexRule
 from datamodules.findings import Finding
+from datamodules.loading import PictureLoader
 from datamodules.look_alikes import look_alikes
 from datamodules.protocols import load
 from datamodules.views import draw_view
@@ -113,7 +115,7 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = self.study.clips[index]
         onset, apex = (
-            torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+            rearrange(torch.from_numpy(images), "v h w c -> v c h w").contiguous()
             for images in self._store.load(self._paths[index])
         )
         single = self.settings.views == 1
@@ -330,10 +332,11 @@ class MicroExpressionDataModule(LightningDataModule):
         ranks = dist.get_world_size() if share and dist.is_available() and dist.is_initialized() else 1
         if ranks > len(indices):
             raise UserError(f"{len(indices)} clips to evaluate on {ranks} ranks; use fewer devices")
-        return DataLoader(
+        return PictureLoader(
             chosen,
             batch_size=self.batch_size,
             sampler=UnpaddedSampler(chosen, shuffle=False) if ranks > 1 else sampler,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            batch_bytes=self.batch_size * self.views * 6 * self.image_size**2,
         )

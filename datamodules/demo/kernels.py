@@ -18,7 +18,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def _jit(function: Function) -> Function:
     # Cached beside the source. No fastmath: the order of additions decides the last bit of a picture.
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # nowhere to write: compiled anew in every process
+        return cast(Function, numba.njit(nogil=True)(function))
 
 
 @_jit

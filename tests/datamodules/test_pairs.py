@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,18 @@ from replicas import Row, write_casme2
 
 from datamodules import crops as pairs
 from datamodules.clips import Clip
-from datamodules.crops import PairSettings, PairStore, clip_fingerprint, fingerprint, read_image, render
+from datamodules.crops import (
+    PairSettings,
+    PairStore,
+    clip_fingerprint,
+    fingerprint,
+    read_image,
+    render,
+)
+from datamodules.faces.apex import ApexRule
 from datamodules.protocols import load
 from datamodules.views import View, draw_view
+from mefar import files
 from mefar.errors import UserError
 
 UInt8 = NDArray[np.uint8]
@@ -91,7 +102,46 @@ def test_what_is_no_image_or_not_there_is_an_error(tmp_path: Path) -> None:
         read_image(tmp_path / "img2.jpg")
 
 
+@pytest.mark.parametrize("place", [0.4, 0.7])
+def test_a_jpeg_damaged_in_the_middle_is_an_error(tmp_path: Path, place: float) -> None:
+    """OpenCV would give a picture that is gray from there on."""
+    data = cv2.imencode(".jpg", texture(2).astype(np.uint8))[1].tobytes()
+    file = tmp_path / "img7.jpg"
+    start = int(place * len(data))
+    file.write_bytes(data[:start] + b"\xff\xfe" * 8 + data[start + 16 :])
+    with pytest.raises(UserError, match=r"img7.jpg: the image is damaged \(.*\); copy it again"):
+        read_image(file)
+
+
+def test_twelve_bits_in_sixteen_are_seen(tmp_path: Path) -> None:
+    gray = np.rint(texture(3)[..., 0].clip(0, 255)).astype(np.uint16)
+    for name, shift in (("twelve", 4), ("sixteen", 8)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), gray << shift)
+        assert np.array_equal(read_image(tmp_path / f"{name}.png")[..., 0], gray)
+    cv2.imwrite(str(tmp_path / "float.tiff"), np.full((8, 8, 3), 0.5, np.float32))
+    with pytest.raises(UserError, match=r"float.tiff: holds float32 values"):
+        read_image(tmp_path / "float.tiff")
+
+
+def test_an_image_of_too_many_pixels_is_an_error(tmp_path: Path) -> None:
+    """The header alone: OpenCV refuses more than 2^30 pixels with an error of its own."""
+    data = bytearray(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    data[16:24] = (1 << 16).to_bytes(4, "big") + (1 << 15).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "img1.png").write_bytes(data)
+    with pytest.raises(UserError, match=r"img1.png: has too many pixels"):
+        read_image(tmp_path / "img1.png")
+
+
 # --- pictures of a clip
+
+
+@pytest.mark.parametrize("apex", ["annotated", "spotted"])
+def test_a_frame_of_another_size_is_an_error(tmp_path: Path, apex: ApexRule) -> None:
+    clip = film(tmp_path, {10: (0, 0), 12: (3, 0), 14: (0, 0)})
+    cv2.imwrite(str(clip.frames[12]), np.full((80, 96, 3), 90, np.uint8))
+    with pytest.raises(UserError, match=r"img12.png: 96x80 pixels, but the onset frame has 96x96"):
+        made(clip, replace(SMALL, apex=apex))
 
 
 def test_view_zero_is_the_frame_itself(tmp_path: Path) -> None:
@@ -186,7 +236,9 @@ def test_what_is_made_is_kept_and_only_the_missing_is_made(tmp_path: Path, clips
     assert all(name.endswith(".npz") for name in before)
     first["casme2/sub02/EP02_01f"][0].unlink()
     first["casme2/sub04/EP02_01f"][0].write_bytes(b"PK half a file")
-    (store.folder / "killed.tmp").touch()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (store.folder / f"a.npz.{files._HOST}-{gone.pid}-0a1b2c.tmp").touch()
     told.clear()
     assert (
         PairStore(tmp_path / "cache", SMALL).prepare(clips, progress=lambda d, t, r: told.append((d, t)))
@@ -194,6 +246,7 @@ def test_what_is_made_is_kept_and_only_the_missing_is_made(tmp_path: Path, clips
     )
     assert told == [(1, 2), (2, 2)]
     after = stamps(store)
+    assert not [name for name in after if name.endswith(".tmp")], "what a killed run left is swept away"
     same = {name for name in before if "sub02" not in name and "sub04" not in name}
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     onset, apex = store.load(first["casme2/sub04/EP02_01f"][0])
@@ -254,7 +307,7 @@ def test_a_kill_before_the_file_is_whole_leaves_no_file(
 
     store = PairStore(tmp_path / "cache", SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(pairs.os, "replace", kill)
+        patch.setattr("mefar.files.os.replace", kill)
         with pytest.raises(KeyboardInterrupt):
             store.prepare(clips[:1])
     assert not list(store.folder.glob("*.npz"))
@@ -274,6 +327,34 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, clips: tuple[Clip, ...]
     (tmp_path / "cache").touch()
     with pytest.raises(UserError, match="cache: cannot be made"):
         PairStore(tmp_path / "cache", SMALL).prepare(clips)
+
+
+def test_a_flipped_byte_is_named_and_the_pair_made_anew(
+    tmp_path: Path, clips: tuple[Clip, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = PairStore(tmp_path / "cache", SMALL)
+    path, _ = store.prepare(clips[:1])["casme2/sub01/EP02_01f"]
+    whole = [images.copy() for images in store.load(path)]
+    data = bytearray(path.read_bytes())
+    for place in (len(data) // 3, 2 * len(data) // 3):
+        data[place] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"{path.name}: damaged or gone; start again"):
+        store.load(path)
+    store.prepare(clips[:1])
+    assert f"{path}: damaged" in caplog.text
+    assert all(np.array_equal(a, b) for a, b in zip(whole, store.load(path), strict=True))
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(
+    tmp_path: Path, clips: tuple[Clip, ...]
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "cache" / ".lock").symlink_to(tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match=r"\.lock: a lock file that is a link; remove it"):
+        PairStore(tmp_path / "cache", SMALL).prepare(clips[:1])
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 # --- fingerprints
