@@ -75,7 +75,15 @@ class MefarCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What model and data must agree on is asked for once."""
         parser.link_arguments("model.image_size", "data.init_args.image_size", apply_on="instantiate")
-        parser.link_arguments("data.init_args.dataset", "model.init_args.protocol")
+
+    def before_instantiate_classes(self) -> None:
+        """Tell a classifier what its data are: which protocol, who is held out, which seed."""
+        # Not by link_arguments, which cannot reach a class beside one that a function makes (the tokenizer).
+        config = self.config[str(self.subcommand)]
+        model, data = (config[name].get("init_args") or {} for name in ("model", "data"))
+        for theirs, ours in (("dataset", "protocol"), ("held_out", "held_out"), ("seed", "seed")):
+            if ours in model and theirs in data:
+                model[ours] = data[theirs]
 
     def _parse_ckpt_path(self) -> None:
         # The inherited one lets a checkpoint's hyperparameters overrule what the user wrote.

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from launching import wait_for
 from pages import check_alone
 from places import ROOT
 from sklearn.metrics import f1_score, recall_score
+from waiting import wait_for
 
 from mefar.__main__ import main
 
@@ -86,7 +86,7 @@ def test_a_second_call_reuses_the_folds(made: Path, monkeypatch: pytest.MonkeyPa
     def never(*args: object) -> None:
         raise AssertionError("a finished fold was trained again")
 
-    monkeypatch.setattr("mefar.loso.folds.train_group", never)
+    monkeypatch.setattr("mefar.loso.callback.train_group", never)
     checkpoint = made / "tokenizer" / "checkpoints" / "last.ckpt"
     words = ["--dataset", "composite", "--data", str(made / "corpora"), "--tokenizer", str(checkpoint)]
     words += ["--out", str(made / "run"), "--cache-dir", str(made / "cache"), "--epochs", "3", "--views", "2"]
