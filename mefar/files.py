@@ -196,11 +196,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        if found or re.search("unrecognized function|instance|Unsupported class", str(error)):
-            what = found[1] if found else "Python objects"
+        with path.open("rb") as file:
+            pickled = kind == "zip" or file.read(1) == b"\x80"
+        if found or pickled:
+            what = f"holds {found[1]}" if found else "holds Python objects or is damaged"
             raise UserError(
-                f"{path}: refused, it holds {what}, and reading that could run code hidden in the file; ask "
-                "for a .safetensors file or a plain state dict"
+                f"{path}: refused, it {what}, and reading that could run code hidden in the file; ask for a "
+                ".safetensors file or a plain state dict"
             ) from None
         raise UserError(f"{path}: not a checkpoint that can be read, damaged or cut short") from None
     except Exception as error:  # of damaged files torch raises whatever comes
