@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from datamodules.clips import Clip
 from datamodules.crops import Progress, read_image
+from datamodules.databases import catalogue
 from datamodules.databases.description import Annotations
 from datamodules.databases.errata import Correction
 from datamodules.databases.folders import FrameKind
@@ -30,7 +31,7 @@ from datamodules.databases.video_frames import source
 from datamodules.faces.apex import Apex, ApexRule, choose_apex, middle
 from datamodules.findings import Finding, Level
 from datamodules.look_alikes import from_afar, look_alikes
-from datamodules.protocols import Member, Part, find_members, read_member
+from datamodules.protocols import Member, Part, find_members, load_long_videos, read_member
 from datamodules.views import draw_view
 from mefar.errors import UserError
 
@@ -118,6 +119,8 @@ def examine(
 ) -> Report:
     """Check a database folder, or the three of the composite. Nothing is written.
 
+    Of long videos the movements are counted as clips and held against their frames; no image is decoded.
+
     Args:
         dataset: as for protocols.load, and so are data, classes, errata and prefer.
         data: folder of the database, or of several.
@@ -139,6 +142,8 @@ def examine(
     clips: list[Clip] = []
     chosen: dict[str, Apex] = {}
     refused: list[UserError] = []
+    if dataset in catalogue.long_videos():
+        return _examine_long(dataset, data, prefer)
     members = find_members(dataset, data, classes)
     for name, member in members.items():
         try:
@@ -168,6 +173,24 @@ def examine(
         tuple(corrections),
         images,
     )
+
+
+def _examine_long(dataset: str, data: Path, prefer: FrameKind) -> Report:
+    """A database of long videos."""
+    published = catalogue.long_videos()[dataset].published
+    study = load_long_videos(dataset, data, prefer)
+    counts, movements = study.counts(), [one for video in study.videos for one in video.movements]
+    holding = Holding(
+        str(data),
+        str(study.coding_file),
+        str(study.videos[0].source.parent),
+        Count(len(movements), sum(published.get(kind, 0) for kind in ("micro", "macro")) or None),
+        Count(counts["subjects"], published.get("subjects")),
+        {kind: Count(counts[kind], published.get(kind)) for kind in ("micro", "macro")},
+        apex=dict(Counter("missing" if one.apex is None else "annotated" for one in movements)),
+    )
+    findings = sorted(study.findings, key=lambda f: (_LEVELS.index(f.level), f.kind, f.clip))
+    return Report(dataset, {dataset: holding}, tuple(findings), (), 0)
 
 
 def _told(finding: Finding) -> bool:

@@ -34,6 +34,7 @@ def doctor(
     faces: FaceMode = "align",
     apex: ApexRule = "annotated",
     errata: bool = True,
+    views: int = 8,
     all_frames: bool = False,
     verbose: bool = False,
     json: bool = False,
@@ -44,20 +45,22 @@ def doctor(
     Nothing in the folder is changed.
 
     Args:
-        data: for composite the folder with one folder per database, else the database's folder or its parent.
+        data: for composite the folder with one folder per database, else the database's folder or its parent;
+            of a database of long videos the movements are checked.
         dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
             describes one; may be given as the first word.
         classes: number of classes; null = the protocol's own.
         faces: as for loso: `align` looks for raw frames first, `precropped` for cropped ones.
         apex: the apex rule that runs will use.
         errata: correct annotations that are known to be wrong.
-        all_frames: decode every frame, not only onset and apex.
+        views: as for loso; the frames around the apex that they show are decoded.
+        all_frames: decode every frame, not only those that runs read.
         verbose: show the tables in any case, and every finding.
         json: print JSON and nothing else.
     """
     with _progress(not json and sys.stdout.isatty()) as progress:
         prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
-        report = examine(dataset, data, classes, errata, prefer, apex, all_frames, progress=progress)
+        report = examine(dataset, data, classes, errata, prefer, apex, all_frames, views, progress=progress)
     if json:
         print(dumps(report.as_json(), indent=2))
     else:

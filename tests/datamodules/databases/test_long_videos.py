@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from spreadsheets import write_xls
 from datamodules.databases.casme_sq import SUBJECTS, VIDEOS
 from datamodules.databases.long_videos import LongStudy, Movement
 from datamodules.protocols import load, load_long_videos
+from mefar.__main__ import main
 from mefar.errors import UserError
 
 CASME_SQ = [
@@ -175,6 +177,18 @@ def test_what_is_wrong_is_a_finding_with_its_row(tmp_path: Path) -> None:
     assert counts == "subjects 2 of 22, micro 3 of 57, macro 2 of 300"
     kept = study.videos[0].movements[2]
     assert kept == Movement(study.videos[0].key, "micro", 730, 738, None, "others", kept.aus, 6)
+
+
+def test_the_doctor_knows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "casme_sq", str(write_casme_sq(tmp_path)), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    part = told["parts"]["casme_sq"]
+    assert part["clips"] == {"found": 3, "expected": 357}
+    assert part["classes"] == {"micro": {"found": 1, "expected": 57}, "macro": {"found": 2, "expected": 300}}
+    assert part["apex"] == {"annotated": 3}
+    assert {finding["kind"] for finding in told["findings"]} == {"protocol counts", "onset, apex, offset"}
+    assert main(["doctor", "casme_sq", str(tmp_path)]) == 1
+    assert "casme_sq: data would be lost" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_video_file_stands_for_its_frames(tmp_path: Path) -> None:
