@@ -252,14 +252,17 @@ def plain(message: str) -> str:
     )
 
 
-def follow_parent() -> None:
+def follow_parent() -> bool:
     """End this process soon after the one that started it, where that one asked for it (`child_environment`).
 
     A killed parent cannot tell its children; a process whose parent is gone has another one.
+
+    Returns:
+        Whether a `mefar` has started this process.
     """
     parent = os.environ.pop(_PARENT, None)  # not for this one's own children: their parent is another
     if parent is None or os.name != "posix":
-        return
+        return parent is not None
 
     def watch() -> None:
         while os.getppid() == int(parent):
@@ -269,6 +272,7 @@ def follow_parent() -> None:
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
+    return True
 
 
 def child_environment() -> dict[str, str]:
