@@ -25,7 +25,7 @@ from mefar.progress import shown
 from mefar.recognition.drawing import annotate
 from mefar.recognition.events import Event, Recognition
 from mefar.recognition.intervals import Kind
-from mefar.recognition.motion import PARTS, REGIONS, SIDE
+from mefar.recognition.motion import PARTS, REGIONS, SIDE, resized
 from mefar.recognition.spotting import LONGEST_MICRO, curves, spot
 from mefar.recognition.tracking import Followed, Follower, Track
 
@@ -291,8 +291,6 @@ def _read(
 
 
 def _cut(pair: Sequence[UInt8], places: Sequence[NDArray[np.float64]], side: int) -> tuple[UInt8, UInt8]:
-    from mefar.recognition.reading import resized
-
     aligner = FaceAligner(side)
     onset, apex = (
         aligner.crop(frame, resized(place, side)) for frame, place in zip(pair, places, strict=True)
@@ -351,7 +349,7 @@ def _known(tracks: Sequence[Track], onset: float, apex: float) -> list[Event]:
 
 def _pairs(film: Footage, found: Recognition, tokenizer: Any, gap: float) -> str:
     """Text of pairs.csv: frame, seconds, person, later frame, tokens, for every frame and face."""
-    from mefar.recognition.reading import resized, tokens_of
+    from mefar.recognition.reading import tokens_of
 
     side, aligner = int(tokenizer.image_size), FaceAligner(int(tokenizer.image_size))
     waiting: dict[int, list[tuple[int, float, UInt8]]] = {k: [] for k in range(len(found.tracks))}

@@ -82,6 +82,14 @@ class Motion:
     quality: float
 
 
+def resized(matrix: Float, size: int) -> Float:
+    """A track's transform, frame -> SIDE crop, for crops of another size with the face in the same place."""
+    ratio = size / SIDE
+    out = matrix * ratio
+    out[:, 2] += (ratio - 1.0) / 2
+    return out
+
+
 class FaceMotion:
     """Follows one face from crop to crop.
 

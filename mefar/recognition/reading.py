@@ -10,22 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from mefar.recognition.events import Event
-from mefar.recognition.motion import SIDE
 from mefar.tokens import ActionTokenizer
 
 UInt8 = NDArray[np.uint8]
-Float = NDArray[np.float64]
 
 NOTHING = "nothing"
 _BATCH = 32
-
-
-def resized(matrix: Float, size: int) -> Float:
-    """A track's transform, frame -> SIDE crop, for crops of another size with the face in the same place."""
-    ratio = size / SIDE
-    out = matrix * ratio
-    out[:, 2] += (ratio - 1.0) / 2
-    return out
 
 
 def images(crops: Sequence[UInt8]) -> torch.Tensor:
