@@ -176,10 +176,12 @@ class Frames:
     Attributes:
         files: frame number -> file, in numerical order.
         strays: names of pictures that are called otherwise than the others, and are no frames.
+        twice: says which two files have the same number; files are {} then.
     """
 
     files: dict[int, Path]
     strays: tuple[str, ...] = ()
+    twice: str = ""
 
 
 def list_frames(folder: Path) -> Frames:
@@ -193,7 +195,7 @@ def list_frames(folder: Path) -> Frames:
         folder: where to look; its subfolders and hidden files are passed over.
 
     Raises:
-        UserError: two files have the same number, or the folder cannot be read.
+        UserError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -217,6 +219,6 @@ def list_frames(folder: Path) -> Frames:
             continue
         if known[2] in files:
             other = files[known[2]].name
-            raise UserError(f"{folder}: {other} and {name} are both frame {known[2]}; remove one")
+            return Frames({}, twice=f"{folder}: {other} and {name} are both frame {known[2]}; remove one")
         files[known[2]] = folder / name
     return Frames(dict(sorted(files.items())), tuple(strays))

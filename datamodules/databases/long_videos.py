@@ -271,6 +271,8 @@ def _video(
     if path.is_dir():
         listed = list_frames(path)
         frames = listed.files
+        if listed.twice:
+            raise UserError(listed.twice)
         if not frames:
             raise UserError(f"{path}: a video without frames ({key}); copy its images again or remove it")
         if listed.strays:

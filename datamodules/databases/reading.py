@@ -83,9 +83,11 @@ def frames_of(database: str, key: str, folder: Path, findings: list[Finding]) ->
     try:
         frames = Frames(number_frames(folder)) if is_video(folder) else list_frames(folder)
     except UserError as error:
-        tell("lost", "duplicate frames" if "both frame" in str(error) else "unreadable folder", str(error))
+        tell("lost", "unreadable folder", str(error))
         return {}
-    if not frames.files:
+    if frames.twice:
+        tell("lost", "duplicate frames", frames.twice)
+    elif not frames.files:
         detail = f"{folder}: a clip without frames ({key}); copy its images again or remove the clip"
         tell("lost", "missing frames", detail)
     elif frames.strays:
