@@ -33,6 +33,7 @@ from datamodules.databases.folders import (
     find_root,
     list_frames,
 )
+from datamodules.databases.video_frames import number_frames
 from datamodules.findings import Finding, Kind, Level
 from mefar.errors import UserError
 
@@ -74,8 +75,8 @@ class LongVideo:
         name: the database's own name of the video.
         fps: frames per second.
         source: the folder of its frames, or a video file.
-        frames: frame number -> file, in numerical order; {} where source is a video file, whose first
-            picture is frame 1.
+        frames: frame number -> file, in numerical order; {} where source is a video file, whose pictures
+            are counted from 1: video_frames.number_frames(source) gives each a path.
         movements: in order of time.
     """
 
@@ -280,7 +281,7 @@ def _video(
             findings.append(Finding("warning", "stray picture", database.name, detail, key, str(path)))
     movements: dict[Movement, None] = {}
     for one in rows:
-        made = _movement(database, key, one, frames, findings)
+        made = _movement(database, key, one, path, frames, findings)
         if made is None:
             continue
         plain = [Movement(m.video, m.kind, m.onset, m.offset) for m in movements]
@@ -297,6 +298,7 @@ def _movement(
     database: LongDatabase,
     key: str,
     one: CodedMovement,
+    path: Path,
     frames: Mapping[int, Path],
     findings: list[Finding],
 ) -> Movement | None:
@@ -308,12 +310,11 @@ def _movement(
         _tell(findings, database, "lost", "onset, apex, offset", f"onset not annotated {where}", key, one)
         return None
     if offset is None:
-        if last is None or not database.open_end:
-            video = "of a video file, whose frames are not counted" if database.open_end else ""
-            detail = f"offset not annotated {video}{where}"
+        if not database.open_end:
+            detail = f"offset not annotated {where}"
             _tell(findings, database, "lost", "onset, apex, offset", detail, key, one)
             return None
-        offset = last
+        offset = last = last or len(number_frames(path))
         detail = f"lasts until the end of the video, frame {last}"
         _tell(findings, database, "note", "onset, apex, offset", detail, key, one)
     if offset <= one.onset:

@@ -9,11 +9,14 @@ from typing import Any
 
 import openpyxl
 import pytest
+from filming import barcode, film, number_in
 from replicas import write_frames, write_table
 from spreadsheets import write_xls
 
+from datamodules.crops import read_image
 from datamodules.databases.casme_sq import SUBJECTS, VIDEOS
 from datamodules.databases.long_videos import LongStudy, Movement
+from datamodules.databases.video_frames import number_frames
 from datamodules.protocols import load, load_long_videos
 from mefar.__main__ import main
 from mefar.errors import UserError
@@ -196,15 +199,18 @@ def test_a_video_file_stands_for_its_frames(tmp_path: Path) -> None:
     (tmp_path / "rawpic").rename(tmp_path / "elsewhere")
     for place in ("s15/15_0401girlcrashing.avi", "s40/40_0508funnyerrors.avi"):
         (tmp_path / "rawvideo" / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "rawvideo" / place).touch()
+        film(tmp_path / "rawvideo" / place, [barcode(i) for i in range(123)], "mpeg4", 30)
     both = load_long_videos("casme_sq", tmp_path)
     assert [bool(video.frames) for video in both.videos] == [True] * 3  # pictures go first
     (tmp_path / "elsewhere").rename(tmp_path.parent / f"{tmp_path.name}-away")
     study = load_long_videos("casme_sq", tmp_path)
     assert [(v.key, v.source.name, len(v.movements)) for v in study.videos] == [
         ("casme_sq/s15/anger1", "15_0401girlcrashing.avi", 2),
-        ("casme_sq/s40/happy5", "40_0508funnyerrors.avi", 0),  # its end is not known
+        ("casme_sq/s40/happy5", "40_0508funnyerrors.avi", 1),
     ]
+    assert study.videos[1].movements[0].offset == 123  # until the end of the video
+    pictures = number_frames(study.videos[1].source)
+    assert [number_in(read_image(pictures[number])) for number in (1, 90, 123)] == [0, 89, 122]
 
 
 @pytest.mark.parametrize(
