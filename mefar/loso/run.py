@@ -105,7 +105,11 @@ def describe_head(factory: HeadFactory, study: StudyTokens) -> dict[str, Any]:
     head = build_head(factory, study.tokens.shape[2], study.tokens.shape[3], len(study.class_names), text)
     kind = type(head)
     told: dict[str, Any] = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
-    told["init_args"] = json.loads(json.dumps(options_of(factory), default=repr))
+    options = options_of(factory)
+    told["init_args"] = json.loads(json.dumps(options, default=repr))
+    files = {name: value for name, value in options.items() if isinstance(value, Path) and value.is_file()}
+    if files:  # weights, for example
+        told["files"] = {name: fingerprint(path) for name, path in files.items()}
     told["parameters"] = sum(parameter.numel() for parameter in head.parameters())
     if not kind.__module__.startswith("mefar."):
         told["code"] = _code_of(kind)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mefar.errors import UserError
@@ -169,21 +170,30 @@ def import_checkpoint(
 
 
 def new_file(out: Path, source: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all; one that is there is replaced only if it was imported from `source`.
+    """Write a file whole or not at all, where nothing stands in its way.
 
     Raises:
-        UserError: `out` is a folder, another file, or cannot be written.
+        UserError: as refuse_others; or it cannot be written.
     """
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; name the checkpoint file to write")
-    if out.exists() and _imported_from(out) != fingerprint_of(source):
-        raise UserError(f"{out}: is there already and was not made of {source}; name another file")
+    refuse_others(out, source)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial:
             write(partial)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{out}: cannot be written ({_first_line(error)})") from None
+
+
+def refuse_others(out: Path, source: Path) -> None:
+    """Whatever is there already stays, unless it was imported from `source`.
+
+    Raises:
+        UserError: `out` is a folder or another file.
+    """
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name the checkpoint file to write")
+    if out.exists() and _imported_from(out) != fingerprint_of(source):
+        raise UserError(f"{out}: is there already and was not made of {source}; name another file")
 
 
 def fingerprint_of(path: Path) -> str:
@@ -195,8 +205,11 @@ def fingerprint_of(path: Path) -> str:
 def _imported_from(out: Path) -> str:
     """Fingerprint of the file that a checkpoint was imported from; empty for any other file."""
     try:
+        if out.suffix == ".safetensors":
+            with safe_open(out, "pt") as file:
+                return str((file.metadata() or {}).get("imported_from", ""))
         return str(read_checkpoint(out)["imported_from"]["sha256"])
-    except (UserError, KeyError, TypeError):
+    except (UserError, SafetensorError, KeyError, TypeError):
         return ""
 
 

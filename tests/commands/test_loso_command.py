@@ -26,6 +26,8 @@ from wandb.errors import UsageError
 from wandb.proto.wandb_internal_pb2 import Record
 
 from mefar.__main__ import main
+from mefar.classifier.head import TokenHead
+from mefar.classifier.pretrained import PretrainedHead, save_head
 from mefar.loso import study, token_table
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.token_table import TokenTable
@@ -256,6 +258,20 @@ def test_a_head_in_a_users_file(
     for option, value in zip(words[2::2], words[3::2], strict=True):
         assert summary["head"]["init_args"][option.removeprefix("--head.")] == pytest.approx(float(value))
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_folds_that_start_from_a_head_in_a_file(loso: Callable[..., int], tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    save_head(TokenHead(16, 16, 7, dim=8, heads=2, feedforward=4), path)
+    at = SMALL.index("--head.dim")
+    small = SMALL[:at] + SMALL[at + 4 :]
+    words = ["--head", "mefar.classifier.pretrained.PretrainedHead", "--head.weights", str(path)]
+    words += ["--pixels=false", "--keep-models=true"]
+    assert loso(*words, dataset="smic", small=small) == 0
+    kept = next((tmp_path / "run" / "heads").iterdir())
+    assert PretrainedHead(16, 16, 3, weights=kept, heads=2), "what loso keeps can be started from"
+    save_head(TokenHead(16, 16, 7, dim=8, heads=2, feedforward=4), path)
+    assert loso(*words, dataset="smic", small=small) == 2, "other weights in the file are another study"
 
 
 def test_a_tokenizer_in_a_users_file(loso: Callable[..., int], tmp_path: Path) -> None:
