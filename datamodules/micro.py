@@ -206,8 +206,7 @@ class MicroExpressionDataModule(LightningDataModule):
         dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
             describes one.
         data: for composite the folder with one folder per database, else the database's folder or its parent.
-        classes: number of classes; null = the protocol's own (casme2 and samm 5, casme3 4, dfme and
-            mmew 7, else 3).
+        classes: number of classes; null = the protocol's own.
         image_size: side of the face crops in pixels, at least 16.
         faces: `align` finds the face once per clip; `precropped` takes frames that are face crops already.
         apex: `annotated` (the middle where there is none), `middle`, or `spotted` (largest motion).

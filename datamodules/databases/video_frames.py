@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.databases.folders import VIDEOS
-from datamodules.voxceleb import video as decoder
 
 UInt8 = NDArray[np.uint8]
 
@@ -36,6 +35,8 @@ def number_frames(video: Path, first: int = 1) -> dict[int, Path]:
     Raises:
         UserError: it cannot be read.
     """
+    from datamodules.voxceleb import video as decoder  # here: who only lists databases waits for no decoder
+
     return {first + i: video / f"{i + 1}" for i in range(decoder.info(video).frames)}
 
 
@@ -50,6 +51,8 @@ def read_frame(frame: Path) -> UInt8:
     Raises:
         UserError: the video cannot be read, or is shorter.
     """
+    from datamodules.voxceleb import video as decoder
+
     video, index = frame.parent, int(frame.name) - 1
     key = (video, video.stat().st_mtime_ns) if video.exists() else (video, 0)
     if getattr(_kept, "key", None) == key:

@@ -17,7 +17,7 @@ import openpyxl
 import pytest
 from filming import barcode, film, number_in
 from openpyxl.chart import BarChart
-from readers import casme2, casme3, smic
+from readers import casme2, casme3, dfme, mmew, smic
 from replicas import (
     CASME2_COLUMNS,
     CASME3_COLUMNS,
@@ -25,7 +25,9 @@ from replicas import (
     complete_casme2_rows,
     write_casme2,
     write_casme3,
+    write_dfme,
     write_frames,
+    write_mmew,
     write_smic,
     write_table,
 )
@@ -137,6 +139,16 @@ def test_keys_are_the_same_however_names_are_spelled(tmp_path: Path) -> None:
     other = load("casme2", write_casme2(tmp_path / "odd", odd), 3)
     assert [(c.key, c.label, c.apex) for c in other.clips] == [(c.key, c.label, c.apex) for c in good.clips]
     assert len(other.clips) == 145
+
+
+def test_keys_of_other_databases_are_normalised_too(tmp_path: Path) -> None:
+    (first,) = dfme(write_dfme(tmp_path / "dfme", [Row("SUB0003", "Sub0003_01", emotion="Fear")])).clips
+    (second,) = mmew(write_mmew(tmp_path / "mmew", [Row("s13", "s13-07-001", emotion="Fear")])).clips
+    assert (first.key, second.key) == ("dfme/sub0003/sub0003_01", "mmew/S13/S13-07-001")
+    write_smic(tmp_path / "smic", [(1, "surprise", 1)])
+    folder = tmp_path / "smic" / "SMIC_all_cropped" / "HS" / "s1" / "micro" / "surprise"
+    (folder / "s1_sur_01").rename(folder / "S01_SUR_1")
+    assert smic(tmp_path / "smic").clips[0].key == "smic/s1/s1_sur_01"
 
 
 def test_numbers_of_a_csv_are_whole(tmp_path: Path) -> None:

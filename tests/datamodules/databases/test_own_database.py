@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from replicas import Row, write_casme2, write_smic
 
 from datamodules.databases import catalogue
@@ -170,6 +173,14 @@ def test_a_list_of_databases_and_what_a_folder_holds(
     assert text.count(": nothing") >= 6
     assert main(["databases", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_the_list_comes_at_once() -> None:
+    code = "import sys; from mefar.__main__ import main; main(['databases']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "datamodules.databases.casme2" in loaded
+    assert not loaded & {"torch", "lightning", "cv2", "av", "transformers"}
 
 
 def test_its_errata(mine: tuple[str, Path]) -> None:
