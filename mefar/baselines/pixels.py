@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mefar.baselines.method import Method
+from mefar.classifier.head import FittedHead, HeadOutput
 from mefar.classifier.losses import balanced
 from mefar.metrics import scores
 
@@ -135,3 +137,49 @@ def fit_and_predict(
         if value > best:
             best, penalty = value, candidate
     return _predict(gram, labels, train, test, penalty, num_classes)
+
+
+class RidgeHead(FittedHead):
+    """The control's classifier on any features, as a head.
+
+    Args:
+        num_tokens: L.
+        token_dim: D.
+        num_classes: C.
+    """
+
+    seen: Tensor
+    labels: Tensor
+    number: Tensor
+
+    def __init__(self, num_tokens: int, token_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("seen", torch.zeros(0, num_tokens * token_dim))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("number", torch.zeros(0, dtype=torch.int64))
+
+    def fit(self, features: Tensor, labels: Tensor, subjects: Sequence[str], seed: int) -> None:
+        """Keep the training clips: a ridge is solved in their inner products."""
+        self.seen, self.labels, self.number = features.flatten(1), labels, subject_numbers(subjects)
+
+    @single_threaded()
+    def forward(self, features: Tensor) -> HeadOutput:
+        """Logits that are sure of one class."""
+        n, m = len(self.seen), len(features)
+        rows = torch.cat([self.seen, features.flatten(1)]).double()
+        labels = torch.cat([self.labels, torch.zeros(m, dtype=torch.int64)])
+        number = torch.cat([self.number, torch.full((m,), -1)])
+        train, test = torch.arange(n), torch.arange(n, n + m)
+        guesses = fit_and_predict(rows @ rows.T, labels, number, train, test, self.num_classes)
+        return HeadOutput(10 * functional.one_hot(guesses, self.num_classes).float())
+
+
+class Pixels(Method):
+    """Pixel differences, apex - onset, and a ridge: what every run has as a control."""
+
+    head = RidgeHead
+
+    def features(self, onset: Tensor, apex: Tensor, clips: Sequence[str]) -> Tensor:
+        """(B, 1, 3 * 64 * 64)."""
+        return pixel_differences(onset, apex)[:, None]

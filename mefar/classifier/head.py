@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -46,6 +46,28 @@ class HeadOutput(NamedTuple):
     logits: Tensor
     attention: Tensor | None = None
     text: Tensor | None = None
+
+
+class FittedHead(nn.Module):
+    """A head without epochs: fitted once to the clips of a fold, as support vector machines are.
+
+    What it learned it keeps in buffers, so that a fold's head can be written like any other.
+    """
+
+    def fit(self, features: Tensor, labels: Tensor, subjects: Sequence[str], seed: int) -> None:
+        """Learn from n clips.
+
+        Args:
+            features: (n, L, D) float.
+            labels: (n,) int64 in [0, C).
+            subjects: n subject keys, for choices that are made among them.
+            seed: of the fold, for what is drawn.
+        """
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        """(m, L, D) -> logits (m, C), the same for a clip whatever the others are."""
+        raise NotImplementedError
 
 
 HeadFactory = Callable[[int, int, int], nn.Module]
@@ -191,6 +213,8 @@ def build_head(
     where = f"head {type(head).__module__}.{type(head).__qualname__}"
     if not isinstance(head, nn.Module):
         raise UserError(f"{where}: not a torch.nn.Module")
+    if isinstance(head, FittedHead):
+        return head
     if not any(parameter.requires_grad for parameter in head.parameters()):
         raise UserError(f"{where}: has no parameters to train")
     training = head.training

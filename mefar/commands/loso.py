@@ -1,15 +1,20 @@
-"""`mefar loso`: a database folder and a tokenizer in, an honest table out."""
+"""`mefar loso`: a database folder and a tokenizer, or a baseline, in; an honest table out."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
 from typing import Any, Literal
 
 import torch
+import yaml
 from rich.console import Console
 
 from datamodules.clips import Study
@@ -18,7 +23,11 @@ from datamodules.faces.apex import ApexRule
 from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load as load_study
 from mefar import sweeps
-from mefar.classifier.head import HeadFactory, TokenHead
+from mefar.baselines import chance, flow_svm, lbp_top, off_apexnet, resnet, ststnet
+from mefar.baselines import continuous as continuous_action
+from mefar.baselines import pixels as pixel_baseline
+from mefar.baselines.method import Method
+from mefar.classifier.head import HeadFactory, TokenHead, name_of, options_of
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS
 from mefar.commands import run_function
@@ -35,6 +44,11 @@ from mefar.tokens import ActionTokenizer
 
 SHORT = {"--epochs": "--training.epochs"}
 TRAINING = HeadTraining()
+BASELINES = (
+    chance.Majority, chance.Prior, pixel_baseline.Pixels, lbp_top.LBPTOP, flow_svm.FlowSVM, ststnet.STSTNet,
+    off_apexnet.OFFApexNet, resnet.FlowResNet, resnet.DifferenceCNN,
+)  # fmt: skip
+"""What --method knows by its name alone; any other class is named with its module."""
 COMMAND: ContextVar[str] = ContextVar("COMMAND", default="mefar loso")
 
 
@@ -42,7 +56,9 @@ def loso(
     *,
     dataset: str,
     data: Path,
-    tokenizer: ActionTokenizer | str,
+    tokenizer: ActionTokenizer | str | None = None,
+    method: Method | None = None,
+    continuous: bool = False,
     num_codes: int | None = None,
     num_tokens: int | None = None,
     out: Path | None = None,
@@ -84,6 +100,10 @@ def loso(
         data: for composite the folder with one folder per database, else the database's own folder.
         tokenizer: checkpoint of a tokenizer, in which {num_codes} and {num_tokens} are filled in; or a
             class of your own (--tokenizer my_file.MyTokenizer --tokenizer.option ...).
+        method: a baseline instead of a tokenizer, with its own head and published training, which --head and
+            --training change: Majority, Prior, Pixels, LBPTOP, FlowSVM, STSTNet, OFFApexNet, FlowResNet,
+            DifferenceCNN, or a class of your own (--method my_file.MyMethod --method.option ...).
+        continuous: classify the tokenizer's action before its codebook: the ceiling of its tokens.
         num_codes: K that the tokenizer must have.
         num_tokens: L that the tokenizer must have.
         out: run directory; default runs/loso-DATASET. {run} in it is the name of a sweep's run.
@@ -116,6 +136,8 @@ def loso(
         wandb: log the finished run to this W&B project; WANDB_MODE=offline needs no account.
         wandb_group: group of the W&B run; default: the protocol and the tokenizer.
     """
+    if (tokenizer is None) == (method is None):
+        raise UserError("give either --tokenizer or --method (a baseline)")
     where = Where(accelerator, devices, num_nodes, group, compiled)
     options = loso_study.Options(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
@@ -131,12 +153,13 @@ def loso(
         path = sweeps.fill(Path(tokenizer), num_codes=num_codes, num_tokens=num_tokens)
         checkpoint, tokenizer = str(path), load_tokenizer(path, _device(where))
     for name, asked in (("num_codes", num_codes), ("num_tokens", num_tokens)):
-        if asked not in (None, getattr(tokenizer, name)):
+        if asked not in (None, getattr(tokenizer, name, None)):
             raise UserError(
-                f"{checkpoint or 'tokenizer'}: {name} is {getattr(tokenizer, name)}, not {asked}; "
+                f"{checkpoint or 'tokenizer'}: {name} is {getattr(tokenizer, name, 'absent')}, not {asked}; "
                 "give another"
             )
-    size = tokenizer.image_size
+    source = _source(tokenizer, method, continuous)
+    size = source.image_size
     with shown("aligning faces", "clips") as progress:
         clips = MicroExpressionDataset(
             found, size, faces, apex, views, 0, cache_dir, stabilise, progress=progress
@@ -147,7 +170,7 @@ def loso(
         "commit": commit(),
         "tokenizer": {"checkpoint": checkpoint, "pretrained_on": _pretrained_on(checkpoint)},
     }
-    summary = loso_study.run(clips, tokenizer, out, head, training, options, where, notes)
+    summary = loso_study.run(clips, source, out, head, training, options, where, notes)
     if not summary:
         return
     print(*_remarks(clips.study), sep="\n")
@@ -168,7 +191,57 @@ def main(argv: Sequence[str]) -> int:
     for word in named:
         option, equals, value = word.partition("=")
         words.append(SHORT.get(option, option) + equals + value)
-    return run_function(loso, words, "mefar loso")
+    return run_function(loso, [*_published(words), *words], "mefar loso")
+
+
+def _published(words: Sequence[str]) -> list[str]:
+    """Options that the baseline of a command line was published with; what the user says comes later."""
+    said = {w.partition("=")[0]: w.partition("=")[2] or after for w, after in pairwise([*words, ""])}
+    name = said.get("--method") or _method_in(said.get("--config", ""))
+    kind: object = next((each for each in BASELINES if name.rpartition(".")[2] == each.__name__), None)
+    if kind is None and "." in name:
+        try:
+            kind = locate(name)
+        except ErrorDuringImport:
+            return []  # the parser says what is wrong
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        return []
+    made = [f"--training.{key}={_yaml(value)}" for key, value in asdict(kind.training).items()]
+    options = [f"--head.{key}={_yaml(value)}" for key, value in options_of(kind.head).items()]
+    return [f"--views={kind.views}", *made, f"--head={name_of(kind.head)}", *options]
+
+
+def _method_in(config: str) -> str:
+    """The baseline that a YAML file names."""
+    try:
+        method = (yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}).get("method", "")
+    except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError):
+        return ""  # none, or one that the parser complains about
+    return str(method.get("class_path", "") if isinstance(method, dict) else method)
+
+
+def _yaml(value: object) -> str:
+    if value == float("inf"):
+        return ".inf"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _source(
+    tokenizer: ActionTokenizer | None, method: Method | None, unquantised: bool
+) -> ActionTokenizer | Method:
+    """What is classified.
+
+    Raises:
+        UserError: a baseline has no codebook.
+    """
+    if method is not None:
+        if unquantised:
+            raise UserError("--continuous is about a tokenizer; leave it or --method out")
+        return method
+    assert tokenizer is not None
+    if unquantised:
+        return continuous_action.Continuous(tokenizer, loso_study.tokenizer_fingerprint(tokenizer))
+    return tokenizer
 
 
 def _remarks(study: Study) -> list[str]:

@@ -111,7 +111,7 @@ def describe_head(factory: HeadFactory, study: StudyTokens) -> dict[str, Any]:
     if files:  # weights, for example
         told["files"] = {name: fingerprint(path) for name, path in files.items()}
     told["parameters"] = sum(parameter.numel() for parameter in head.parameters())
-    if not kind.__module__.startswith("mefar."):
+    if not kind.__module__.startswith("mefar.classifier."):
         told["code"] = _code_of(kind)
     return told
 

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mefar.baselines.method import Method
 from mefar.baselines.pixels import linear_control
-from mefar.classifier.head import HeadFactory, TokenHead
+from mefar.classifier.head import HeadFactory, TokenHead, takes_text
 from mefar.classifier.losses import TextAnchors
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
@@ -103,9 +104,9 @@ class Options:
 
 def run(
     clips: Clips,
-    tokenizer: ActionTokenizer,
+    tokenizer: ActionTokenizer | Method,
     out: Path | str,
-    head: HeadFactory = TokenHead,
+    head: HeadFactory | None = None,
     training: HeadTraining | None = None,
     options: Options | None = None,
     where: Where | None = None,
@@ -119,10 +120,10 @@ def run(
 
     Args:
         clips: of the study.
-        tokenizer: makes tokens of them, once.
+        tokenizer: makes tokens of them, once; or a baseline, which reads something else.
         out: run directory.
-        head: class of the head, or functools.partial of it with options.
-        training: how every fold is trained.
+        head: its class, or functools.partial of it with options; default: TokenHead, or the baseline's.
+        training: how every fold is trained; default: HeadTraining(), or the baseline's.
         options: seeds, controls, what is kept.
         where: devices.
         notes: further entries of summary.json, for example the command; `tokenizer` may hold `checkpoint`
@@ -134,11 +135,15 @@ def run(
     Raises:
         UserError: `out` holds another run; a head that is none; a fold diverged.
     """
-    out, training, options = Path(out), training or HeadTraining(), options or Options()
-    where, notes = where or Where(), dict(notes or {})
+    method = tokenizer if isinstance(tokenizer, Method) else None
+    head = head or (method.head if method else TokenHead)
+    training = training or (method.training if method else HeadTraining())
+    out, options, where, notes = Path(out), options or Options(), where or Where(), dict(notes or {})
     adapting.check(options.adapt_tokenizer, training, where.group)
-    described = Anchors.load(options.anchors) if options.edclip else None
-    identity = tokenizer_fingerprint(tokenizer)
+    described = Anchors.load(options.anchors) if options.edclip and takes_text(head) else None
+    if method is not None:
+        method.prepare([clip.key for clip in clips.study.clips])
+    identity = source_identity(tokenizer)
     key = fingerprint([identity, clips.fingerprint(), code_fingerprint(*token_table.MADE_BY)])
     table = tokens_of(clips, tokenizer, options.cache_dir / "tokens", key)
     told = {"checkpoint": "", "pretrained_on": "unknown", **notes.pop("tokenizer", {}), "sha256": identity}
@@ -146,12 +151,14 @@ def run(
     notes = {
         "notes": [list(note) for note in clips.study.notes],
         "left_out": [list(pair) for pair in clips.study.excluded],
-        "num_codes": tokenizer.num_codes,
-        "num_tokens": tokenizer.num_tokens,
         "views": study.tokens.shape[1],
         "edclip": described.text_model if described else None,
         **notes,
     }
+    if isinstance(tokenizer, Method):
+        notes["method"] = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    else:
+        notes |= {"num_codes": tokenizer.num_codes, "num_tokens": tokenizer.num_tokens}
     adaptation, decides = None, None
     if options.adapt_tokenizer:
         if not isinstance(tokenizer, AdaptableTokenizer):
@@ -180,7 +187,7 @@ def run(
 
 
 def finish(
-    runs: list[Run], clips: Clips, tokenizer: ActionTokenizer, table: TokenTable, options: Options
+    runs: list[Run], clips: Clips, tokenizer: ActionTokenizer | Method, table: TokenTable, options: Options
 ) -> dict[str, Any]:
     """Add controls and pictures to a complete run: summary.json."""
     out, study, summary = runs[0].out, runs[0].study, runs[0].summary()
@@ -193,6 +200,8 @@ def finish(
         controls["shuffled"] = shuffled.summary()["scores"]["last"]
     summary["controls"] = controls
     write_text(out / "summary.json", json.dumps(summary, indent=1))
+    if isinstance(tokenizer, Method):
+        return summary
     # Of shuffled labels a mistake is no mistake.
     wrong = [] if study.control else worst_mistakes(read_predictions(out))
 
@@ -204,6 +213,15 @@ def finish(
     with replacing(out / "pictures.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **pictures)  # type: ignore[arg-type]
     return summary
+
+
+def source_identity(source: ActionTokenizer | Method) -> str:
+    """Hash of what decides the tokens, or what a baseline reads instead of them."""
+    if not isinstance(source, Method):
+        return tokenizer_fingerprint(source)
+    file = inspect.getsourcefile(type(source))
+    code = source_fingerprint(Path(file).read_bytes()) if file else type(source).__module__
+    return fingerprint([source.fingerprint(), code, code_fingerprint("mefar.baselines")])
 
 
 def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
@@ -221,7 +239,7 @@ def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
     return fingerprint(*parts)
 
 
-def tokens_of(clips: Clips, tokenizer: ActionTokenizer, folder: Path, key: str) -> TokenTable:
+def tokens_of(clips: Clips, tokenizer: ActionTokenizer | Method, folder: Path, key: str) -> TokenTable:
     """The token table of a key: from the cache, or made and kept there.
 
     Of all ranks and runs that share the disk one makes it while the others wait.
@@ -247,7 +265,8 @@ def tokens_of(clips: Clips, tokenizer: ActionTokenizer, folder: Path, key: str) 
     return found
 
 
-def _device(tokenizer: ActionTokenizer) -> torch.device:
+def _device(tokenizer: ActionTokenizer | Method) -> torch.device:
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a baseline may hold one
     if isinstance(tokenizer, nn.Module):
         for value in tokenizer.parameters():
             return value.device

@@ -1,7 +1,7 @@
 """Tokens of every clip and view of a study, made once and kept: a clip is never decoded twice.
 
-The file remembers what it was made from (tokenizer, data, views, code); asked for with anything else, or
-damaged, it is made anew.
+What a baseline reads stands in the same table, without indices. The file remembers what it was made from
+(tokenizer or baseline, data, views, code); asked for with anything else, or damaged, it is made anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mefar.baselines.method import Method
 from mefar.baselines.pixels import pixel_differences
 from mefar.files import replacing
 from mefar.tokens import ActionTokenizer
@@ -32,7 +33,7 @@ class TokenTable:
     Attributes:
         clips: N clip keys.
         embeddings: (N, V, L, D) float32, the tokens' features.
-        indices: (N, V, L) int64.
+        indices: (N, V, L) int64; (N, V, 0) where nothing is quantised.
         pixels: (N, P) float32, pixel differences of view 0 for the control.
     """
 
@@ -72,15 +73,15 @@ class TokenTable:
 
 
 def tokenize(
-    tokenizer: ActionTokenizer,
+    source: ActionTokenizer | Method,
     batches: Iterable[Mapping[str, Any]],
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> TokenTable:
-    """Tokenize every clip and view.
+    """Read every clip and view.
 
     Args:
-        tokenizer: on `device`.
+        source: a tokenizer on `device`, or a baseline.
         batches: onset, apex (B, 3, H, W) or (B, V, 3, H, W) uint8; clip, list of B keys.
         device: to work on.
         progress: told the number of clips after every batch.
@@ -92,15 +93,24 @@ def tokenize(
         if onset.ndim == 4:
             onset, apex = onset[:, None], apex[:, None]
         B, V = onset.shape[:2]
-        made = []
-        pairs = zip(*(images.flatten(0, 1).split(_IMAGES_AT_ONCE) for images in (onset, apex)), strict=True)
-        for some in pairs:
-            made.append(tokenizer.tokenize(*(images.to(device).float() / 255 for images in some)))
-        embeddings = torch.cat([tokens.features for tokens in made]).float().cpu()
-        indices = torch.cat([tokens.indices for tokens in made]).cpu()
+        keys = [clip for clip in batch["clip"] for _ in range(V)]
+        read, chosen = [], []
+        for start in range(0, B * V, _IMAGES_AT_ONCE):
+            part = slice(start, start + _IMAGES_AT_ONCE)
+            pair = [images.flatten(0, 1)[part].to(device).float() / 255 for images in (onset, apex)]
+            if isinstance(source, Method):
+                features = source.features(pair[0], pair[1], keys[part])
+                indices = torch.zeros(len(features), 0, dtype=torch.int64)
+            else:
+                tokens = source.tokenize(pair[0], pair[1])
+                features, indices = tokens.features, tokens.indices
+            read.append(features.float().cpu())
+            chosen.append(indices.cpu())
+        embeddings, indices = torch.cat(read), torch.cat(chosen)
         pixels = pixel_differences(onset[:, 0].float() / 255, apex[:, 0].float() / 255)
         # Through float16 as in the file: a run on stored tokens must see the same numbers.
-        embeddings, indices = embeddings.view(B, V, *embeddings.shape[1:]), indices.view(B, V, -1)
+        embeddings = embeddings.view(B, V, *embeddings.shape[1:])
+        indices = indices.view(B, V, indices.shape[1])
         parts.append((embeddings, indices, pixels.half().float()))
         clips += batch["clip"]
         if progress is not None:

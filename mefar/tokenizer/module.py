@@ -104,6 +104,11 @@ class FacialActionTokenizer(L.LightningModule):
         """Onset (B, 3, H, W) in [0, 1] plus tokens, its own or another face's -> apex in [0, 1]."""
         return self.network.reconstruct(onset, tokens).clamp(0, 1)
 
+    @torch.no_grad()
+    def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
+        """(B, L, D) action before quantisation: see network.ActionNetwork."""
+        return self.network.continuous(onset, apex)
+
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
         """Mean squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer."""
         return self.network.adaptation_error(onset, apex, seeds)

@@ -71,6 +71,16 @@ class ActionNetwork(nn.Module, ABC):
                 the same pair in another crop, colour and noise.
         """
 
+    def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
+        """(B, L, D) action before quantisation, embedded as codes are: the ceiling of the tokens.
+
+        Raises:
+            UserError: a network that does not offer it.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no action before its codebook; write its method continuous"
+        )
+
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B,) squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer.
 

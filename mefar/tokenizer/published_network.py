@@ -199,6 +199,10 @@ class PublishedNetwork(ActionNetwork):
         indices = self.vq.nearest(self.encode(onset, apex))
         return ActionTokens(indices, self.embed(self.vq.lookup(indices)))
 
+    def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
+        """(B, L, D), see network.py."""
+        return self.embed(self.encode(onset, apex))
+
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """(B, 3, H, W) and tokens -> apex (B, 3, H, W)."""
         return self.decode(onset, tokens.embeddings)

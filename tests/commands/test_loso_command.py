@@ -445,3 +445,42 @@ def test_torchrun_writes_the_bytes_of_one_process(
     assert done.stderr.count("tokenizing") + done.stdout.count("tokenizing") == 1, "by one rank"
     for name in ("predictions.csv", "confusion.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+# Baselines
+
+
+def test_a_baseline_stands_where_the_tokenizer_stands(
+    loso: Callable[..., int], data: Path, tmp_path: Path
+) -> None:
+    words = ["loso", "--dataset", "composite", "--data", str(data), "--cache-dir", str(tmp_path / "cache"),
+             "--out", str(tmp_path / "run"), *SMALL[:2], *SMALL[-4:]]  # fmt: skip
+    assert main([*words, "--method", "STSTNet", "--epochs", "2"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["method"] == "mefar.baselines.ststnet.STSTNet"
+    assert summary["head"]["parameters"] == 1651
+    settings = summary["training"]
+    assert (settings["epochs"], settings["batch_size"], settings["learning_rate"]) == (2, 256, 5e-5)
+    assert summary["views"] == 1 and summary["edclip"] is None
+    assert set(summary["scores"]["last"]) == {"full", "casme2", "samm", "smic"}
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert main([*words, "--out", str(tmp_path / "svm"), "--method", "FlowSVM"]) == 0
+
+
+def test_a_baseline_and_a_tokenizer_exclude_each_other(
+    loso: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert loso("--method", "Majority", small=[]) == 2
+    assert "either --tokenizer or --method" in capsys.readouterr().err
+    assert loso("--method", "NoSuchNet", small=[]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_action_before_the_codebook_is_a_ceiling_of_the_tokens(
+    loso: Callable[..., int], tmp_path: Path
+) -> None:
+    assert loso("--continuous") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["method"] == "mefar.baselines.continuous.Continuous"
+    assert summary["head"]["class_path"].endswith("TokenHead") and summary["views"] == 2
