@@ -40,6 +40,7 @@ class How:
     """Everything besides the video that decides what is found."""
 
     model: str
+    head: str
     onset: float | None
     apex: float | None
     threshold: float
@@ -50,6 +51,7 @@ def recognise(
     path: str | Path,
     *,
     model: str | None = None,
+    head: str | Path | None = None,
     onset: float | None = None,
     apex: float | None = None,
     threshold: float = 4.5,
@@ -61,6 +63,7 @@ def recognise(
         path: video file, or folder of numbered images.
         model: checkpoint of a tokenizer, "demo" for the one that mefar brings, "none" for none; left out,
             the one that mefar brings, if it does.
+        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer.
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
         threshold: how many times larger than usual a motion must be.
@@ -72,15 +75,16 @@ def recognise(
     Raises:
         UserError: the video or the model cannot be read.
     """
-    how, tokenizer, notes = _model(model, onset, apex, threshold, fps)
+    how, reader, notes = _model(model, head, onset, apex, threshold, fps)
     film = footage(Path(path), fps)
-    return _read(film, how, tokenizer, follow(film, None), notes)[0]
+    return _read(film, how, reader, follow(film, None), notes)[0]
 
 
 def recognise_command(
     video: Path,
     *,
     model: str | None = None,
+    head: Path | None = None,
     out: Path | None = None,
     onset: float | None = None,
     apex: float | None = None,
@@ -101,6 +105,7 @@ def recognise_command(
         video: video file, folder of videos, or folder of numbered images.
         model: checkpoint of a tokenizer, demo for the one that mefar brings, none for none; left out, the
             one that mefar brings, if it does.
+        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer: classes for the events.
         out: folder to write; left out, runs/recognise/NAME. A killed run goes on, a finished one is kept.
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
@@ -116,8 +121,8 @@ def recognise_command(
         raise UserError("give --onset and --apex together, in seconds")
     if not gap > 0:
         raise UserError(f"--gap is {gap}; give seconds above 0")
-    how, tokenizer, notes = _model(model, onset, apex, threshold, fps)
-    if every_pair and tokenizer is None:
+    how, reader, notes = _model(model, head, onset, apex, threshold, fps)
+    if every_pair and reader is None:
         raise UserError("--every-pair needs a tokenizer; give --model CHECKPOINT")
     films = films_in(video) if video.is_dir() else [video]
     several = films != [video]
@@ -127,7 +132,7 @@ def recognise_command(
         folder = place / _name(film, video, films) if several else place
         try:
             _recognise_into(
-                folder, footage(film, fps), how, tokenizer, notes, annotated, gap if every_pair else None
+                folder, footage(film, fps), how, reader, notes, annotated, gap if every_pair else None
             )
         except UserError as error:
             if not several:
@@ -150,31 +155,84 @@ def _name(film: Path, folder: Path, films: Sequence[Path]) -> Path:
     return inner if twins > 1 else plain if str(plain) != "." else Path("images")
 
 
+@dataclass(frozen=True)
+class _Reader:
+    tokenizer: Any
+    classifier: Any  # recognition.reading.Classifier or None
+
+
 def _model(
-    model: str | None, onset: float | None, apex: float | None, threshold: float, fps: float | None
-) -> tuple[How, Any, list[str]]:
-    """The settings, the tokenizer or None, and what to say about it."""
+    model: str | None,
+    head: str | Path | None,
+    onset: float | None,
+    apex: float | None,
+    threshold: float,
+    fps: float | None,
+) -> tuple[How, _Reader | None, list[str]]:
+    """The settings, what reads events, or None, and what to say about it."""
     if not threshold > 0:
         raise UserError(f"threshold is {threshold}; give a number above 0, 4.5 is usual")
-    tokenizer, notes = None, []
+    reader, notes = None, []
     if model != "none":
         from mefar.tokenizer import load  # brings torch and Lightning
 
         try:
             tokenizer = load(model or "demo")
+            reader = _Reader(tokenizer, None if head is None else _classifier(Path(head), tokenizer))
         except UserError as error:
-            if model is not None:
+            if model is not None or head is not None:
                 raise
             notes = [f"events were not read, for want of a model ({error})"]
-    name = (model or "demo") if tokenizer is not None else ""
-    return How(name, onset, apex, threshold, fps), tokenizer, notes
+    elif head is not None:
+        raise UserError("--head reads tokens; give --model too")
+    name = (model or "demo") if reader is not None else ""
+    return How(name, str(head or ""), onset, apex, threshold, fps), reader, notes
+
+
+def _classifier(path: Path, tokenizer: Any) -> Any:
+    """The head of a TokenClassifier's checkpoint, with the names of its classes."""
+    import torch
+
+    from datamodules.protocols import find_databases
+    from mefar.classifier.module import TokenClassifier
+    from mefar.recognition.reading import Classifier
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state, classes = content["state_dict"], int(content["hyper_parameters"]["num_classes"])
+    except Exception as error:  # whatever a file may hold
+        raise UserError(f"{path}: not a classifier's checkpoint that can be read ({error})"[:200]) from None
+    theirs = {
+        name.removeprefix("tokenizer."): v for name, v in state.items() if name.startswith("tokenizer.")
+    }
+    ours = tokenizer.state_dict()
+    if set(theirs) != set(ours) or any(not torch.equal(theirs[name], ours[name]) for name in ours):
+        raise UserError(f"{path}: was trained on the tokens of another tokenizer than --model; give that one")
+    try:
+        module = TokenClassifier(tokenizer, classes)
+        module.load_state_dict(state)
+    except (RuntimeError, UserError) as error:
+        raise UserError(f"{path}: has another head than TokenHead ({str(error)[:120]})") from None
+    module.eval()
+    data = content.get("datamodule_hyper_parameters", {})
+    names = tuple(f"class{number}" for number in range(classes))
+    with suppress(UserError, KeyError):
+        _, databases = find_databases(str(data["dataset"]))
+        names = next(iter(databases.values())).protocols[classes].names
+
+    def probabilities(features: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            told: torch.Tensor = module(features.to(module.mean.dtype)).logits.softmax(-1)
+            return told
+
+    return Classifier(tuple(names), probabilities)
 
 
 def _recognise_into(
     folder: Path,
     film: Footage,
     how: How,
-    tokenizer: Any,
+    reader: _Reader | None,
     notes: list[str],
     annotated: bool,
     gap: float | None,
@@ -183,7 +241,7 @@ def _recognise_into(
     settings = asdict(how) | {
         "video": film.path.name,
         "content": fingerprint(*(film.images or [film.path])),
-        "weights": fingerprint(*tokenizer.state_dict().values()) if hasattr(tokenizer, "state_dict") else "",
+        "weights": fingerprint(*reader.tokenizer.state_dict().values()) if reader is not None else "",
         "code": code_fingerprint("mefar.recognition", "mefar.commands.recognise"),
     }
     with lock(folder / ".lock"):
@@ -191,13 +249,13 @@ def _recognise_into(
         if not (folder / "tracks.npz").is_file():
             with shown(f"following faces in {film.path.name}", "frames") as progress:
                 follow(film, progress).save(folder / "tracks.npz")
-        found, crops = _read(film, how, tokenizer, Followed.load(folder / "tracks.npz"), notes)
+        found, crops = _read(film, how, reader, Followed.load(folder / "tracks.npz"), notes)
         write_text(folder / "events.csv", found.events_csv())
         write_text(folder / "frames.csv", found.frames_csv())
         write_text(folder / "events.json", found.events_json())
         _page(folder, found, crops, how.threshold)
-        if gap is not None and not (folder / "pairs.csv").is_file():
-            write_text(folder / "pairs.csv", _pairs(film, found, tokenizer, gap))
+        if gap is not None and reader is not None and not (folder / "pairs.csv").is_file():
+            write_text(folder / "pairs.csv", _pairs(film, found, reader.tokenizer, gap))
         if annotated and not (folder / "annotated.mp4").is_file():
             with shown(f"drawing {film.path.name}", "frames") as progress:
                 frames = _told(islice(ahead(film.play()), found.frames), found.frames, progress)
@@ -258,7 +316,7 @@ def follow(film: Footage, progress: Progress | None) -> Followed:
 
 
 def _read(
-    film: Footage, how: How, tokenizer: Any, followed: Followed, notes: Sequence[str]
+    film: Footage, how: How, reader: _Reader | None, followed: Followed, notes: Sequence[str]
 ) -> tuple[Recognition, dict[int, tuple[UInt8, UInt8]]]:
     """Spot events, or take the one that is known, and read them; and each one's onset and apex crop."""
     notes, tracks = [*notes, *followed.notes], followed.tracks
@@ -270,7 +328,7 @@ def _read(
         events = [event for track in tracks for event in _spotted(track, how.threshold)]
     events.sort(key=lambda event: (event.onset, event.person))
     events = [replace(event, event=number) for number, event in enumerate(events, 1)]
-    side = int(getattr(tokenizer, "image_size", SIDE))
+    side = SIDE if reader is None else int(reader.tokenizer.image_size)
     crops: dict[int, tuple[UInt8, UInt8]] = {}
     small: list[tuple[UInt8, UInt8]] = []
     for event in events:
@@ -279,10 +337,11 @@ def _read(
         places = [track.matrix_at(number) for number in (event.onset_frame, event.apex_frame)]
         crops[event.event] = _cut(pair, places, SIDE)
         small.append(_cut(pair, places, side))
-    if tokenizer is not None and events:
+    if reader is not None and events:
         from mefar.recognition.reading import read
 
-        events = read(tokenizer, events, *zip(*small, strict=True))
+        onsets, apexes = zip(*small, strict=True)
+        events = read(reader.tokenizer, events, onsets, apexes, reader.classifier)
     found = Recognition(
         str(film.path), followed.seconds, followed.frames, film.fps, film.size, how.model, tuple(events),
         tracks, followed.cuts, tuple(notes),
@@ -357,7 +416,9 @@ def _pairs(film: Footage, found: Recognition, tokenizer: Any, gap: float) -> str
     batch: list[tuple[list[Any], UInt8, UInt8]] = []
 
     def tokenise() -> None:
-        codes = tokens_of(tokenizer, [pair[1] for pair in batch], [pair[2] for pair in batch])
+        if not batch:
+            return
+        codes = tokens_of(tokenizer, [pair[1] for pair in batch], [pair[2] for pair in batch]).indices
         rows.extend(
             [*pair[0], " ".join(map(str, row))] for pair, row in zip(batch, codes.tolist(), strict=True)
         )

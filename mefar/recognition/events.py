@@ -21,6 +21,7 @@ from mefar.recognition.tracking import Track
 EVENT_COLUMNS = (
     "event", "person", "kind", "onset_s", "apex_s", "offset_s", "onset_frame", "apex_frame", "offset_frame",
     "strength", "certainty", "parts", "emotion", "confidence", "action_units", "description", "tokens",
+    "token_strength",
 )  # fmt: skip
 """Columns of events.csv, in order; p_CLASS for every class of the model comes after them.
 
@@ -29,7 +30,8 @@ event: number from 1; person: number of the face; kind: micro (up to half a seco
 the distance of the eyes; certainty: how many times the usual motion of that part of the face; parts: what
 moved, the strongest first; emotion: class of the model, "nothing" where its tokens say that nothing happened,
 empty without a classifier; confidence: its probability; action_units: read from the tokens, with their
-probability; description: the sentence nearest to the event; tokens: the codes, in order.
+probability; description: the sentence nearest to the event; tokens: the codes, in order; token_strength: how
+much of that action there is, 1 as much as talking faces typically show, empty where the codes say both.
 """
 
 FRAME_COLUMNS = (
@@ -66,6 +68,7 @@ class Event:
     action_units: Mapping[str, float] = field(default_factory=dict)
     description: str = ""
     tokens: tuple[int, ...] = ()
+    token_strength: float | None = None
 
     def row(self) -> dict[str, Any]:
         """One line of events.csv."""
@@ -78,6 +81,7 @@ class Event:
             "confidence": "" if self.confidence is None else round(self.confidence, 4),
             "action_units": " ".join(f"{unit}:{p:.2f}" for unit, p in self.action_units.items()),
             "description": self.description, "tokens": " ".join(map(str, self.tokens)),
+            "token_strength": "" if self.token_strength is None else round(self.token_strength, 4),
         }  # fmt: skip
         return told | {f"p_{name}": round(p, 4) for name, p in self.probabilities.items()}
 

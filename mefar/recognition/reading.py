@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mefar.recognition.events import Event
-from mefar.tokens import ActionTokenizer
+from mefar.tokens import ActionTokenizer, ActionTokens
 
 UInt8 = NDArray[np.uint8]
 
 NOTHING = "nothing"
 _BATCH = 32
+_FAINTEST = 2.0**-6  # strength of tokens that heads read as none at all
 
 
 def images(crops: Sequence[UInt8]) -> torch.Tensor:
@@ -23,30 +24,61 @@ def images(crops: Sequence[UInt8]) -> torch.Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
-def tokens_of(tokenizer: ActionTokenizer, onsets: Sequence[UInt8], apexes: Sequence[UInt8]) -> torch.Tensor:
-    """(N, L) int64 codes of pairs of crops, a few pairs in memory at a time."""
-    rows = [
-        tokenizer.tokenize(images(onsets[k : k + _BATCH]), images(apexes[k : k + _BATCH])).indices
-        for k in range(0, len(onsets), _BATCH)
-    ]
-    return torch.cat(rows) if rows else torch.zeros(0, tokenizer.num_tokens, dtype=torch.int64)
+def tokens_of(tokenizer: ActionTokenizer, onsets: Sequence[UInt8], apexes: Sequence[UInt8]) -> ActionTokens:
+    """Tokens of N pairs of crops, a few pairs at a time."""
+    parts = []
+    for k in range(0, len(onsets), _BATCH):
+        made = tokenizer.tokenize(images(onsets[k : k + _BATCH]), images(apexes[k : k + _BATCH]))
+        parts.append(made)
+    strengths = [part.strength for part in parts if part.strength is not None]
+    return ActionTokens(
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.embeddings for part in parts]),
+        torch.cat(strengths) if strengths else None,
+    )
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What calls events by a class.
+
+    Attributes:
+        names: C of them.
+        probabilities: features (N, L, D) -> (N, C), rows that sum to 1.
+    """
+
+    names: tuple[str, ...]
+    probabilities: Callable[[torch.Tensor], torch.Tensor]
 
 
 def read(
-    tokenizer: ActionTokenizer, events: Sequence[Event], onsets: Sequence[UInt8], apexes: Sequence[UInt8]
+    tokenizer: ActionTokenizer,
+    events: Sequence[Event],
+    onsets: Sequence[UInt8],
+    apexes: Sequence[UInt8],
+    classifier: Classifier | None = None,
 ) -> list[Event]:
-    """Give events their tokens; where these are those of a face at rest, "nothing" is the answer.
+    """Give events tokens and a class; where the tokens are those of a face at rest, "nothing" is the answer.
 
     Args:
         tokenizer: reads crops of its own image_size.
         events: N of them.
         onsets: N crops, (S, S, 3) uint8, that follow the head.
         apexes: the same of the apexes.
+        classifier: asked for the class, if there is one.
     """
-    codes = tokens_of(tokenizer, onsets, apexes)
-    resting = tokens_of(tokenizer, onsets, onsets)
+    made, resting = tokens_of(tokenizer, onsets, apexes), tokens_of(tokenizer, onsets, onsets)
+    called = None if classifier is None else classifier.probabilities(made.features)
     told = []
-    for event, row, rest in zip(events, codes, resting, strict=True):
-        emotion = NOTHING if torch.equal(row, rest) else ""
-        told.append(replace(event, tokens=tuple(row.tolist()), emotion=emotion))
+    for row, event in enumerate(events):
+        strength = None if made.strength is None else float(made.strength[row])
+        event = replace(event, tokens=tuple(made.indices[row].tolist()), token_strength=strength)
+        if called is not None and classifier is not None:
+            shares = dict(zip(classifier.names, called[row].tolist(), strict=True))
+            best = max(shares, key=lambda name: shares[name])
+            event = replace(event, emotion=best, confidence=shares[best], probabilities=shares)
+        same = torch.equal(made.indices[row], resting.indices[row])
+        if same if strength is None else strength <= _FAINTEST:
+            event = replace(event, emotion=NOTHING, confidence=None)
+        told.append(event)
     return told

@@ -213,3 +213,91 @@ def test_what_is_fetched_ahead_is_the_same_and_errors_come_through() -> None:
         seen.extend(ahead(numbers()))
     assert seen == list(range(9))
     assert next(ahead(iter(range(10**9)))) == 0  # leaves no thread that waits for ever
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> tuple[Path, Path]:
+    """A tokenizer that has learned nothing, and a head on its tokens."""
+    import torch
+
+    from mefar.classifier.module import TokenClassifier
+    from mefar.tokenizer.module import FacialActionTokenizer
+    from mefar.tokenizer.warp_network import WarpNetwork
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    tokenizer = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, code_dim=4))
+    head = TokenClassifier(tokenizer, 3)
+    for module, name in ((tokenizer, "tokenizer"), (head, "head")):
+        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+        content["datamodule_hyper_parameters"] = {"dataset": "composite"}
+        torch.save(content, folder / f"{name}.ckpt")
+    with torch.no_grad():
+        next(tokenizer.parameters()).add_(0.1)
+    torch.save(
+        {"state_dict": tokenizer.state_dict(), "hyper_parameters": dict(tokenizer.hparams)}, folder / "2.ckpt"
+    )
+    return folder / "tokenizer.ckpt", folder / "head.ckpt"
+
+
+def test_a_model_gives_tokens_classes_and_every_pair(rendered, model, tmp_path, capsys) -> None:
+    import torch
+
+    from mefar.recognition.reading import NOTHING
+
+    words = ["--model", model[0], "--head", model[1], "--annotated", "false", "--every-pair"]
+    assert run(rendered[0], *words, "--out", tmp_path / "out") == 0
+    [event] = rows(tmp_path / "out" / "events.csv")
+    chances = {name: float(event[f"p_{name}"]) for name in ("negative", "positive", "surprise")}
+    assert sum(chances.values()) == pytest.approx(1, abs=1e-3)
+    assert event["emotion"] in (NOTHING, max(chances, key=lambda name: chances[name]))
+    pairs = rows(tmp_path / "out" / "pairs.csv")
+    assert len(pairs) == 150 - 9  # 0.3 s are nine frames
+    assert {int(pair["later_frame"]) - int(pair["frame"]) for pair in pairs} == {9}
+    assert {len(row["tokens"].split()) for row in (event, *pairs)} == {16}
+
+    other = model[0].with_name("2.ckpt")
+    assert run(rendered[0], "--model", other, "--head", model[1], "--out", tmp_path / "other") == 2
+    assert "was trained on the tokens of another tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    torch.manual_seed(0)
+
+
+def test_at_rest_the_answer_is_nothing(model) -> None:
+    from mefar.recognition.events import Event
+    from mefar.recognition.reading import NOTHING, read
+    from mefar.tokenizer import load
+
+    still = np.full((48, 48, 3), 99, np.uint8)
+    event = Event(1, 1, "micro", 0, 0.1, 0.2, 0, 3, 6, 1.0, 5.0, ("brows",))
+    [told] = read(load(model[0]), [event], [still], [still])
+    assert told.emotion == NOTHING
+    assert len(told.tokens) == 16
+
+
+def test_what_a_folder_of_videos_gave_can_be_scored(tmp_path) -> None:
+    from mefar.recognition.intervals import read_intervals
+
+    table = tmp_path / "events.csv"
+    table.write_text(
+        "video," + ",".join(EVENT_COLUMNS) + "\nv1,1,1,micro,0.1,0.2,0.3,3,6,9,2.0,5.0,brows,negative,,,,,\n"
+    )
+    [interval] = read_intervals(table).intervals
+    assert (interval.video, interval.kind, interval.onset, interval.offset) == ("v1", "micro", 3, 9)
+    assert interval.emotion == "negative"
+
+
+def test_a_video_that_breaks_off_is_told_and_used_up_to_there(rendered, tmp_path, capsys) -> None:
+    whole = rendered[0].with_suffix(".ts")
+    with av.open(str(rendered[0])) as source, av.open(str(whole), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copy
+                out.mux(packet)
+    data = whole.read_bytes()
+    whole.write_bytes(data[: int(0.6 * len(data)) // 188 * 188])
+    assert run(whole, "--model", "none", "--annotated", "false", "--out", tmp_path / "out") == 0
+    told = json.loads((tmp_path / "out" / "events.json").read_text())
+    assert 60 < told["frames"] < 140
+    assert float(told["people"][0]["to_s"]) > 2
