@@ -83,7 +83,9 @@ class Heads:
 
     def _mapped(self, function: Callable[..., Any], *batches: Tensor) -> Any:
         """The results of a function of one head's (values, buffers, mean, scale, *batch), stacked over G."""
-        stacked = (dict(self.values), self.buffers, self.mean, self.scale, *batches)
+        # Detached: grad makes a graph of its own, and torch would record another around it.
+        values = {name: value.detach() for name, value in self.values.items()}
+        stacked = (values, self.buffers, self.mean, self.scale, *batches)
         if self.together:
             return vmap(function, randomness="different")(*stacked)
         return _stacked([function(*[_row(each, i) for each in stacked]) for i in range(len(self.mean))])
