@@ -2,7 +2,7 @@
 
 Coding file `CAS(ME)3_part_A_v2.xls` (or v1): Subject (spNO.1), Filename (letter of the video), Onset, Apex,
 Offset (0 where not annotated), AU, Expression type (`Macro-expression`, `Micro-expression`), Objective
-class. It names no emotions; those of micro-expressions stand in the coding file of `casme3`. Frames
+class. It names no emotions; those of micro-expressions are taken from the coding file of `casme3`. Frames
 `part_A/spNO.1/a/color/355.jpg`, as for `casme3`.
 """
 
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from datamodules.databases.casme3 import DATABASE as CASME3
 from datamodules.databases.casme3 import SUBJECT
 from datamodules.databases.coding_file import read_table
 from datamodules.databases.folders import Place
@@ -25,16 +26,18 @@ def _movements(file: Path) -> Iterable[CodedMovement]:
         subject = SUBJECT.read(row.text("Subject"))
         if subject is None:
             raise row.error("Subject", f"{row.text('Subject')!r} is no subject id ({SUBJECT.example})")
+        kind, onset = movement_kind(row, "Expression type"), frame_number(row, "Onset")
         yield CodedMovement(
             subject,
             row.text("Filename").casefold(),
-            movement_kind(row, "Expression type"),
-            frame_number(row, "Onset"),
+            kind,
+            onset,
             frame_number(row, "Apex"),
             frame_number(row, "Offset"),
             "",
             row.raw("AU"),
             row,
+            f"{row.text('Filename').casefold()}_{onset}" if kind == "micro" else "",
         )
 
 
@@ -56,4 +59,5 @@ DATABASE = LongDatabase(
     movements=_movements,
     recognise=_recognise,
     below="color",
+    emotions=CASME3,
 )

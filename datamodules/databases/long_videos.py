@@ -24,7 +24,8 @@ from typing import Literal
 
 from datamodules.clips import ActionUnit
 from datamodules.databases.action_units import parse_action_units
-from datamodules.databases.coding_file import Row, find_coding_file
+from datamodules.databases.coding_file import Row, find_coding_file, known_coding_file, read_table
+from datamodules.databases.description import Database
 from datamodules.databases.folders import (
     FrameKind,
     Recogniser,
@@ -50,7 +51,7 @@ class Movement:
         onset: number of the first frame.
         offset: number of the last frame, which is part of it; above the onset.
         apex: number of the strongest frame, inside [onset, offset]; None = not annotated.
-        emotion: lower case, as annotated; "" = not annotated.
+        emotion: negative, positive, surprise or others; "" = not annotated.
         aus: annotated action units, sorted, without repeats.
         row: row of the coding file.
     """
@@ -138,9 +139,10 @@ class CodedMovement:
         onset: frame number or None where not annotated.
         apex: likewise.
         offset: likewise.
-        emotion: lower case, "" where not annotated.
+        emotion: its class, "" where the row does not tell.
         aus: the cell of the action units.
         row: the row, for messages.
+        clip: the micro-expression's name in the database of clips, see `LongDatabase.emotions`.
     """
 
     subject: str
@@ -152,6 +154,7 @@ class CodedMovement:
     emotion: str
     aus: object
     row: Row
+    clip: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,8 @@ class LongDatabase:
         movements: coding file -> what its rows say.
         recognise: tells the folder (or video file) of a video: its place is (subject, video).
         below: folder inside it that holds the frames, where there is one.
+        emotions: the database of clips whose coding file, if it lies there too, tells what micro-expressions
+            show; emotions become the classes of its protocol of three, all others are `others`.
         open_end: a movement without an offset lasts until the end of its video.
         published: how many videos, subjects, micro and macro movements the complete database has.
     """
@@ -183,6 +188,7 @@ class LongDatabase:
     movements: Callable[[Path], Iterable[CodedMovement]]
     recognise: Recogniser
     below: str = ""
+    emotions: Database | None = None
     open_end: bool = False
     published: Mapping[str, int] = field(default_factory=dict)
 
@@ -232,10 +238,15 @@ def read(database: LongDatabase, data: Path, prefer: FrameKind = "raw") -> LongS
     """
     root = find_root(existing_folder(data), database.name, database.folder)
     file = find_coding_file(root, database.coding_patterns, database.coding_file, beside=data)
-    coded = list(database.movements(file))
-    folders, copy, findings = find_clip_folders(
+    told, findings = _emotions(database, root, data)
+    coded = [
+        replace(one, emotion=told.get((one.subject, one.clip), one.emotion))
+        for one in database.movements(file)
+    ]
+    folders, copy, problems = find_clip_folders(
         database.name, root, database.recognise, None, prefer, videos=True
     )
+    findings += problems
     if not folders:
         raise UserError(f"{root}: no videos of {database.title}; point to the folder that holds them")
     found = {(subject, video): path for (subject, video), path in folders.items()}
@@ -257,6 +268,26 @@ def read(database: LongDatabase, data: Path, prefer: FrameKind = "raw") -> LongS
         videos.append(_video(database, subject, name, path, rows, findings))
     study = LongStudy(database.name, tuple(sorted(videos, key=lambda v: v.key)), tuple(findings), file)
     return replace(study, findings=(*study.findings, *_against_published(database, study)))
+
+
+def _emotions(
+    database: LongDatabase, root: Path, data: Path
+) -> tuple[dict[tuple[str, str], str], list[Finding]]:
+    """(subject, clip) -> class, of the coding file of the database of clips, where that is there."""
+    clips = database.emotions
+    if clips is None:
+        return {}, []
+    file = known_coding_file(root, clips.file_patterns, data)
+    if file is None:
+        detail = f"{root}: no {clips.coding_file}, which tells what micro-expressions show: no emotions"
+        return {}, [Finding("note", "emotion", database.name, detail, file=str(root))]
+    classes, told = clips.protocols[3].emotions, {}
+    for row in read_table(file, clips.columns.needed, clips.sheet):
+        subject = clips.subject.read(row.text(clips.columns.subject))
+        clip = clips.clip(row) if clips.clip else row.text(clips.columns.clip)
+        if subject and (emotion := row.text(clips.columns.emotion).casefold()):
+            told[subject, clip] = classes.get(emotion, "others")
+    return told, [Finding("note", "source", database.name, f"emotions from {file}", file=str(file))]
 
 
 def _video(

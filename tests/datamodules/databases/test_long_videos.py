@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pytest
 from filming import barcode, film, number_in
-from replicas import write_frames, write_table
+from replicas import Row, write_casme3, write_frames, write_samm, write_table
 from spreadsheets import write_xls
 
 from datamodules.crops import read_image
 from datamodules.databases.casme_sq import SUBJECTS, VIDEOS
 from datamodules.databases.long_videos import LongStudy, Movement
 from datamodules.databases.video_frames import number_frames
+from datamodules.findings import Finding
 from datamodules.protocols import load, load_long_videos
 from mefar.__main__ import main
 from mefar.errors import UserError
@@ -154,6 +156,27 @@ def test_what_a_movement_holds(tmp_path: Path) -> None:
         "negative",
         *["positive"] * 3,
     ]
+
+
+def test_emotions_come_from_the_coding_file_of_the_clips(tmp_path: Path) -> None:
+    write_samm_lv(tmp_path / "samm_lv")
+    assert one_kind(load_long_videos("samm_lv", tmp_path), "emotion").level == "note"
+    rows = [Row(6, "006_1_2", emotion="Contempt"), Row(6, "006_2_1", emotion="Other"), Row(6, "006_1_1")]
+    write_samm(tmp_path / "samm_lv", [replace(row, frames=None) for row in rows])
+    study = load_long_videos("samm_lv", tmp_path)
+    told = {(one.kind, one.onset): one.emotion for video in study.videos for one in video.movements}
+    assert told == {("macro", 566): "", ("micro", 900): "negative", ("micro", 10): "others"}
+    write_casme3_long(tmp_path / "casme3_long")
+    rows = [Row("spNO.1", "a", 355, 360, 371, emotion="happy", frames=None)]
+    write_casme3(tmp_path / "casme3_long" / "annotation", rows)
+    study = load_long_videos("casme3_long", tmp_path)
+    assert [one.emotion for one in study.videos[0].movements] == ["positive", ""]
+    assert [clip.key for clip in load("casme3", tmp_path / "casme3_long", 3).clips] == ["casme3/spNO.1/a_355"]
+
+
+def one_kind(study: LongStudy, kind: str) -> Finding:
+    (found,) = [finding for finding in study.findings if finding.kind == kind]
+    return found
 
 
 def test_what_is_wrong_is_a_finding_with_its_row(tmp_path: Path) -> None:
