@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mefar.classifier.text_anchors import DESCRIPTIONS, Anchors, encode_descriptions, read_descriptions
 from mefar.commands import run_function
+from mefar.errors import UserError
 
 
 def anchors(
@@ -30,6 +31,8 @@ def anchors(
     """
     table = read_descriptions(descriptions)
     source, name = locate(text_model)
+    if out.exists() and (there := _text_model_of(out)) != name:
+        raise UserError(f"{out}: holds {there}, not anchors by {name}; give another --out")
     vectors = encode_descriptions(source, [row.sentence for row in table], download=download)
     made = Anchors(table, vectors, name)
     made.save(out)
@@ -54,6 +57,13 @@ def locate(text_model: str) -> tuple[str, str]:
             if (folder / "config.json").is_file():
                 return str(folder), f"{text_model} {version(text_model)} (PyPI)"
     return text_model, text_model
+
+
+def _text_model_of(path: Path) -> str:
+    try:
+        return Anchors.load(path).text_model
+    except UserError:
+        return "something else"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,10 +1,13 @@
 """The `mefar` command: quick to answer, one line for a mistake, a folder per training."""
 
+import errno
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -169,6 +172,47 @@ def test_a_wrong_key_in_yaml_names_the_file(capsys: pytest.CaptureFixture[str], 
     line = error_of(capsys, "example")
     assert "'colour' is not accepted" in line
     assert "x.yaml" in line
+
+
+def test_what_a_disk_answers_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+
+    def write(path: str) -> Callable[[], int]:
+        return lambda: (tmp_path / path).write_text("ours")
+
+    for path, complaint in (
+        ("file/below", "not a directory; a file stands where a folder is meant"),
+        ("loop", "too many levels of symbolic links; a link that leads to itself"),
+        (".", "is a directory; a folder stands where a file is meant"),
+        ("nowhere/x", "no such file or directory; give a path that exists"),
+        ("x" * 300, "give a shorter path"),
+    ):
+        assert guard("mefar x", write(path)) == 2
+        assert complaint in error_of(capsys, "x")
+
+    def full() -> int:
+        raise ValueError("the library's words") from OSError(errno.ENOSPC, "No space left on device")
+
+    assert guard("mefar x", full) == 2
+    assert error_of(capsys, "x") == "no space left on device; make room, or give another place"
+    with pytest.raises(ConnectionRefusedError):  # no disk's answer: a bug
+        guard("mefar x", lambda: socket.create_connection(("127.0.0.1", 1)) and 0)
+
+
+def test_a_reader_that_goes_away_ends_us_quietly(tmp_path: Path) -> None:
+    code = "import sys; from mefar.commands import guard; "
+    code += "sys.exit(guard('mefar x', lambda: print('line\\n' * 100_000) or 0))"
+    words = f'{sys.executable} -c "{code}" | head -n 1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "line\n141\n" and done.stderr == ""
+
+
+def test_anchors_replace_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("my notes")
+    assert main(["anchors", "--out", str(tmp_path / "mine"), "--text-model", str(tmp_path)]) == 2
+    assert "holds something else, not anchors by" in error_of(capsys, "anchors")
+    assert (tmp_path / "mine").read_text() == "my notes"
 
 
 def test_interrupts_and_bugs(capsys: pytest.CaptureFixture[str]) -> None:
