@@ -36,6 +36,7 @@ VERBS = {
     "spot": ("mefar.commands.spot", "leave-one-subject-out spotting in a database of long videos"),
     "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
+    "table": ("mefar.commands.table", "finished LOSO runs as one table, and last against oracle"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
     "sweep": ("mefar.commands.sweep", "check a W&B sweep file, or run it here, without an account"),
 }

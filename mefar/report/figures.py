@@ -228,6 +228,31 @@ def subjects(scores: Sequence[tuple[str, float, float]], width: float = 6.2) -> 
 
 
 @_styled
+def last_and_oracle(points: Sequence[tuple[str, float, float]], width: float = COLUMN) -> Figure:
+    """What choosing the epoch on the test subject is worth: per method a line from last to oracle.
+
+    Args:
+        points: (method, UF1 of the last epoch, UF1 of the oracle), in the order of drawing, from above.
+        width: of the axes, in inches.
+    """
+    left = LETTER * max(len(name) for name, _, _ in points) + 0.12
+    axes = _axes(width, 0.22 * len(points) + 0.1, left=left, right=0.3, bottom=0.38, top=0.3)
+    for place, (name, last, oracle) in enumerate(points):
+        axes.plot([last, oracle], [place, place], color=TRACK, linewidth=3, zorder=1)
+        for value, colour, what in ((oracle, RED, "oracle"), (last, BLUE, "last")):
+            (dot,) = axes.plot(
+                [value], [place], "o", color=colour, markersize=4.5, label=what if not place else None
+            )
+            _hover(dot, f"{name}, {what}: {value:.3f}")
+    axes.set_yticks(range(len(points)), [name for name, _, _ in points])
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("UF1")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=7.5, borderpad=0)
+    return _figure(axes)
+
+
+@_styled
 def curve(
     points: Sequence[tuple[int, float]],
     name: str = "",
