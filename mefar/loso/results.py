@@ -7,16 +7,17 @@ legend: N rows of predictions.csv (clips x seeds), C classes, L tokens.
 from __future__ import annotations
 
 import csv
-import json
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mefar.errors import UserError
 
@@ -28,6 +29,56 @@ DRAWS = 2000
 
 _SELECTIONS = ("last", "inner", "oracle")
 _OWNERS = ("database", "subject", "clip")
+
+
+Confusion = dict[str, dict[str, list[list[float]]]]
+Attention = dict[str, list[list[float] | None]]
+Pairs = list[tuple[str, str]]
+T = TypeVar("T")
+
+
+class Score(TypedDict):
+    """UF1 and UAR in [0, 1], with their standard deviations over seeds where there are several."""
+
+    uf1: float
+    uar: float
+    uf1_std: NotRequired[float]
+    uar_std: NotRequired[float]
+
+
+class Interval(TypedDict):
+    """Ends of the intervals of both."""
+
+    uf1: tuple[float, float]
+    uar: tuple[float, float]
+
+
+class Counts(TypedDict):
+    """What there is of a database."""
+
+    clips: int
+    subjects: int
+    classes: NotRequired[dict[str, int]]
+
+
+class Summary(TypedDict):
+    """summary.json, as far as it must have a form: anything else may be in it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    protocol: str
+    classes: list[str]
+    scores: dict[str, dict[str, Score]]
+    counts: dict[str, Counts]
+    seeds: NotRequired[list[int]]
+    folds: NotRequired[int]
+    intervals: NotRequired[dict[str, dict[str, Interval]] | None]
+    controls: NotRequired[dict[str, dict[str, Score]] | None]
+    tokenizer: NotRequired[dict[str, Any] | None]
+    dropped: NotRequired[Pairs | None]
+    left_out: NotRequired[Pairs | None]
+    notes: NotRequired[Pairs | None]
+    wall_seconds: NotRequired[float | None]
+    adapt_tokenizer: NotRequired[float | None]
 
 
 @dataclass(frozen=True)
@@ -90,8 +141,8 @@ class FinishedRun:
     folder: Path
     summary: dict[str, Any]
     predictions: Predictions | None
-    confusion: dict[str, dict[str, list[list[float]]]]
-    attention: dict[str, list[list[float] | None]]
+    confusion: Confusion
+    attention: Attention
     pictures: dict[str, NDArray[np.generic]]
 
     @property
@@ -142,20 +193,25 @@ def read_run(run: Path) -> FinishedRun:
         UserError: no finished run there, or one of its files cannot be read.
     """
     run = Path(run)
-    summary = _json(run / "summary.json")
-    missing = [key for key in ("protocol", "classes", "scores", "counts") if key not in summary]
-    if missing:
-        raise UserError(f"{run / 'summary.json'}: no {missing[0]!r}; run `mefar loso` again")
+    summary: Summary = _json(run / "summary.json", Summary)
     if "full" not in summary["scores"].get("last", {}):
-        raise UserError(f"{run / 'summary.json'}: no scores of the last epoch in all; run `mefar loso` again")
-    confusion = _json(run / "confusion.json") if (run / "confusion.json").is_file() else {}
-    attention = _json(run / "attention.json") if (run / "attention.json").is_file() else {}
-    _must_be_numbers(run / "summary.json", {key: summary.get(key) for key in _NUMBERS})
-    _must_be_numbers(run / "confusion.json", confusion)
-    _must_be_numbers(run / "attention.json", attention)
+        raise UserError(f"{run / 'summary.json'}: scores.last.full: Field required; run `mefar loso` again")
+    confusion: Confusion = {}
+    attention: Attention = {}
+    if (run / "confusion.json").is_file():
+        confusion = _json(run / "confusion.json", Confusion)
+    if (run / "attention.json").is_file():
+        attention = _json(run / "attention.json", Attention)
+    C = len(summary["classes"])
+    tables: list[tuple[str, Sequence[list[float] | None]]]
+    tables = [("attention.json", rows) for rows in attention.values()]
+    tables += [("confusion.json", rows) for places in confusion.values() for rows in places.values()]
+    for name, rows in tables:
+        if len(rows) != C or (name == "confusion.json" and any(len(row or ()) != C for row in rows)):
+            raise UserError(f"{run / name}: not of the {C} classes of summary.json; run `mefar loso` again")
     written = (run / "predictions.csv").is_file()
     return FinishedRun(
-        run, summary, read_predictions(run) if written else None, confusion, attention,
+        run, dict(summary), read_predictions(run) if written else None, confusion, attention,
         read_pictures(run / "pictures.npz"),
     )  # fmt: skip
 
@@ -248,29 +304,16 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-_NUMBERS = ("scores", "intervals", "controls", "counts", "folds", "wall_seconds", "adapt_tokenizer")
-"""Entries of summary.json in which everything but a key is a number."""
-
-
-def _must_be_numbers(path: Path, content: object, where: str = "") -> None:
-    """Whoever shows a number may format it: a text in its place is an error here, with its place."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            _must_be_numbers(path, value, f"{where}.{key}" if where else str(key))
-    elif isinstance(content, list):
-        for value in content:
-            _must_be_numbers(path, value, where)
-    elif not isinstance(content, int | float | None):
-        raise UserError(f"{path}: {where} is {content!r}, not a number; run `mefar loso` again")
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, kind: type[T] | Any) -> T:
+    """A JSON file of a kind: whoever shows a number may format it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter[T](kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the folder of a finished `mefar loso` run") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); run `mefar loso` again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object at its top; run `mefar loso` again")
-    return content
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = f"{where}: " if where else ""
+        raise UserError(f"{path}: {what}{first['msg']}; run `mefar loso` again") from error

@@ -276,7 +276,6 @@ def test_what_files_say_cannot_become_markup(tmp_path: Path) -> None:
         pictures={},
         protocol=hostile(),
         classes=names,
-        seeds=[hostile()],
         scores={"last": {"full": cell, place: cell, hostile(): cell}, "oracle": {place: cell}},
         intervals={"last": {"full": {"uf1": [0.1, 0.9], "uar": [0.1, 0.9]}}},
         controls={hostile(): {place: cell}},
@@ -322,12 +321,14 @@ def test_what_files_say_cannot_become_markup(tmp_path: Path) -> None:
         ("summary.json", ("intervals", "last", "full", "uf1")),
         ("summary.json", ("counts", "samm", "clips")),
         ("summary.json", ("counts", "samm", "classes", "positive")),
+        ("summary.json", ("seeds",)),
+        ("summary.json", ("dropped",)),
         ("summary.json", ("wall_seconds",)),
         ("confusion.json", ("last", "full")),
         ("attention.json", ("full",)),
     ],
 )
-def test_a_text_in_place_of_a_number_is_one_line(tmp_path: Path, file: str, keys: tuple[str, ...]) -> None:
+def test_what_has_not_its_form_is_one_line(tmp_path: Path, file: str, keys: tuple[str, ...]) -> None:
     run = write_run(tmp_path / "run", pictures={})
     content = json.loads((run / file).read_text())
     inside = content
@@ -335,8 +336,19 @@ def test_a_text_in_place_of_a_number_is_one_line(tmp_path: Path, file: str, keys
         inside = inside[key]
     inside[keys[-1]] = "<b>0.5</b>"
     (run / file).write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"{file}: {'.'.join(keys)} is '<b>0.5</b>', not a number"):
+    with pytest.raises(UserError, match=rf"{file}: {'.'.join(keys)}: Input should be a valid .*; run `mefar"):
         write_report(run)
+
+
+def test_tables_of_other_classes_are_one_line(tmp_path: Path) -> None:
+    for file, content in (
+        ("attention.json", {"full": [[0.5, 0.5], None]}),
+        ("confusion.json", {"last": {"full": [[1, 2, 3], [1, 2, 3], [1, 2]]}}),
+    ):
+        run = write_run(tmp_path / "run", pictures={})
+        (run / file).write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"{file}: not of the 3 classes of summary\.json"):
+            write_report(run)
 
 
 def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
@@ -420,10 +432,10 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(UserError, match=r"summary\.json: no such file"):
         write_report(tmp_path)
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="Invalid JSON: EOF"):
         write_report(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(UserError, match="no 'protocol'"):
+    with pytest.raises(UserError, match="protocol: Field required; run `mefar loso` again"):
         write_report(tmp_path)
     run = write_run(tmp_path / "run")
     (run / "pictures.npz").write_bytes(b"no archive")
