@@ -9,7 +9,8 @@ from them and brings its own loss; FacialActionTokenizer brings optimiser, sched
         def reconstruct(self, onset, tokens): ...  # -> apex
         def losses(self, batch): ...             # -> {"reconstruction": ..., ...}
 
-and in YAML `network: {class_path: my_file.MyNetwork, init_args: {width: 48}}`. networks of this package:
+and in YAML `network: {class_path: my_file.MyNetwork, init_args: {width: 48}}`, where
+my_file.py lies in the working folder or on PYTHONPATH. Networks of this package:
 warp_network.py (ours) and published_network.py (the paper's).
 """
 
