@@ -62,5 +62,5 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
     known = {f"--{name.replace('_', '-')}" for verb in verbs for name in signature(verb).parameters}
     others = {"--config", "--help", "--ckpt_path", "--index-url", "--trainer.devices", "--trainer.num_nodes",
               "--data.init_args.data", "--nproc-per-node", "--model.init_args.weights", "--head.weights",
-              "--method.flow_dir", "--model.init_args.learning_rate"}  # fmt: skip
+              "--data.init_args.store", "--method.flow_dir", "--model.init_args.learning_rate"}  # fmt: skip
     assert set(re.findall(r"(--[a-z][\w.-]+)", README)) <= known | others

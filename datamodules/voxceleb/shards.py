@@ -56,7 +56,7 @@ MADE_BY = (
 RAW_UP_TO = 20e9
 # Measured by experiments/benchmarks/stores.py at 256 px.
 _JPEG_SHARE = 0.085  # of the raw crops' bytes
-_CORE_SECONDS = 0.25  # per file of eight seconds at 224 px
+_CORE_SECONDS = 0.4  # per file of eight seconds at 224 px
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def main() -> None:
         paths = sorted(root.rglob("*.mp4"))
         size, codec = sum(path.stat().st_size for path in paths), video.info(paths[0]).codec
         print(f"{len(paths)} files of {FRAMES} frames, {SIDE} px, {codec}, {size / 1e6:.1f} MB")
-        made = shards.build(root, Path(folder) / "cache", SIDE, faces="precropped", workers=0)
+        made = shards.build(root, Path(folder) / "cache", SIDE, faces="precropped", workers=0, store="raw")
         print(f"cache: {made.frames} crops, {made.bytes / 1e6:.0f} MB")
 
         def from_file(backend: video.Backend) -> Reader:

@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import random
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from filming import barcode, film, number_in, sound_only, turned
@@ -134,6 +136,67 @@ def test_videos_of_phones_come_out_upright(films, tmp_path, matrix, backend):
     about = video.info(path)
     assert (about.height, about.width) == (height, width)
     np.testing.assert_array_equal(video.read_all(path, 6)[0][5], expected[0])
+
+
+@pytest.mark.parametrize("aspect", ["16:11", "10:11"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mpg"])
+def test_pixels_that_are_not_square_are_shown_as_players_show_them(tmp_path, suffix, aspect):
+    """A disk keeps its shape: as wide as high on the screen, not in the file."""
+    wide, high = map(int, aspect.split(":"))
+    columns, rows = np.meshgrid(np.arange(96), np.arange(64))
+    disk = ((columns - 47.5) * wide / high) ** 2 + (rows - 31.5) ** 2 < 20**2
+    image = np.repeat(np.where(disk, 220, 30)[..., None], 3, 2).astype(np.uint8)
+    codec, options = ("mpeg1video", {"b": "2000k"}) if suffix == "mpg" else ("libx264", FAST)
+    path = tmp_path / f"v.{suffix}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(wide, high)
+        for _ in range(30):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        out.mux(stream.encode())
+    about = video.info(path)
+    assert about.width == pytest.approx(
+        96 * wide / high, abs=4 if suffix == "mpg" else 1
+    )  # from a table there
+    assert about.height == 64
+    for shown in (*video.frames(path, [0, 29]), *video.read_all(path, 1)[0]):
+        assert shown.shape == (64, about.width, 3)
+        inside = shown[..., 1] > 125
+        assert np.ptp(np.flatnonzero(inside.any(0))) == pytest.approx(39, abs=3)
+        assert np.ptp(np.flatnonzero(inside.any(1))) == pytest.approx(39, abs=2.5)
+
+
+@pytest.mark.parametrize("suffix", ["mpg", "ts", "m2ts", "flv", "wmv", "3gp", "m4v", "gif"])
+def test_what_else_people_keep_videos_in_is_read(tmp_path, suffix):
+    codec = {"mpg": "mpeg2video", "wmv": "wmv2", "gif": "gif"}.get(suffix, "libx264")
+    images = [barcode(i) for i in range(COUNT)]
+    path = tmp_path / f"v.{suffix}"
+    if suffix == "gif":
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("gif", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, "gray"
+            for image in images:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(image[..., 0], "gray")))
+            out.mux(stream.encode())
+    else:
+        film(path, images, codec, options={"b": "3000k"} if codec != "libx264" else USUAL)
+    assert path.suffix in video.SUFFIXES
+    shown = [number_in(frame) for _, frame in video.play(path)]
+    assert shown == list(range(COUNT))[-len(shown) :]
+    assert video.info(path).frames == len(shown)
+    assert [number_in(frame) for frame in video.frames(path, [70, 3, 30])] == [shown[70], shown[3], shown[30]]
+
+
+def test_a_video_that_changes_its_size_midway_is_one_line(tmp_path):
+    for name, size in (("a", (96, 64)), ("b", (192, 128))):
+        film(tmp_path / f"{name}.ts", (barcode(i, *size) for i in range(30)), options=USUAL)
+    path = tmp_path / "both.ts"
+    path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    for call in (video.read_all, lambda p: video.frames(p, [2, 45])):
+        with pytest.raises(UserError, match=r"both.ts: changes its size midway, from 96 x 64 to 192 x 128"):
+            call(path)
+    assert number_in(video.frames(path, [2])[0]) == 2
 
 
 def _resident() -> float:
