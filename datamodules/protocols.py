@@ -73,7 +73,9 @@ def find_databases(dataset: str) -> tuple[str, dict[str, Database]]:
     if catalogue.is_file(dataset):
         one = catalogue.from_file(Path(dataset))
         return one.name, {one.name: one}
-    known = catalogue.known()
+    known = catalogue.shipped()
+    if dataset not in known and dataset not in COMPOSITES:
+        known = catalogue.known()  # a package that is broken bars the way to its own database only
     if dataset in COMPOSITES:
         return dataset, {name: known[name] for name in COMPOSITES[dataset][0]}
     if dataset in catalogue.long_videos():

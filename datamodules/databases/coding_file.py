@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import xlrd
@@ -238,7 +239,17 @@ def _xls(file: Path, prefer: str | None) -> Iterator[list[list[object]]]:
     book = xlrd.open_workbook(file_contents=content, logfile=io.StringIO())
     for name in _ordered(book.sheet_names(), prefer):
         table = book.sheet_by_name(name)
-        yield _bounded(file, (table.row_values(i) for i in range(table.nrows)))
+        rows = ([_xls_value(cell, book.datemode) for cell in table.row(i)] for i in range(table.nrows))
+        yield _bounded(file, rows)
+
+
+def _xls_value(cell: Any, datemode: int) -> object:
+    """What a cell shows: dates and errors are kept as numbers there, and would pass for frame numbers."""
+    if cell.ctype == xlrd.XL_CELL_ERROR:
+        return xlrd.error_text_from_code.get(cell.value, "#N/A")
+    if cell.ctype == xlrd.XL_CELL_DATE:
+        return xlrd.xldate_as_datetime(cell.value, datemode)
+    return cell.value
 
 
 def _ordered(names: Sequence[str], prefer: str | None) -> list[str]:

@@ -186,6 +186,17 @@ def test_a_coding_file_in_other_formats(tmp_path: Path, form: str) -> None:
     assert (clip.emotion, [str(unit) for unit in clip.aus]) == ("happiness", ["4", "7"])
 
 
+def test_errors_in_the_cells_of_an_old_workbook_are_no_numbers(tmp_path: Path) -> None:
+    write_frames(tmp_path / "sub01" / "EP02_01f", range(23, 87), "img{}.jpg")
+    cells = [*CELLS[:4], Exception("#N/A"), *CELLS[5:]]  # kept as the number 42
+    write_xls(tmp_path / f"{FILE}.xls", [[*CASME2_COLUMNS], cells])
+    assert load("casme2", tmp_path).clips[0].apex is None
+    cells[3] = Exception("#REF!")
+    write_xls(tmp_path / f"{FILE}.xls", [[*CASME2_COLUMNS], cells])
+    with pytest.raises(UserError, match=r"row 2, column 'OnsetFrame': '#REF!' is not a frame number"):
+        load("casme2", tmp_path)
+
+
 def test_a_column_of_action_units_that_is_gone_is_a_finding(tmp_path: Path) -> None:
     columns = [c for c in CASME2_COLUMNS if c != "Action Units"]
     read = casme2(write_casme2(tmp_path, [Row(1, "EP02_01")], columns=columns))

@@ -128,6 +128,8 @@ def test_an_installed_package_brings_it(
         entry.write_text(f"[mefar.databases]\nmine = {value}\n")
         with pytest.raises(UserError, match=rf"entry point 'mine' of group mefar.databases.*{says}"):
             load("mine", data)
+        with pytest.raises(UserError, match="no coding file"):
+            load("dfme", data)
 
 
 @pytest.mark.parametrize(
