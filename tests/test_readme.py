@@ -55,10 +55,11 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
     from mefar.commands.anchors import anchors
     from mefar.commands.doctor import doctor
     from mefar.commands.loso import loso
+    from mefar.commands.recognise import recognise_command
     from mefar.commands.report import report
     from mefar.commands.table import table
 
-    verbs = (loso, anchors, doctor, report, table)
+    verbs = (loso, anchors, doctor, recognise_command, report, table)
     known = {f"--{name.replace('_', '-')}" for verb in verbs for name in signature(verb).parameters}
     others = {"--config", "--help", "--ckpt_path", "--index-url", "--trainer.devices", "--trainer.num_nodes",
               "--data.init_args.data", "--nproc-per-node", "--model.init_args.weights", "--head.weights",

@@ -41,9 +41,9 @@ CONDITIONS = (
     Condition("30 fps, micro strength", 30, 60, "expressions", "micro"),
     Condition("30 fps, calm", 30, 60, "calm", "demo"),
     Condition("30 fps, talking throughout", 30, 30, "talking", "demo"),
-    Condition("200 fps, demo strength", 200, 30, "expressions", "demo"),
-    Condition("200 fps, micro strength", 200, 30, "expressions", "micro"),
-    Condition("200 fps, calm", 200, 30, "calm", "demo"),
+    Condition("200 fps, demo strength", 200, 20, "expressions", "demo"),
+    Condition("200 fps, micro strength", 200, 20, "expressions", "micro"),
+    Condition("200 fps, calm", 200, 20, "calm", "demo"),
 )
 
 

@@ -3,6 +3,9 @@
 The rule has one number, its threshold. For each subject the threshold that gives the best F1 on all *other*
 subjects spots this one; then the counts of all videos are pooled. The default threshold, fixed in advance,
 stands beside it, and so does the one best on the subject itself ("oracle"), as published tables choose it.
+
+Spotting then recognising: what is spotted in a subject is called by a linear classifier (class-balanced
+ridge, its penalty chosen inside) on the tokens of the true expressions of the other subjects.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from mefar.baselines.pixels import fit_and_predict, subject_numbers
 from mefar.recognition.intervals import KINDS, Interval
-from mefar.recognition.scores import SpottingScore, spotting_rates
+from mefar.recognition.scores import CLASSES, SpottingScore, spotting_rates
 
 THRESHOLDS = tuple(float(t) for t in np.round(np.geomspace(3.0, 12.0, 15), 2))
 
@@ -112,3 +117,39 @@ def per_subject(
         person: {kind: tuple(metric.spotted[row].tolist()) for row, kind in enumerate(KINDS)}
         for person, metric in sorted(metrics.items())
     }
+
+
+def call_classes(
+    known: torch.Tensor,
+    labels: Sequence[str],
+    subjects: Sequence[str],
+    spotted: torch.Tensor,
+    whose: Sequence[str],
+) -> list[str]:
+    """Classes of spotted expressions, each by a classifier that never saw its subject.
+
+    Args:
+        known: (N, P) what is read of the true expressions.
+        labels: their N classes, of CLASSES.
+        subjects: their N subjects.
+        spotted: (M, P) what is read of the spotted ones.
+        whose: their M subjects.
+
+    Returns:
+        M of CLASSES; "" where the other subjects, fewer than two, or of one class, can teach nothing.
+    """
+    rows = torch.cat([known, spotted]).double()
+    gram = rows @ rows.T
+    number = subject_numbers([*subjects, *whose])
+    true = torch.tensor([CLASSES.index(label) for label in labels], dtype=torch.int64)
+    everything = torch.cat([true, torch.zeros(len(spotted), dtype=torch.int64)])
+    called = [""] * len(spotted)
+    for person in torch.unique(number[len(known) :]).tolist():
+        train = (number[: len(known)] != person).nonzero()[:, 0]
+        test = (number[len(known) :] == person).nonzero()[:, 0] + len(known)
+        if len(torch.unique(number[train])) < 2 or len(torch.unique(true[train])) < 2:
+            continue
+        found = fit_and_predict(gram, everything, number, train, test, len(CLASSES))
+        for row, name in zip(test.tolist(), found.tolist(), strict=True):
+            called[row - len(known)] = CLASSES[name]
+    return called
