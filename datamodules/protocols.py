@@ -150,7 +150,11 @@ def read_member(member: Member, errata: bool = True, prefer: FrameKind = "raw", 
 
 
 def load(
-    dataset: str, data: Path, classes: int | None = None, errata: bool = True, prefer: FrameKind = "raw"
+    dataset: str,
+    data: Path | str,
+    classes: int | None = None,
+    errata: bool = True,
+    prefer: FrameKind = "raw",
 ) -> Study:
     """Read the clips of a protocol from disk.
 
@@ -169,6 +173,7 @@ def load(
     Raises:
         UserError: unknown dataset, unsupported classes, or data that is not as it must be.
     """
+    data = Path(data)
     members = find_members(dataset, data, classes)
     parts = {name: read_member(member, errata, prefer) for name, member in members.items()}
     for name, part in parts.items():

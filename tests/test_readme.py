@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from importlib import import_module
 
 from places import ROOT
 
@@ -63,5 +65,19 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
     known = {f"--{name.replace('_', '-')}" for verb in verbs for name in signature(verb).parameters}
     others = {"--config", "--help", "--ckpt_path", "--index-url", "--trainer.devices", "--trainer.num_nodes",
               "--data.init_args.data", "--nproc-per-node", "--model.init_args.weights", "--head.weights",
-              "--data.init_args.store", "--method.flow_dir", "--model.init_args.learning_rate"}  # fmt: skip
+              "--data.init_args.store", "--method.flow_dir", "--model.init_args.learning_rate",
+              "--head.dropout", "--training.", "--model.init_args.head"}  # fmt: skip
     assert set(re.findall(r"(--[a-z][\w.-]+)", README)) <= known | others
+
+
+def test_its_python_is_python_and_what_it_imports_is_there() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        tree = ast.parse(block)
+        for node in (each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)):
+            module = import_module(node.module or "")
+            assert all(
+                hasattr(module, name.name) or import_module(f"{node.module}.{name.name}")
+                for name in node.names
+            )
