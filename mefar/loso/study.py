@@ -76,6 +76,7 @@ class Options:
         seed: the first of them.
         edclip: align features with the emotion descriptions.
         anchors: anchors file made by `mefar anchors`.
+        centred: take out of the anchors what all emotions have in common.
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.
         shuffle_labels: run on shuffled labels only; everything written is marked.
@@ -96,6 +97,7 @@ class Options:
     adapt_tokenizer: float = 0.0
     keep_models: bool = False
     cache_dir: Path = Path("runs/cache")
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -147,7 +149,7 @@ def run(
     key = fingerprint([identity, clips.fingerprint(), code_fingerprint(*token_table.MADE_BY)])
     table = tokens_of(clips, tokenizer, options.cache_dir / "tokens", key)
     told = {"checkpoint": "", "pretrained_on": "unknown", **notes.pop("tokenizer", {}), "sha256": identity}
-    study = material(clips, table, told, described)
+    study = material(clips, table, told, described, options.centred)
     notes = {
         "notes": [list(note) for note in clips.study.notes],
         "left_out": [list(pair) for pair in clips.study.excluded],
@@ -274,7 +276,11 @@ def _device(tokenizer: ActionTokenizer | Method) -> torch.device:
 
 
 def material(
-    clips: Clips, tokens: TokenTable, tokenizer: Mapping[str, Any], described: Anchors | None
+    clips: Clips,
+    tokens: TokenTable,
+    tokenizer: Mapping[str, Any],
+    described: Anchors | None,
+    centred: bool = False,
 ) -> StudyTokens:
     """A study's tokens with its labels, subjects and texts."""
     study = clips.study
@@ -288,7 +294,9 @@ def material(
         subjects=tuple(clip.subject_key for clip in study.clips),
         clips=keys,
         class_names=tuple(study.class_names),
-        anchors=TextAnchors(*described.select(study.protocol, study.class_names)) if described else None,
+        anchors=TextAnchors(*described.select(study.protocol, study.class_names, centred))
+        if described
+        else None,
         tokenizer=tokenizer,
         counts=study.counts(),
         dropped=study.dropped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def made() -> Anchors:
 
 def test_shipped_descriptions_name_action_units_and_leave_others_out() -> None:
     rows = read_descriptions()
+    assert min(Counter((row.protocol, row.class_name) for row in rows).values()) >= 3
     assert all("AU" in row.sentence for row in rows)
     assert not UNDESCRIBED & {row.class_name for row in rows}
 
@@ -72,7 +74,10 @@ def test_shipped_descriptions_name_action_units_and_leave_others_out() -> None:
     [
         ("protocol,class\nany,happy\n", "no column 'description'"),
         ("protocol,class,description\nany,happy,\n", "row 2: an empty cell"),
-        ("protocol,class,description\nany,happy,a\nany,happy,b\n", "row 3: any/happy is described twice"),
+        (
+            "protocol,class,description\nany,happy,a\nany,happy,a\n",
+            "row 3: any/happy has this sentence twice",
+        ),
     ],
 )
 def test_broken_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -136,9 +141,28 @@ def test_selection_follows_the_classes_and_prefers_the_protocols_own_sentence() 
     anchors = made()
     vectors, described = anchors.select("y", ("sad", "others", "happy"))
     assert described.tolist() == [True, False, True]
-    assert torch.equal(vectors, torch.stack([anchors.vectors[1], torch.zeros(5), anchors.vectors[0]]))
+    torch.testing.assert_close(vectors, torch.stack([anchors.vectors[1], torch.zeros(5), anchors.vectors[0]]))
     vectors, _ = anchors.select("x", ("sad",))
-    assert torch.equal(vectors[0], anchors.vectors[2])
+    torch.testing.assert_close(vectors[0], anchors.vectors[2])
+
+
+def test_sentences_of_a_class_are_averaged_and_centring_moves_classes_apart() -> None:
+    rows = [Description("any", name, text) for name in ("happy", "sad") for text in ("a", "b")]
+    vectors = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0.2, 0.0], [1.0, 0.0, 0.2], [1.0, -0.2, 0.0], [1.0, 0.0, -0.2]]), dim=1
+    )
+    anchors = Anchors(tuple(rows), vectors, "toy tower")
+    plain, _ = anchors.select("any", ("happy", "others", "sad"))
+    expected = torch.nn.functional.normalize(torch.tensor([1.0, 0.1, 0.1]), dim=0)
+    torch.testing.assert_close(plain[0], expected)
+    centred, described = anchors.select("any", ("happy", "others", "sad"), centred=True)
+    assert float(plain[0] @ plain[2]) > 0.9
+    assert float(centred[0] @ centred[2]) == pytest.approx(-1)
+    assert described.tolist() == [True, False, True] and not centred[1].any()
+    names, cosines = anchors.cosines()
+    assert names == ("happy", "sad") and float(cosines[0, 1]) == pytest.approx(float(plain[0] @ plain[2]))
+    with pytest.raises(UserError, match="leave centring out"):
+        anchors.select("any", ("happy", "others"), centred=True)
 
 
 def test_classes_without_a_sentence_are_refused() -> None:
@@ -161,7 +185,7 @@ def test_the_shipped_file_serves_every_protocol(protocol: str) -> None:
 # Text towers
 
 
-@pytest.fixture(scope="module", params=["bert", "clip"])
+@pytest.fixture(scope="module", params=["bert", "clip", "siglip"])
 def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random text tower with its tokenizer, saved as transformers saves them."""
     import transformers
@@ -180,6 +204,11 @@ def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "bert":
         config = transformers.BertConfig(**sizes, intermediate_size=16)
         transformers.BertModel(config).save_pretrained(folder)
+    elif request.param == "siglip":
+        config = transformers.SiglipTextConfig(**sizes, intermediate_size=16, projection_size=16)
+        transformers.SiglipTextModel(config).save_pretrained(folder)
+        told = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64)
+        told.save_pretrained(folder)
     else:
         text = transformers.CLIPTextConfig(
             **sizes, intermediate_size=16, projection_dim=12, eos_token_id=3, bos_token_id=2, pad_token_id=0
