@@ -36,7 +36,7 @@ from mefar.files import commit
 from mefar.loso import study as loso_study
 from mefar.loso import tracker
 from mefar.loso.run import Where
-from mefar.loso.scores import table
+from mefar.loso.scores import table, units_table
 from mefar.progress import shown
 from mefar.report.loso_page import write_report
 from mefar.tokenizer.module import load as load_tokenizer
@@ -73,6 +73,9 @@ def loso(
     edclip: bool = True,
     anchors: Path = SHIPPED_ANCHORS,
     centred: bool = False,
+    zero_shot: str = "",
+    task: Literal["emotions", "units"] = "emotions",
+    leave_out: Literal["subject", "database"] = "subject",
     pixels: bool = True,
     shuffled_control: bool = False,
     shuffle_labels: bool = False,
@@ -119,6 +122,10 @@ def loso(
         edclip: align features with the emotion descriptions, where the head takes text_dim.
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
+        zero_shot: class to leave out of all training: clips are then recognised by the nearest text.
+        task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown, each
+            in a folder of its own in OUT, and OUT/units.json over all.
+        leave_out: of every fold one subject, or one database.
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.
         shuffle_labels: run on shuffled labels only; everything written is marked.
@@ -143,7 +150,7 @@ def loso(
     where = Where(accelerator, devices, num_nodes, group, compiled)
     options = loso_study.Options(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
-        cache_dir, centred,
+        cache_dir, centred, zero_shot, task, leave_out,
     )  # fmt: skip
     out = sweeps.fill(
         out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"
@@ -176,6 +183,14 @@ def loso(
     if not summary:
         return
     print(*_remarks(clips.study), sep="\n")
+    if task == "units":
+        Console().print(units_table(summary))
+        for name, why in summary["not_tested"].items():
+            print(f"{name}: not tested, {why}")
+        if summary["databases_without_units"]:
+            print(f"without action units, left out: {', '.join(summary['databases_without_units'])}")
+        print(out / "units.json")
+        return
     page = write_report(out)
     Console().print(table(summary))
     if summary["dropped"]:

@@ -64,7 +64,12 @@ class Heads:
     ) -> None:
         tokens, C = study.tokens, len(study.class_names)
         self.training, self.together = training, together
-        self.anchors = None if study.anchors is None else study.anchors.to(tokens)
+        every = None if study.anchors is None else study.anchors.to(tokens)
+        # Text of a class that is left out is nothing to keep away from: trained without, known by it.
+        self.anchors, self.by_text = every, None if study.unseen is None else every
+        if every is not None and study.unseen is not None:
+            seen = torch.arange(C, device=tokens.device) != study.unseen
+            self.anchors = replace(every, described=every.described & seen)
         text = None if self.anchors is None or not training.edclip_weight else self.anchors.vectors.shape[1]
         heads = []
         for view in views:
@@ -134,7 +139,12 @@ class Heads:
         def outputs(values: State, buffers: State, mean: Tensor, scale: Tensor, tokens: Tensor) -> Any:
             x = ((tokens - mean) * scale).flatten(0, 1)
             output: HeadOutput = functional_call(self.head, (values, buffers), (x,))
-            parts = [output.logits.softmax(-1), *([] if output.attention is None else [output.attention])]
+            logits = output.logits
+            if self.by_text is not None:
+                assert output.text is not None
+                cosines = output.text @ self.by_text.vectors.T / self.training.temperature
+                logits = cosines.masked_fill(~self.by_text.described, -1e4)
+            parts = [logits.softmax(-1), *([] if output.attention is None else [output.attention])]
             return [part.view(*tokens.shape[:2], -1).mean(1) for part in parts]
 
         self.head.eval()

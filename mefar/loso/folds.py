@@ -39,6 +39,7 @@ class StudyTokens:
         counts: per database and in all: clips, subjects, clips per class.
         dropped: (key, reason) of clips of the protocol that are not in the study.
         control: "shuffled" where the labels are not the true ones; marks all that is written.
+        unseen: class that no head is trained on, to be known by its text alone; None = all are.
 
     Raises:
         UserError: fewer than two subjects, or a class without clips.
@@ -55,6 +56,7 @@ class StudyTokens:
     counts: Mapping[str, Any] = field(default_factory=dict)
     dropped: Sequence[tuple[str, str]] = ()
     control: str = ""
+    unseen: int | None = None
 
     def __post_init__(self) -> None:
         N, C = len(self.labels), len(self.class_names)
@@ -76,7 +78,9 @@ class StudyTokens:
     def fingerprint(self) -> str:
         """Hash of everything the training sees."""
         anchors = [] if self.anchors is None else [self.anchors.vectors, self.anchors.described]
-        return fingerprint([self.subjects, self.class_names, self.clips], self.tokens, self.labels, *anchors)
+        unseen = [] if self.unseen is None else [self.unseen]
+        about = [self.subjects, self.class_names, self.clips, *unseen]
+        return fingerprint(about, self.tokens, self.labels, *anchors)
 
     def shuffled(self) -> StudyTokens:
         """The control: the same clips, whose labels are permuted over all of them, anew for every seed."""
@@ -92,6 +96,15 @@ class StudyTokens:
     def to(self, device: torch.device) -> StudyTokens:
         """The same study with its tokens and labels on another device."""
         return replace(self, tokens=self.tokens.to(device), labels=self.labels.to(device))
+
+    @property
+    def learnable(self) -> Tensor:
+        """(N,) bool: clips that heads may be trained on, but for who is held out."""
+        return (
+            torch.ones_like(self.labels, dtype=torch.bool)
+            if self.unseen is None
+            else self.labels != self.unseen
+        )
 
     @property
     def places(self) -> list[str]:
@@ -154,7 +167,11 @@ class View:
 
 
 def plan(
-    subjects: Sequence[str], seeds: Sequence[int], group: int, training: HeadTraining
+    subjects: Sequence[str],
+    seeds: Sequence[int],
+    group: int,
+    training: HeadTraining,
+    learnable: Sequence[bool] | None = None,
 ) -> list[tuple[Fold, ...]]:
     """Split all folds x seeds into groups of at most `group` heads, always in the same way.
 
@@ -166,13 +183,15 @@ def plan(
         seeds: one head per subject and seed.
         group: most heads per group.
         training: whose batch size tells the steps.
+        learnable: whether each clip may be trained on; default: all.
     """
     if group < 1:
         raise UserError(f"group is {group}; give at least 1 head per group")
     clips = Counter(subjects)
+    trained = Counter(s for s, may in zip(subjects, learnable or [True] * len(subjects), strict=True) if may)
     by_steps: dict[int, list[str]] = {}
     for subject in sorted(clips, key=lambda subject: (clips[subject], subject)):
-        by_steps.setdefault(training.steps(len(subjects) - clips[subject]), []).append(subject)
+        by_steps.setdefault(training.steps(trained.total() - trained[subject]), []).append(subject)
     chunks: list[list[str]] = []
     for alike in by_steps.values():
         parts = -(-len(alike) // group)  # as many groups as it takes, as equal as they can be
@@ -187,7 +206,8 @@ def fold_view(study: StudyTokens, fold: Fold) -> View:
     held_out = torch.tensor([subject == fold.subject for subject in study.subjects])
     if not held_out.any():
         raise ValueError(f"no clip of subject {fold.subject!r}")
-    return View(fold.key, (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0])
+    seen = ~held_out & study.learnable.cpu()
+    return View(fold.key, seen.nonzero()[:, 0], held_out.nonzero()[:, 0])
 
 
 def inner_view(study: StudyTokens, fold: Fold) -> View:
@@ -199,7 +219,12 @@ def inner_view(study: StudyTokens, fold: Fold) -> View:
     order = torch.randperm(len(others), generator=generator).tolist()
     inside = {others[i] for i in order[: max(1, len(others) // 5)]}
     test = [row for row, subject in enumerate(study.subjects) if subject in inside]
-    train = [row for row, subject in enumerate(study.subjects) if subject not in inside | {fold.subject}]
+    may = study.learnable.tolist()
+    train = [
+        row
+        for row, subject in enumerate(study.subjects)
+        if subject not in inside | {fold.subject} and may[row]
+    ]
     return View(fold.key, torch.tensor(train), torch.tensor(test))
 
 

@@ -164,7 +164,7 @@ class Run:
             raise UserError("no seed; give at least 1")
         self.training.views_to_test(study.tokens.shape[1])
         group = 1 if adapting else where.group or (GPU_GROUP if where.on_gpu else CPU_GROUP)
-        self.groups = plan(study.subjects, self.seeds, group, self.training)
+        self.groups = plan(study.subjects, self.seeds, group, self.training, study.learnable.tolist())
         self.configuration: dict[str, Any] = {
             "protocol": study.protocol,
             "control": study.control,

@@ -161,9 +161,12 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
 def table(summary: Mapping[str, Any]) -> Table:
     """The composite table: UF1 / UAR in all and per database; selections and controls side by side."""
     counts, columns = summary["counts"], dict(summary["scores"]) | dict(summary.get("controls", {}))
-    title = f"{summary['protocol']}: {summary['clips']} clips, {summary['folds']} subjects; UF1/UAR"
+    folds = "databases left out" if summary.get("leave_out") == "database" else "subjects"
+    title = f"{summary['protocol']}: {summary['clips']} clips, {summary['folds']} {folds}; UF1/UAR"
     if summary.get("control"):
         title += f"; labels {summary['control']}, a CONTROL"
+    if summary.get("zero_shot"):
+        title += f"; {summary['zero_shot']} never trained on, known by its text"
     made = Table(title=title, caption=f"* {ORACLE_WARNING}", title_justify="left", caption_justify="left")
     made.add_column("")
     made.add_column("clips", justify="right")
@@ -176,6 +179,29 @@ def table(summary: Mapping[str, Any]) -> Table:
     for place in summary["scores"]["last"]:
         clips = summary["clips"] if place == FULL else counts[place]["clips"]
         made.add_row(place, str(clips), *(_cell(values[place]) for values in columns.values()))
+    return made
+
+
+def units_table(summary: Mapping[str, Any]) -> Table:
+    """Action units by databases, macro-F1 / F1 of `present` of the last epoch; `-` where nobody shows the unit."""
+    names = [name for name in summary["scores"] if name != "mean"]
+    folds = "database" if summary.get("leave_out") == "database" else "subject"
+    title = (
+        f"{summary['protocol']}: {summary['clips']} coded clips, one {folds} left out; macro-F1/F1 of present"
+    )
+    made = Table("", *names, title=title, title_justify="left")
+
+    def cell(values: Mapping[str, float] | None) -> str:
+        return (
+            "-"
+            if values is None
+            else "/".join(f"{values[k]:.3f}".removeprefix("0") for k in ("macro", "binary"))
+        )
+
+    for unit, each in summary["units"].items():
+        made.add_row(unit, *(cell(each.get(name)) for name in names))
+    made.add_row("mean", *(cell(summary["scores"][name]) for name in names))
+    made.caption = f"mean over units, then databases: {cell(summary['scores']['mean'])}"
     return made
 
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
 from mefar.files import code_fingerprint, fingerprint, lock, replacing, source_fingerprint, write_text
-from mefar.loso import adapting, callback, token_table
+from mefar.loso import adapting, callback, token_table, units
 from mefar.loso.folds import StudyTokens
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.run import Run, Where
@@ -48,7 +48,7 @@ class Clips(Protocol):
     """The clips of a study, as datamodules.micro.MicroExpressionDataset gives them.
 
     An item is a dict with `onset`, `apex`, (3, H, W) or (V, 3, H, W) uint8, and `clip`, its key. `study` has
-    `protocol`, `class_names`, `clips` (each with `key`, `label`, `subject_key`), `counts()`, `notes`,
+    `protocol`, `class_names`, `clips` (each with `key`, `label`, `subject_key`, `aus`), `counts()`, `notes`,
     `dropped` and `excluded`. `fingerprint()` tells whether the pictures are the same.
     """
 
@@ -85,6 +85,11 @@ class Options:
             all ranks. 0 = the same tokens for all folds, which run side by side.
         keep_models: write the head of every fold, with its adapted tokenizer if it has one, into OUT/heads.
         cache_dir: folder for tokens; made once, used by every later run.
+        zero_shot: class that is left out of all training; clips are then recognised by the nearest text, so
+            that classes without text are never answered.
+        task: `emotions`, the classes of the protocol, or `units`: per action unit whether it is shown, each in
+            a run directory of its own in `out`, and units.json over all.
+        leave_out: of every fold one subject, or one database.
     """
 
     seeds: int = 1
@@ -98,8 +103,13 @@ class Options:
     keep_models: bool = False
     cache_dir: Path = Path("runs/cache")
     centred: bool = False
+    zero_shot: str = ""
+    task: Literal["emotions", "units"] = "emotions"
+    leave_out: Literal["subject", "database"] = "subject"
 
     def __post_init__(self) -> None:
+        if self.zero_shot and (self.shuffled_control or self.shuffle_labels or self.adapt_tokenizer):
+            raise UserError("zero_shot goes with neither shuffled labels nor adapt_tokenizer; leave one out")
         if self.seeds < 1:
             raise UserError(f"seeds is {self.seeds}; give at least 1")
 
@@ -150,6 +160,12 @@ def run(
     table = tokens_of(clips, tokenizer, options.cache_dir / "tokens", key)
     told = {"checkpoint": "", "pretrained_on": "unknown", **notes.pop("tokenizer", {}), "sha256": identity}
     study = material(clips, table, told, described, options.centred)
+    if options.leave_out == "database":
+        study = units.by_database(study)
+        notes["leave_out"] = "database"
+    if options.zero_shot:
+        study = without_class(study, options.zero_shot, training)
+        notes["zero_shot"] = options.zero_shot
     notes = {
         "notes": [list(note) for note in clips.study.notes],
         "left_out": [list(pair) for pair in clips.study.excluded],
@@ -172,6 +188,12 @@ def run(
         notes["adapt_tokenizer"] = weight
 
     seeds = range(options.seed, options.seed + options.seeds)
+    if options.task == "units":
+        if decides or options.zero_shot or options.shuffle_labels or options.shuffled_control:
+            raise UserError(
+                "task units goes without adapt_tokenizer, zero_shot and shuffled labels; leave them out"
+            )
+        return run_units(clips, study, out, head, training, seeds, where, notes)
     main = study.shuffled() if options.shuffle_labels else study
 
     def one(study: StudyTokens, out: Path) -> Run:
@@ -186,6 +208,42 @@ def run(
         for each in runs:
             leads = adapting.train(each, where, adaptation)
     return finish(runs, clips, tokenizer, table, options) if leads else {}
+
+
+def run_units(
+    clips: Clips,
+    study: StudyTokens,
+    out: Path,
+    head: HeadFactory,
+    training: HeadTraining,
+    seeds: Sequence[int],
+    where: Where,
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A run per action unit, all trained together; units.json says how well each is known."""
+    shown = [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
+    rows, uncoded = units.coded_rows(shown, study.databases)
+    found, missing = units.studies(study, shown, rows)
+    runs = {
+        unit: Run(each, out / f"AU{unit}", head, training, seeds, where, notes)
+        for unit, each in found.items()
+    }
+    if not callback.train(list(runs.values()), where):
+        return {}
+    scores = {unit: units.unit_scores(read_predictions(run.out)) for unit, run in runs.items()}
+    summary = {
+        "protocol": study.protocol,
+        "task": "units",
+        "clips": len(rows),
+        "seeds": list(seeds),
+        "scores": units.summarise(scores),
+        "units": {f"AU{unit}": each for unit, each in scores.items()},
+        "not_tested": {f"AU{unit}": why for unit, why in missing.items()},
+        "databases_without_units": uncoded,
+        **notes,
+    }
+    write_text(out / "units.json", json.dumps(summary, indent=1))
+    return summary
 
 
 def finish(
@@ -273,6 +331,20 @@ def _device(tokenizer: ActionTokenizer | Method) -> torch.device:
         for value in tokenizer.parameters():
             return value.device
     return torch.device("cpu")
+
+
+def without_class(study: StudyTokens, name: str, training: HeadTraining) -> StudyTokens:
+    """The study whose heads are never trained on a class, and know it by its text.
+
+    Raises:
+        UserError: no such class, or nothing to know it by.
+    """
+    if name not in study.class_names:
+        raise UserError(f"zero_shot: no class {name!r} in {study.protocol}: {', '.join(study.class_names)}")
+    label = study.class_names.index(name)
+    if study.anchors is None or not training.edclip_weight or not study.anchors.described[label]:
+        raise UserError(f"zero_shot: {name} is known by its text; it needs one, edclip, and a head with text")
+    return replace(study, unseen=label)
 
 
 def material(

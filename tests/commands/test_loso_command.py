@@ -484,3 +484,17 @@ def test_the_action_before_the_codebook_is_a_ceiling_of_the_tokens(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["method"] == "mefar.baselines.continuous.Continuous"
     assert summary["head"]["class_path"].endswith("TokenHead") and summary["views"] == 2
+
+
+def test_action_units_leaving_a_database_out(
+    loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = loso("--task", "units", "--leave-out", "database")
+    printed = capsys.readouterr()
+    assert found == 0, printed.err
+    summary = json.loads((tmp_path / "run" / "units.json").read_text())
+    assert summary["databases_without_units"] == ["smic"] and summary["leave_out"] == "database"
+    assert set(summary["scores"]) == {"casme2", "samm", "mean"}
+    assert "without action units, left out: smic" in printed.out
+    assert loso("--task", "units", dataset="smic") == 2
+    assert "no clip of smic has action units" in capsys.readouterr().err
