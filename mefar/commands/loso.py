@@ -123,8 +123,8 @@ def loso(
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
         zero_shot: class to leave out of all training: clips are then recognised by the nearest text.
-        task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown, each
-            in a folder of its own in OUT, and OUT/units.json over all.
+        task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown,
+            each in a folder of its own in OUT, and OUT/units.json over all.
         leave_out: of every fold one subject, or one database.
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.

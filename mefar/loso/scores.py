@@ -183,7 +183,7 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 
 def units_table(summary: Mapping[str, Any]) -> Table:
-    """Action units by databases, macro-F1 / F1 of `present` of the last epoch; `-` where nobody shows the unit."""
+    """Action units by databases, macro-F1 / F1 of `present`, last epoch; `-` where nobody shows the unit."""
     names = [name for name in summary["scores"] if name != "mean"]
     folds = "database" if summary.get("leave_out") == "database" else "subject"
     title = (

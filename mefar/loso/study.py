@@ -87,8 +87,8 @@ class Options:
         cache_dir: folder for tokens; made once, used by every later run.
         zero_shot: class that is left out of all training; clips are then recognised by the nearest text, so
             that classes without text are never answered.
-        task: `emotions`, the classes of the protocol, or `units`: per action unit whether it is shown, each in
-            a run directory of its own in `out`, and units.json over all.
+        task: `emotions`, the classes of the protocol, or `units`: per action unit whether it is shown, each
+            in a run directory of its own in `out`, and units.json over all.
         leave_out: of every fold one subject, or one database.
     """
 

@@ -1,8 +1,8 @@
 """Action units under the folds of emotions: is a unit shown or not, by a head of its own for every unit.
 
-Scores as in CD6ME (leave one database out, 12 units): per unit and database the macro-F1 over {absent, present}
-and the F1 of `present`, then means over units and databases. A pair of unit and database without a clip that
-shows the unit has no F1; it is listed, not counted as 0. Databases without action units are left out, and said.
+Scores as in CD6ME (leave one database out, 12 units): per unit and database the macro-F1 over absent and
+present and the F1 of `present`, then means over units and databases. A unit that a database never shows has
+no F1 there and counts nothing. Databases without action units are left out, and said.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _counts(study: StudyTokens, rows: Sequence[int], labels: Tensor) -> dict[str
 
 
 def unit_scores(rows: Predictions, selection: str = "last") -> dict[str, dict[str, float]]:
-    """Database -> `macro` and `binary` F1, means over seeds; databases that do not show the unit are left out."""
+    """Database -> `macro` and `binary` F1, means over seeds; no databases that never show the unit."""
     databases = [clip.split("/", 1)[0] for clip in rows.clips]
     found: dict[str, dict[str, float]] = {}
     for name in sorted(set(databases)):

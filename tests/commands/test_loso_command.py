@@ -43,9 +43,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two subjects per database, three clips each; one SAMM clip has no frames."""
     root = tmp_path_factory.mktemp("data")
     emotions = ("happiness", "disgust", "surprise")
-    rows = [Row(s, f"EP02_{i:02d}", emotion=e) for s in (1, 2) for i, e in enumerate(emotions)]
+    units = ("12", "4+7", "1+2")
+    rows = [Row(s, f"EP02_{i:02d}", emotion=e, aus=units[i]) for s in (1, 2) for i, e in enumerate(emotions)]
     write_casme2(root / "CASME II", rows, "cropped", size=(64, 64))
-    rows = [Row(s, f"{s:03d}_1_{i}", emotion=e.title()) for s in (6, 7) for i, e in enumerate(emotions)]
+    rows = [
+        Row(s, f"{s:03d}_1_{i}", emotion=e.title(), aus=units[i])
+        for s in (6, 7)
+        for i, e in enumerate(emotions)
+    ]
     write_samm(root / "SAMM", [*rows, Row(7, "007_9_9", emotion="Anger", frames=None)], size=(64, 64))
     smic = [(s, e, 1) for s in (1, 2) for e in ("negative", "positive", "surprise")]
     write_smic(root / "SMIC", smic, size=(64, 64))
