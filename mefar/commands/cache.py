@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from datamodules.faces.align import FaceMode
@@ -49,7 +50,7 @@ def cache(
             progress=progress,
             stabilise=stabilise,
             store=store,
-            tell=print,
+            tell=partial(print, flush=True),  # before the bar, in a log file too
         )
     print(
         f"{out}: {made.frames} crops in {made.windows} windows of {made.utterances} videos, "

