@@ -37,6 +37,7 @@ VERBS = {
     "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "table": ("mefar.commands.table", "finished LOSO runs as one table, and last against oracle"),
+    "ablate": ("mefar.commands.ablate", "LOSO with one thing changed at a time, as one table"),
     "report": ("mefar.commands.report", "write the report page of a finished run"),
     "sweep": ("mefar.commands.sweep", "check a W&B sweep file, or run it here, without an account"),
 }

@@ -120,6 +120,7 @@ class TokenHead(nn.Module):
         embedding: `shared`, one matrix reads the codes of every position (published);
             `per_position`, each position has its own, so that the same code may mean different things
             in different places without a layer having to find that out from a few hundred clips.
+        pooling: `attention`, one learned query picks tokens (published); `mean` looks at all alike.
         initial: `small`, uniform in +-1/sqrt(inputs), position and query N(0, 0.02); `published`,
             xavier for all linears, position and query N(0, 1).
 
@@ -140,6 +141,7 @@ class TokenHead(nn.Module):
         dropout: float = 0.2,
         embedding: Literal["per_position", "shared"] = "per_position",
         initial: Literal["small", "published"] = "small",
+        pooling: Literal["attention", "mean"] = "attention",
     ) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
@@ -155,7 +157,7 @@ class TokenHead(nn.Module):
         self.position = nn.Parameter(torch.empty(num_tokens, dim)) if own == 1 else None
         self.layers = nn.Sequential(*[EncoderLayer(dim, heads, feedforward, dropout) for _ in range(depth)])
         self.pool_norm = nn.LayerNorm(dim)
-        self.query = nn.Parameter(torch.empty(dim))
+        self.query = nn.Parameter(torch.empty(dim)) if pooling == "attention" else None
         self.classes = nn.Linear(dim, num_classes)
         self.text = None if text_dim is None else nn.Linear(dim, text_dim)
         self._initialise(initial == "published")
@@ -181,8 +183,12 @@ class TokenHead(nn.Module):
         else:
             x = F.linear(tokens, self.embed[0], self.embed_bias[0]) + self.position
         x = self.pool_norm(self.layers(x))
-        attention = (x @ self.query * x.shape[-1] ** -0.5).softmax(-1)  # (B, L)
-        pooled = (attention.unsqueeze(1) @ x).squeeze(1)  # (B, W)
+        attention = None
+        if self.query is None:
+            pooled = x.mean(1)  # (B, W)
+        else:
+            attention = (x @ self.query * x.shape[-1] ** -0.5).softmax(-1)  # (B, L)
+            pooled = (attention.unsqueeze(1) @ x).squeeze(1)
         text = None if self.text is None else F.normalize(self.text(pooled), dim=-1)
         return HeadOutput(self.classes(pooled), attention, text)
 

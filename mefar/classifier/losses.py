@@ -31,6 +31,13 @@ class TextAnchors:
     vectors: Tensor
     described: Tensor
 
+    def shuffled(self) -> TextAnchors:
+        """Every class that has a text has the one of the next such class instead."""
+        rows = self.described.nonzero()[:, 0]
+        vectors = self.vectors.clone()
+        vectors[rows] = self.vectors[rows.roll(1)]
+        return replace(self, vectors=vectors)
+
     def to(self, like: Tensor) -> TextAnchors:
         """On the device and in the type of a tensor."""
         return replace(self, vectors=self.vectors.to(like), described=self.described.to(like.device))

@@ -73,6 +73,7 @@ def loso(
     edclip: bool = True,
     anchors: Path = SHIPPED_ANCHORS,
     centred: bool = False,
+    shuffle_sentences: bool = False,
     zero_shot: str = "",
     task: Literal["emotions", "units"] = "emotions",
     leave_out: Literal["subject", "database"] = "subject",
@@ -122,6 +123,7 @@ def loso(
         edclip: align features with the emotion descriptions, where the head takes text_dim.
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
+        shuffle_sentences: give every class the sentences of another: EDCLIP without their meaning.
         zero_shot: class to leave out of all training: clips are then recognised by the nearest text.
         task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown,
             each in a folder of its own in OUT, and OUT/units.json over all.
@@ -150,7 +152,7 @@ def loso(
     where = Where(accelerator, devices, num_nodes, group, compiled)
     options = loso_study.Options(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
-        cache_dir, centred, zero_shot, task, leave_out,
+        cache_dir, centred, shuffle_sentences, zero_shot, task, leave_out,
     )  # fmt: skip
     out = sweeps.fill(
         out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"

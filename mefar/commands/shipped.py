@@ -16,7 +16,7 @@ IN_WHEEL, IN_CLONE = PACKAGE / "experiments", PACKAGE.parent / "experiments"
 FOLDER = IN_WHEEL if IN_WHEEL.is_dir() else IN_CLONE
 
 
-def shipped(kind: Literal["configs", "sweeps"], name: str) -> Path:
+def shipped(kind: Literal["configs", "sweeps", "ablations"], name: str) -> Path:
     """A file of yours, or the shipped one of that name.
 
     Args:

@@ -77,6 +77,7 @@ class Options:
         edclip: align features with the emotion descriptions.
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
+        shuffle_sentences: give every class the sentences of another: EDCLIP without their meaning.
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.
         shuffle_labels: run on shuffled labels only; everything written is marked.
@@ -103,6 +104,7 @@ class Options:
     keep_models: bool = False
     cache_dir: Path = Path("runs/cache")
     centred: bool = False
+    shuffle_sentences: bool = False
     zero_shot: str = ""
     task: Literal["emotions", "units"] = "emotions"
     leave_out: Literal["subject", "database"] = "subject"
@@ -160,6 +162,9 @@ def run(
     table = tokens_of(clips, tokenizer, options.cache_dir / "tokens", key)
     told = {"checkpoint": "", "pretrained_on": "unknown", **notes.pop("tokenizer", {}), "sha256": identity}
     study = material(clips, table, told, described, options.centred)
+    if options.shuffle_sentences and study.anchors is not None:
+        study = replace(study, anchors=study.anchors.shuffled())
+        notes["shuffle_sentences"] = True
     if options.leave_out == "database":
         study = units.by_database(study)
         notes["leave_out"] = "database"
