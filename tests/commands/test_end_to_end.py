@@ -112,17 +112,20 @@ def test_the_demo_runs_its_stages_in_order_and_skips_a_finished_training(
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr("mefar.commands.demo._stage", lambda title, *words: ran.append(words))
     assert main(["demo", "--out", "demo"]) == 0
-    assert [words[0] for words in ran] == ["make-demo", "fit", "loso"]
-    assert "--ckpt_path" not in ran[1]
+    road = ["make-demo", "make-demo", "fit", "loso", "loso"]
+    assert [words[0] for words in ran] == road
+    assert "--ckpt_path" not in ran[2]
+    weak = "demo/corpora-micro"
+    assert ran[1][1] == weak and "micro" in ran[1] and weak in ran[3], "the weak ones are reported first"
     last = tmp_path / "demo" / "tokenizer" / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
-    for epochs, stages in ((7, ["make-demo", "fit", "loso"]), (8, ["make-demo", "loso"])):
+    for epochs, stages in ((7, road), (8, road[:2] + road[3:])):
         ran.clear()
         progress = {"fit_loop": {"epoch_progress": {"current": {"processed": epochs}}}}
         torch.save({"state_dict": {}, "loops": progress}, last)
         assert main(["demo", "--out", "demo"]) == 0
         assert [words[0] for words in ran] == stages
-        assert epochs == 8 or ran[1][-2:] == ("--ckpt_path", "last")
+        assert epochs == 8 or ran[2][-2:] == ("--ckpt_path", "last")
     assert main(["demo", "--out", "demo", "--seed", "1"]) == 2
     assert "trained with other settings" in capsys.readouterr().err
 
