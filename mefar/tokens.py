@@ -9,7 +9,7 @@ written as L discrete *action tokens* out of a codebook of K ("From Pixels to Se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -27,11 +27,14 @@ class ActionTokens:
         embeddings: (B, L, D) float, the vectors that those codes stand for.
         strength: (B,) float >= 0, how much of the action there is, where codes say only what it is; 1 is as
             much as talking faces typically show, 0 no action. None: the codes say both.
+        head: (B, 6) float, how the head moved besides, as the tokenizer that made it understands it. For the
+            decoder alone: it belongs to the recording, not to the action. None: it stays.
     """
 
     indices: Tensor
     embeddings: Tensor
     strength: Tensor | None = None
+    head: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.indices.dtype != torch.int64 or self.indices.ndim != 2:
@@ -52,7 +55,8 @@ class ActionTokens:
     def select(self, rows: Tensor | slice) -> ActionTokens:
         """The tokens of some rows of the batch."""
         strength = None if self.strength is None else self.strength[rows]
-        return ActionTokens(self.indices[rows], self.embeddings[rows], strength)
+        head = None if self.head is None else self.head[rows]
+        return ActionTokens(self.indices[rows], self.embeddings[rows], strength, head)
 
     @property
     def features(self) -> Tensor:
@@ -77,16 +81,22 @@ class ActionTokens:
             raise UserError(
                 "these tokens carry no strength, so they cannot be scaled; use a tokenizer that measures it"
             )
-        return ActionTokens(self.indices, self.embeddings, self.strength * factor)
+        return replace(self, strength=self.strength * factor)
+
+    def without_head(self) -> ActionTokens:
+        """The action alone, for somebody else's face, whose head is not to move."""
+        return replace(self, head=None)
 
     @staticmethod
     def cat(parts: Sequence[ActionTokens]) -> ActionTokens:
         """Tokens of several batches of one tokenizer as one batch."""
         strengths = [each.strength for each in parts if each.strength is not None]
+        heads = [each.head for each in parts if each.head is not None]
         return ActionTokens(
             torch.cat([each.indices for each in parts]),
             torch.cat([each.embeddings for each in parts]),
             torch.cat(strengths) if strengths else None,
+            torch.cat(heads) if heads else None,
         )
 
 

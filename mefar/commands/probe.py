@@ -62,13 +62,15 @@ def probe(
         faces: `align` finds the face; `precropped` takes frames that are face crops already.
         views: looks at each clip whose mean a probe reads, the same for tokens and pixels; 1 = the clip.
         cache_dir: folder for face crops.
-        landmarks: videos only: MediaPipe's face_landmark.tflite; default: the installed MediaPipe's.
+        landmarks: MediaPipe's face_landmark.tflite, to measure movements that are carried to another face;
+            default: the installed MediaPipe's, if there is one.
         pairs: videos only: pairs of frames per person.
         out: also write the numbers to this JSON file.
     """
     model = load_tokenizer(tokenizer)
+    mesh = landmarks or model_file()
     if dataset == "videos":
-        numbers = _faces(model, data, faces, cache_dir, landmarks or model_file(), pairs)
+        numbers = _faces(model, data, faces, cache_dir, mesh, pairs)
         Console().print(_list(str(data), numbers))
         _write(out, {"tokenizer": str(tokenizer), "dataset": dataset, "gates": numbers})
         return
@@ -89,7 +91,7 @@ def probe(
         "clips": len(clips),
         "views": views,
         "domains": {
-            name: _measure(model, clips, change, None if truth is None else change(truth))
+            name: _measure(model, clips, change, None if truth is None else change(truth), mesh)
             for name, change in changes.items()
         },
     }
@@ -130,13 +132,18 @@ def _faces(
     if mesh is None:
         print("no landmarks: MediaPipe is not installed, see datamodules/faces/landmarks.py")
         return found
+    return found | face_probes.carried_movements(model, onset, apex, subjects, _reader(mesh))
+
+
+def _reader(mesh: Path) -> Change:
+    """(N, 3, S, S) in [0, 1] -> (N, 468, 2) landmarks."""
     reader = FaceMesh(mesh)
 
     def landmarks(images: torch.Tensor) -> torch.Tensor:
         crops = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return torch.from_numpy(np.stack([reader.points(crop) for crop in crops]))
 
-    return found | face_probes.carried_movements(model, onset, apex, subjects, landmarks)
+    return landmarks
 
 
 def _pairs(
@@ -150,7 +157,7 @@ def _pairs(
 
 
 def _measure(
-    model: Any, clips: MicroExpressionDataset, change: Change, truth: torch.Tensor | None
+    model: Any, clips: MicroExpressionDataset, change: Change, truth: torch.Tensor | None, mesh: Path | None
 ) -> dict[str, Any]:
     study = clips.study
     subjects = [clip.subject_key for clip in study.clips]
@@ -178,6 +185,8 @@ def _measure(
     rebuilt = probes.reconstruction(model, onset, apex, subjects)
     if truth is not None:
         rebuilt |= probes.transfer_error(model, onset, apex, subjects, truth)
+    if truth is not None and mesh is not None:
+        rebuilt |= face_probes.against_truth(model, onset, apex, subjects, truth, _reader(mesh))
     return {"probes": rows, "au_f1": per_unit, "reconstruction": rebuilt}
 
 

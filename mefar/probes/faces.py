@@ -98,11 +98,42 @@ def carried_movements(
         `correlation_*`; `tokens_kept`, share of the tokens that are read off the moved face again.
     """
     order = other_faces(subjects)
-    sent = tokenize(tokenizer, onset, apex).select(order)
+    sent = tokenize(tokenizer, onset, apex).select(order).without_head()
     moved = _rebuilt(tokenizer, onset, sent)
     before = landmarks(onset)
     source = _movement(before, landmarks(apex))[order]
-    carried = _movement(before, landmarks(moved))
+    found = _compared(source, _movement(before, landmarks(moved)))
+    kept = tokenize(tokenizer, onset, moved).indices == sent.indices
+    return found | {"tokens_kept": float(kept.float().mean())}
+
+
+@torch.no_grad()
+def against_truth(
+    tokenizer: ActionTokenizer,
+    onset: Tensor,
+    apex: Tensor,
+    subjects: Sequence[str],
+    truth: Tensor,
+    landmarks: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """The same where the true frame is known: movements carried to another face, over the true ones there.
+
+    Args:
+        tokenizer: in eval mode.
+        onset: (N, 3, H, W) float in [0, 1].
+        apex: the same.
+        subjects: N keys of the people.
+        truth: (N, 3, H, W) float in [0, 1], see tokens.transfer_error.
+        landmarks: as above.
+    """
+    sent = tokenize(tokenizer, onset, apex).select(other_faces(subjects)).without_head()
+    before = landmarks(onset)
+    true = _movement(before, landmarks(truth))
+    return _compared(true, _movement(before, landmarks(_rebuilt(tokenizer, onset, sent))))
+
+
+def _compared(source: Tensor, carried: Tensor) -> dict[str, float]:
+    """Slope and correlation per region, of the half of the rows that move most there."""
     found = {}
     for name, points in REGIONS.items():
         there, here = source[:, points], carried[:, points]
@@ -111,8 +142,7 @@ def carried_movements(
         x, y = there[rows].flatten(), here[rows].flatten()
         found[f"slope_{name}"] = float((x * y).sum() / x.square().sum().clamp_min(1e-12))
         found[f"correlation_{name}"] = float(torch.corrcoef(torch.stack([x, y]))[0, 1])
-    kept = tokenize(tokenizer, onset, moved).indices == sent.indices
-    return found | {"tokens_kept": float(kept.float().mean())}
+    return found
 
 
 def _movement(before: Tensor, after: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ def transfer_error(
         that of the onset left alone, `transfer_gain_over_own` less that of the onset moved by its own tokens.
     """
     partner = other_faces(subjects).to(onset.device)
-    every = tokenize(tokenizer, onset, apex)
+    every = tokenize(tokenizer, onset, apex).without_head()
     found: dict[str, list[Tensor]] = {"carried": [], "copied": [], "own": []}
     for rows in torch.split(torch.arange(len(onset), device=onset.device), IMAGES_AT_ONCE):
         a, target = onset[rows], truth[rows]

@@ -63,6 +63,8 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     network = {ours: settings.get(name, default) for name, (ours, default) in known.items()}
     if settings.get("network") == "published":
         network["bottleneck"] = "halving"  # all that 0.1 knew
+    else:
+        network["strength"] = False  # codes said everything
     rest = {name: value for name, value in settings.items() if name not in FLAT | {"network"}}
     return rest | {"network": {"class_path": class_path, "init_args": network}}
 

@@ -46,8 +46,11 @@ def moving_weight(onset: Tensor, apex: Tensor, strength: float) -> Tensor:
 
 
 def charbonnier(image: Tensor, target: Tensor, weight: Tensor, epsilon: float = 0.01) -> Tensor:
-    """Weighted mean of sqrt(e^2 + epsilon^2) - epsilon: quadratic below camera noise, linear above."""
-    return (weight * ((image - target).square() + epsilon**2).sqrt().sub(epsilon)).mean()
+    """Weighted mean of sqrt(e^2 + epsilon^2) - epsilon of each image, (B,).
+
+    Quadratic below camera noise, linear above.
+    """
+    return (weight * ((image - target).square() + epsilon**2).sqrt().sub(epsilon)).mean((1, 2, 3))
 
 
 def total_variation(flow: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class VectorQuantizer(nn.Module):
         if self.method == "nsvq":
             values = codes
             if learning:
-                dice = self._dice(1 + ranks.rank())  # every rank its own noise
+                dice = self.dice(1 + ranks.rank())  # every rank its own noise
                 noise = torch.randn(vectors.shape, device=vectors.device, generator=dice)
                 values = noisy(vectors, codes, noise)
                 self._count(indices, len(vectors))
@@ -175,7 +175,7 @@ class VectorQuantizer(nn.Module):
         flat = vectors.reshape(-1, self.code_dim)
         room = len(self.reservoir)
         per_rank = max(1, min(len(flat), room // (8 * ranks.world())))
-        chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device, generator=self._dice())]
+        chosen = flat[torch.randint(len(flat), (per_rank,), device=flat.device, generator=self.dice())]
         pooled = ranks.gather(chosen)
         self.reservoir.copy_(torch.cat([self.reservoir, pooled])[-room:])
         return self._progress
@@ -186,7 +186,7 @@ class VectorQuantizer(nn.Module):
             self._progress = int(self.step), bool(self.started)
         return self._progress
 
-    def _dice(self, stream: int = 0) -> torch.Generator:
+    def dice(self, stream: int = 0) -> torch.Generator:
         """Random numbers that depend on the step alone, so that a resumed training is the unbroken one."""
         return torch.Generator(self.step.device).manual_seed(self._told()[0] + (stream << 32))
 
@@ -196,7 +196,7 @@ class VectorQuantizer(nn.Module):
         pool = self.reservoir[self.reservoir.abs().sum(-1) > 0]
         if len(pool) == 0:
             pool = self.reservoir[-1:]
-        book = kmeans(pool, self.num_codes, self._dice())
+        book = kmeans(pool, self.num_codes, self.dice())
         ranks.copy_from_first(book)
         self.codebook.copy_(book)
         self.cluster_size.fill_(1.0)
@@ -260,7 +260,7 @@ class VectorQuantizer(nn.Module):
         if self.method == "ema":
             fresh = self._worst_served(len(dead))
         else:
-            dice = self._dice()
+            dice = self.dice()
             pick = torch.randint(len(alive), (len(dead),), device=alive.device, generator=dice)
             fresh = self.codebook[alive[pick]]
             fresh = fresh + noise * torch.randn(fresh.shape, device=fresh.device, generator=dice)
@@ -273,7 +273,7 @@ class VectorQuantizer(nn.Module):
     def _worst_served(self, count: int) -> Tensor:
         distance = torch.cdist(self.reservoir, self.codebook).min(1).values.square()
         weight = distance.clamp_min(1e-12)
-        pick = torch.multinomial(weight, count, count > len(weight), generator=self._dice())
+        pick = torch.multinomial(weight, count, count > len(weight), generator=self.dice())
         return self.reservoir[pick].clone()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from mefar.errors import UserError
 from mefar.tokenizer.image_losses import psnr
-from mefar.tokenizer.warp_network import WarpNetwork, luminance, warp
+from mefar.tokenizer.warp_network import FLOOR, WarpNetwork, luminance, noise_level, warp
 
 
 def faces(count: int, size: int, seed: int) -> torch.Tensor:
@@ -61,6 +61,67 @@ def test_warp_fetches_from_where_the_flow_points() -> None:
     flow = torch.zeros(1, 2, 8, 8)
     flow[:, 0] = 1.0
     assert torch.allclose(warp(image, flow)[..., :-1], image[..., 1:], atol=1e-4)
+
+
+def test_codes_do_not_hang_on_the_size_of_the_motion_and_strength_does() -> None:
+    codec = WarpNetwork(64, dim=16, depth=1).eval()
+    onset, flow = faces(6, 64, 7), torch.zeros(6, 2, 64, 64)
+    flow[:, 1, 36:56, 16:48] = 1.0
+    small, large = (codec.measure(onset, warp(onset, size * flow)) for size in (0.25, 1.0))
+    assert torch.cosine_similarity(small.shape.flatten(1), large.shape.flatten(1)).min() > 0.8
+    assert ((large.strength / small.strength - 4).abs() < 1.2).all()
+    codec.unit.fill_(0.01)
+    tokens = codec.tokenize(onset, warp(onset, flow))
+    assert tokens.strength is not None and torch.allclose(tokens.strength, large.strength / 0.01)
+
+
+def test_below_the_noise_floor_there_is_no_action() -> None:
+    codec = WarpNetwork(64, dim=16, depth=1).eval()
+    onset = faces(5, 64, 8)
+    noisy = (onset + 0.01 * torch.randn(onset.shape)).clamp(0, 1)
+    relative = codec.measure(onset, noisy).strength / noise_level(onset, noisy)
+    codec.noise_floor.fill_(float(relative.detach().max()) / FLOOR * 1.01)
+    nothing = codec.tokenize(onset, noisy)
+    assert (nothing.strength == 0).all() and len(torch.unique(nothing.indices, dim=0)) == 1
+    assert torch.equal(nothing.indices, codec.tokenize(onset, onset).indices)
+
+
+def test_noise_is_told_from_motion() -> None:
+    onset = faces(4, 64, 13)
+    deviation = (onset * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1).std((1, 2))
+    noisy = onset + 0.02 * torch.randn(onset.shape)
+    expected = 0.02 * 0.669 / deviation  # 0.669: root of the sum of the squared weights
+    assert torch.allclose(noise_level(onset, noisy), expected, rtol=0.2)
+    flow = torch.zeros(4, 2, 64, 64)
+    flow[:, 0, 30:50, 20:44] = 1.0
+    assert (noise_level(onset, warp(onset, flow)) < 0.1 * expected).all()
+
+
+def test_strength_scales_warp_and_paint_and_the_head_moves_apart() -> None:
+    codec = WarpNetwork(64, dim=16, depth=1).eval()
+    torch.nn.init.normal_(codec.paint.weight, std=0.1)
+    onset = faces(2, 64, 9)
+    tokens = codec.tokenize(onset, faces(2, 64, 10)).without_head()
+    once, twice = (codec.decode(onset, tokens.embeddings, torch.full((2,), s)) for s in (0.5, 1.0))
+    assert torch.allclose(2 * once.flow, twice.flow) and torch.allclose(2 * once.residual, twice.residual)
+    assert torch.allclose(codec.reconstruct(onset, tokens.scaled(0)), onset, atol=1e-5)
+    right = torch.tensor([[1.0, 0, 0, 0, 0, 0]] * 2)
+    moved = codec.decode(onset, tokens.embeddings, torch.zeros(2), right).image
+    assert torch.allclose(moved[..., :-1], onset[..., 1:], atol=1e-4)
+
+
+def test_training_pairs_are_varied_by_the_step_alone() -> None:
+    codec = WarpNetwork(64, dim=16, depth=1, still_share=0.5)
+    onset, apex = faces(16, 64, 11), faces(16, 64, 12)
+    still, (first, second) = codec._vary((onset, onset), (apex, apex))
+    torch.rand(3)
+    again, (same, _) = codec._vary((onset, onset), (apex, apex))
+    assert torch.equal(still, again) and torch.equal(first, same)
+    assert 0 < int(still.sum()) < 16 and not still[0]
+    assert (first - onset)[still].abs().max() < 0.15 and (first != second)[still].any()
+    codec.vq.step += 1
+    codec.vq._progress = None
+    assert not torch.equal(codec._vary((onset, onset), (apex, apex))[1][0], first)
 
 
 def test_codec_learns_what_moves() -> None:

@@ -185,9 +185,11 @@ FLAT = {
 
 @pytest.mark.parametrize("network", ["warp", "published"])
 def test_checkpoints_of_earlier_versions_load(network: str, tmp_path: Path) -> None:
-    model = small() if network == "warp" else FacialActionTokenizer(
-        PublishedNetwork(32, 4, 16, 1, 2, 2, 8, 8, 4, 8, bottleneck="halving")
-    )  # fmt: skip
+    made = {
+        "warp": WarpNetwork(**SMALL, strength=False),
+        "published": PublishedNetwork(32, 4, 16, 1, 2, 2, 8, 8, 4, 8, bottleneck="halving"),
+    }
+    model = FacialActionTokenizer(made[network])
     old = {name.replace("network.", "codec.", 1): value for name, value in model.state_dict().items()}
     torch.save({"state_dict": old, "hyper_parameters": FLAT[network]}, tmp_path / "old.ckpt")
     again = load(tmp_path / "old.ckpt")
@@ -205,7 +207,7 @@ def test_configurations_of_earlier_versions_are_read(tmp_path: Path) -> None:
         )
     model = load(checkpoint)
     assert isinstance(model.network, WarpNetwork) and model.image_size == 64
-    assert model.network.settings == WarpNetwork(**SMALL | {"image_size": 64}).settings
+    assert model.network.settings == WarpNetwork(**SMALL | {"image_size": 64, "strength": False}).settings
     assert model.hparams["learning_rate"] == 1e-2
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"]["init_args"]
     assert written["network"]["init_args"]["num_codes"] == 8, "written down in the form of today"
