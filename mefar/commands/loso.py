@@ -40,6 +40,7 @@ from mefar.loso.scores import table, units_table
 from mefar.progress import shown
 from mefar.report.loso_page import write_report
 from mefar.tokenizer.module import load as load_tokenizer
+from mefar.tokenizer.module import located
 from mefar.tokens import ActionTokenizer
 
 SHORT = {"--epochs": "--training.epochs"}
@@ -161,7 +162,7 @@ def loso(
     found = load_study(dataset, data, classes, errata, prefer)
     checkpoint = ""
     if isinstance(tokenizer, str):
-        path = sweeps.fill(Path(tokenizer), num_codes=num_codes, num_tokens=num_tokens)
+        path = located(sweeps.fill(Path(tokenizer), num_codes=num_codes, num_tokens=num_tokens))
         checkpoint, tokenizer = str(path), load_tokenizer(path, _device(where))
     for name, asked in (("num_codes", num_codes), ("num_tokens", num_tokens)):
         if asked not in (None, getattr(tokenizer, name, None)):

@@ -30,6 +30,7 @@ from mefar.tokenizer.quality import TokenQuality
 from mefar.tokens import ActionTokenizer, ActionTokens
 
 _IMAGES = ("onset", "apex", "onset_view", "apex_view")
+_SHIPPED = Path(__file__).parents[1] / "assets"
 _SLACK = 1e-3  # what a resampled image may leave [0, 1] by
 
 
@@ -305,7 +306,10 @@ def start_from(network: ActionNetwork, path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """A checkpoint with a state_dict, in today's form."""
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; make one with `make pretrain` or `make demo`")
+        raise UserError(
+            f"{path}: no such checkpoint; make one with `make pretrain` or `make demo`, or take `demo`, "
+            "which comes with mefar"
+        )
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
@@ -319,16 +323,24 @@ def _refuse_not_finite(model: nn.Module, path: Path) -> None:
             raise UserError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
 
 
+def located(path: str | Path) -> Path:
+    """Where a checkpoint is; a name that is no file here, such as `demo`, is one that comes with mefar."""
+    path = Path(path)
+    shipped = _SHIPPED / f"tokenizer_{path.name}.ckpt"
+    return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenizer:
     """The tokenizer of a checkpoint that `mefar fit` wrote, of the class that it names, in eval mode.
 
-    That class may be anybody's, as long as Python finds it; no code is read from the file itself.
+    `demo` is the one that comes with mefar, trained on rendered faces alone. The class may be anybody's, as
+    long as Python finds it; no code is read from the file itself.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, not a tokenizer's, of a class that is not found,
             of another shape, or with weights that are not finite.
     """
-    path = Path(path)
+    path = located(path)
     checkpoint = _read(path)
     settings = dict(checkpoint.get("hyper_parameters", {}))
     settings.pop("_instantiator", None)
