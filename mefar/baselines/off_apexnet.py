@@ -27,6 +27,8 @@ class OFFApexNetHead(nn.Module):
         dropout: probability in [0, 1).
     """
 
+    in_turns = True  # convolutions of many folds as one are slower than one fold after another
+
     def __init__(self, num_tokens: int, token_dim: int, num_classes: int, dropout: float = 0.5) -> None:
         super().__init__()
         self.side = round(token_dim**0.5)

@@ -1,6 +1,6 @@
 """A small residual network on flow, and on plain frame differences: what no design of flow networks adds.
 
-Statistics are of groups of channels, not of the batch, so that many folds can be trained side by side.
+Statistics are of groups of channels: batches of few clips have none that are worth keeping.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class ResNetHead(nn.Module):
         width: channels of the first block, a multiple of 4; doubled by each.
         dropout: probability in [0, 1).
     """
+
+    in_turns = True  # convolutions of many folds as one are slower than one fold after another
 
     def __init__(
         self, num_tokens: int, token_dim: int, num_classes: int, width: int = 16, dropout: float = 0.3

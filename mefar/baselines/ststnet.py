@@ -28,6 +28,8 @@ class STSTNetHead(nn.Module):
         num_classes: C.
     """
 
+    in_turns = True  # convolutions of many folds as one are slower than one fold after another
+
     def __init__(self, num_tokens: int, token_dim: int, num_classes: int) -> None:
         super().__init__()
         self.side = round(token_dim**0.5)

@@ -2,6 +2,7 @@
 
 A head is an ordinary `nn.Module` for one model: tokens (B, L, D) in, a `HeadOutput` out. Its constructor
 takes `num_tokens, token_dim, num_classes` and, if it can speak to texts, `text_dim`; then options of its own.
+A class attribute `in_turns = True` asks for folds one after another, which is faster for convolutions.
 A head of your own needs nothing else of mefar's:
 
     class MeanHead(nn.Module):

@@ -181,7 +181,9 @@ def can_map(factory: HeadFactory, study: StudyTokens, training: HeadTraining) ->
     Raises:
         UserError: what build_head raises, or a head that cannot even be trained by itself.
     """
-    if is_fitted(factory, study):
+    L, D = study.tokens.shape[2:]
+    head = build_head(factory, L, D, len(study.class_names))
+    if isinstance(head, FittedHead) or getattr(head, "in_turns", False):
         return False
     view = View("try", torch.arange(2), torch.arange(2))
     tokens, labels = study.tokens[:2, 0].expand(2, -1, -1, -1), study.labels[:2].expand(2, -1)

@@ -78,14 +78,12 @@ def test_patterns_are_shares_and_tell_texture_from_none() -> None:
 @pytest.mark.parametrize(
     ("head", "parameters"), [(STSTNetHead, 1_651), (OFFApexNetHead, 2_664_475), (ResNetHead, None)]
 )
-def test_networks_have_the_size_that_is_stated_and_train_side_by_side(
-    head: Any, parameters: int | None
-) -> None:
+def test_networks_have_the_size_that_is_stated_and_train_in_turns(head: Any, parameters: int | None) -> None:
     made = build_head(head, 3, 784, 3)
     if parameters is not None:
         assert sum(parameter.numel() for parameter in made.parameters()) == parameters
     images = token_set(clips=(2, 2, 3), views=1, L=3, D=784)
-    assert can_map(head, images, HeadTraining())
+    assert not can_map(head, images, HeadTraining())
 
 
 @pytest.mark.parametrize("head", [LinearSVM, RidgeHead, MajorityHead, PriorHead])
