@@ -1,11 +1,41 @@
-"""What all tests share: one thread, no network, no report to anybody."""
+"""What all tests share: one thread, no network, no report to anybody, and the same draws whatever ran before.
+
+MEFAR_TEST_SEED=7 gives other draws, of hypothesis too: a test that then fails depends on its luck.
+"""
 
 import os
+import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "mefar-tests-without-models")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+# On a busy machine any example may take long, and `make test` says the same every time.
+settings.register_profile("mefar", deadline=None, derandomize="MEFAR_TEST_SEED" not in os.environ)
+settings.load_profile("mefar")
+
+
+def seed_everything() -> None:
+    import numpy as np
+    import torch
+
+    seed = int(os.environ.get("MEFAR_TEST_SEED", "0"))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, the state that libraries draw from
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> Iterator[None]:
+    seed_everything()
+    yield
+    seed_everything()  # for what the next module makes before its first test

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,17 @@ class Diary(L.Callback):
         path: the file, without the rank.
     """
 
+    kill_after: int | None = None
+    """Batches after which the process kills itself, as kill -9 would; at a known place on any machine."""
+
     def __init__(self, path: str) -> None:
         self.path = path
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, _: int) -> None:
         with Path(f"{self.path}.{trainer.global_rank}").open("a") as file:
             file.write(json.dumps([batch["number"].tolist(), outputs["loss"].item()]) + "\n")
+        if self.kill_after == len(read(Path(self.path), trainer.global_rank)):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def read(path: Path, rank: int = 0) -> list[tuple[list[int], float]]:

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +43,8 @@ def test_help_answers_without_torch() -> None:
     code = "import sys; from mefar.__main__ import main; main([]); main(['--version'])\n"
     code += "heavy = {'torch', 'lightning', 'numpy', 'jsonargparse'}\n"
     code += "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 5  # a tenth of this on an idle machine
     assert all(f"  {verb} " in done.stdout for verb in [*TRAINER_VERBS, *VERBS])
     assert f"mefar {__version__}" in done.stdout
 

@@ -24,6 +24,7 @@ from foreign_heads import Bad, ConvolutionHead, GRUHead, MeanHead, NoModule
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from token_sets import anchors, study, token_set
+from waiting import wait_for
 
 from mefar.baselines.pixels import linear_control
 from mefar.classifier.head import TokenHead
@@ -336,10 +337,20 @@ def folds_in(out: Path) -> Counter[tuple[str, int]]:
     return Counter((line["subject"], line["seed"]) for line in lines)
 
 
-def started(out: Path, ranks: int, log: Path) -> Any:
-    """A process, leader of a group of its own, that makes a run of twelve folds in twelve groups."""
+def started(out: Path, ranks: int, log: Path, pauses: bool = False) -> Any:
+    """A process, leader of a group of its own, that makes a run of twelve folds in twelve groups.
+
+    Where it `pauses`, every rank stops after its first group and waits for its end.
+    """
+    append = Ledger.append
+
+    def one(self: Ledger, *words: Any) -> None:
+        append(self, *words)
+        time.sleep(600)
 
     def work() -> None:
+        if pauses:
+            Ledger.append = one  # type: ignore[method-assign]
         os.setsid()
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
@@ -396,9 +407,8 @@ def test_ranks_may_join_a_running_study(tmp_path: Path) -> None:
 
 def test_what_a_dead_rank_had_taken_is_taken_over(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    process = started(out, 2, log)
-    while not folds_in(out).total():
-        time.sleep(0.005)
+    process = started(out, 2, log, pauses=True)
+    wait_for(lambda: folds_in(out).total(), 120)
     os.killpg(process.pid, signal.SIGKILL)  # launcher and ranks, amid their folds
     process.join()
     assert 0 < folds_in(out).total() < 12

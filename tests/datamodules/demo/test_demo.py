@@ -14,6 +14,7 @@ import numpy as np
 import openpyxl
 import pytest
 from places import ROOT
+from waiting import wait_for
 
 from datamodules.demo.coding import CASME2_COLUMNS, CODING_FILES, coding_rows
 from datamodules.demo.corpora import SIZES, clip_folder, frame_name, make_databases, make_voxceleb
@@ -217,11 +218,10 @@ def test_a_killed_run_leaves_no_workers_and_is_finished_by_the_next(corpora, tmp
     words = [sys.executable, "-m", "mefar", "make-demo", str(tmp_path), "--size", "tiny", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.jpg")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list(tmp_path.rglob("*.jpg")) or run.poll() is not None, 120)
     run.kill()
     run.wait()
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.killpg(run.pid, 0)  # signal 0: is anybody of its session left?

@@ -3,7 +3,6 @@
 import csv
 import errno
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -195,7 +194,7 @@ def test_a_killed_build_resumes_and_leaves_no_worker(voxceleb, finished, tmp_pat
     child = subprocess.Popen([sys.executable, *arguments], start_new_session=True)
     while child.poll() is None and not list(out.glob("shard-*.json")):
         time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()  # nothing where it has ended
     child.wait()
     (out / f"shard-00001.npy.{files._HOST}-{child.pid}-0a1b2c.tmp").write_bytes(b"half")
     assert made(voxceleb, out).windows == 6
@@ -203,7 +202,7 @@ def test_a_killed_build_resumes_and_leaves_no_worker(voxceleb, finished, tmp_pat
     assert {k: v for k, v in contents(out)[0].items() if k.endswith(".npy")} == {
         k: v for k, v in contents(finished)[0].items() if k.endswith(".npy")
     }
-    for _ in range(100):  # workers watch their parent
+    for _ in range(600):  # workers watch their parent
         try:
             os.killpg(child.pid, 0)
         except ProcessLookupError:

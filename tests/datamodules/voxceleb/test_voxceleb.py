@@ -237,7 +237,7 @@ def test_two_processes_split_an_epoch(folder):
     children = [context.Process(target=_on_rank, args=(rank, folder, port, queue)) for rank in range(2)]
     for child in children:
         child.start()
-    shares = [queue.get(timeout=60) for _ in children]
+    shares = [queue.get(timeout=200) for _ in children]
     for child in children:
         child.join(10)
     assert sorted(shares[0] + shares[1]) == list(range(32))
