@@ -98,6 +98,7 @@ def test_an_unpacked_wheel_runs_in_an_empty_folder(wheel: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_installed_wheel_makes_the_demo(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, from the package index: minutes."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
