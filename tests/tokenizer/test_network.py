@@ -15,7 +15,7 @@ from test_tokenizer import SMALL, batch, small
 from mefar.__main__ import main
 from mefar.errors import UserError
 from mefar.tokenizer import earlier, load
-from mefar.tokenizer.module import FacialActionTokenizer
+from mefar.tokenizer.module import FacialActionTokenizer, located
 from mefar.tokenizer.network import ActionNetwork
 from mefar.tokenizer.published_network import PublishedNetwork
 from mefar.tokenizer.warp_network import WarpNetwork
@@ -331,3 +331,20 @@ def test_a_network_that_cannot_be_is_named_in_one_line(
     said = capsys.readouterr().err.strip()
     assert says in said and "\n" not in said
     assert not Path("runs").exists()
+
+
+def test_the_tokenizer_that_comes_with_mefar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = located("demo")
+    assert path.stat().st_size < 15e6 and path.with_suffix(".md").is_file()
+    model = load("demo")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 3, 9, 9, generator=generator)
+    face = torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 1)
+    noisy = (face + torch.randn(face.shape, generator=generator) / 255).clamp(0, 1)
+    nothing, something = model.tokenize(face, noisy), model.tokenize(face, face.roll(2, 2))
+    assert nothing.strength is not None and (nothing.strength == 0).all()
+    assert len(torch.unique(nothing.indices, dim=0)) == 1
+    assert something.strength is not None and (something.strength > 0.1).all()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_bytes(b"a file of the user's own")
+    assert located("demo") == Path("demo")
