@@ -415,7 +415,7 @@ def test_wandb_without_an_account_leaves_the_run_and_one_line(
     monkeypatch.setattr("mefar.loso.tracker.write", refused)
     assert loso("--wandb", "faces", "--pixels=false", dataset="smic") == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    expected = "W&B: no API key configured. (WANDB_MODE=offline needs no account)"
+    expected = "W&B: No API key configured. (WANDB_MODE=offline needs no account)"
     assert lines == [f"mefar loso: error: {expected}"]
     assert (tmp_path / "run" / "report.html").is_file()
 
