@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,14 +35,7 @@ class PictureLoader(DataLoader[Any]):
             UserError: workers have too little shared memory, die, or take half an hour for a batch.
         """
         self._check_shared_memory()
-        # What the parent has thrown away and not collected yet, a forked worker would collect: frames of
-        # decoders among it, whose threads the worker does not have, and for which it would wait for ever.
-        gc.collect()
-        gc.freeze()
-        try:
-            batches = super().__iter__()
-        finally:
-            gc.unfreeze()
+        batches = super().__iter__()
         while True:
             try:
                 batch = next(batches)
