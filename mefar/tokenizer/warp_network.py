@@ -230,8 +230,11 @@ class WarpNetwork(ActionNetwork):
         return ActionTokens(indices, self.embed(self.vq.lookup(indices)), strength, seen.head)
 
     def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
-        """(B, L, D), see network.py."""
-        return self.embed(self.encode(onset, apex))
+        """(B, L, D'), see network.py; with the strength as tokens have it."""
+        if not self.strength:
+            return self.embed(self.encode(onset, apex))
+        tokens, seen = self.tokenize(onset, apex), self.measure(onset, apex)
+        return ActionTokens(tokens.indices, self.embed(seen.shape), tokens.strength, tokens.head).features
 
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """(B, 3, H, W) and tokens -> apex (B, 3, H, W), in [0, 1] up to small overshoots."""

@@ -30,6 +30,7 @@ from mefar.loso import callback
 from mefar.loso.engine import can_map
 from mefar.loso.results import read_predictions
 from mefar.loso.run import Run, Where
+from mefar.tokenizer.warp_network import WarpNetwork
 
 CPU = Where("cpu", 1)
 
@@ -191,3 +192,14 @@ def test_tvl1_without_contrib_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch)
 def test_partials_of_fitted_heads_are_heads(tmp_path: Path) -> None:
     made = Run(token_set(), tmp_path, partial(LinearSVM, cost=0.1), where=CPU)
     assert made.configuration["head"]["init_args"] == {"cost": 0.1}
+
+
+def test_the_continuous_action_says_what_tokens_say_but_for_the_rounding() -> None:
+    for strength in (False, True):
+        network = WarpNetwork(48, 16, 1, 8, code_dim=4, strength=strength).eval()
+        with torch.no_grad():
+            onset, apex = blob(0, 0, 48), blob(2, 1, 48)
+            read, tokens = network.continuous(onset, apex), network.tokenize(onset, apex).features
+        assert read.shape == tokens.shape
+        assert torch.equal(read[..., network.dim :], tokens[..., network.dim :])  # strength, where it has one
+        assert not torch.allclose(read, tokens)
