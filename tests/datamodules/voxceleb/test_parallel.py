@@ -155,7 +155,7 @@ def test_a_second_builder_waits_for_the_first(videos, tmp_path):
 def test_progress_tells_rate_and_time_left_in_a_log_too(capsys, monkeypatch):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     with progress.shown("reading videos") as told:
-        assert capsys.readouterr().out == "", "nothing to do, nothing to say"
+        assert capsys.readouterr() == ("", ""), "nothing to do, nothing to say"
         told(256, 1_092_009, 14.5)
-    assert "reading videos: 256 of 1092009 files, 14.5/s, 20:54:53 left" in capsys.readouterr().out
+    assert "reading videos: 256 of 1092009 files, 14.5/s, 20:54:53 left" in capsys.readouterr().err
     assert progress.time_left(1, 2, 0.0) == "?"
