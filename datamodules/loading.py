@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from mefar.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux lets processes share memory; containers often have 64 MB of it
-SECONDS = 1800.0  # for one batch
 
 
 class PictureLoader(DataLoader[Any]):
@@ -24,15 +23,15 @@ class PictureLoader(DataLoader[Any]):
     """
 
     def __init__(self, *arguments: Any, batch_bytes: int, **named: Any) -> None:
-        timeout = SECONDS if named.get("num_workers") else 0.0
-        super().__init__(*arguments, **{"timeout": timeout, **named})
+        # No timeout: torch then looks every few seconds whether its workers live, whoever handles signals.
+        super().__init__(*arguments, **named)
         self.batch_bytes = batch_bytes
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches.
 
         Raises:
-            UserError: workers have too little shared memory, die, or take half an hour for a batch.
+            UserError: workers have too little shared memory, or die.
         """
         self._check_shared_memory()
         batches = super().__iter__()
@@ -42,10 +41,10 @@ class PictureLoader(DataLoader[Any]):
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader" not in str(error):  # torch's own words for workers that die or are silent
+                if "DataLoader" not in str(error):  # torch's own words for workers that die
                     raise
                 raise UserError(
-                    f"a loader process ended or fell silent ({str(error).splitlines()[0]}); is there room in "
+                    f"a loader process ended ({str(error).splitlines()[0]}); is there room in "
                     f"{SHARED_MEMORY} and in memory? Try fewer num_workers, or 0"
                 ) from error
             yield batch

@@ -43,7 +43,8 @@ def shown(title: str, unit: str = "files") -> Iterator[Callable[[int, int, float
     try:
         yield progress
     finally:
-        bar.stop()
+        if bar.live.is_started:  # stopping a bar that never was shown prints an empty line
+            bar.stop()
 
 
 def time_left(done: int, total: int, rate: float) -> str:

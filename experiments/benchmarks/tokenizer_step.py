@@ -54,7 +54,15 @@ from mefar.tokenizer.transformer import (
 
 Grid = tuple[int, int, int]
 Pair = tuple[Tensor, Tensor]
-SMALL = {"image_size": 64, "dim": 64, "spatial_depth": 1, "temporal_depth": 1, "heads": 2, "head_dim": 32}
+SMALL = {
+    "image_size": 64,
+    "patch_size": 4,
+    "dim": 64,
+    "spatial_depth": 1,
+    "temporal_depth": 1,
+    "heads": 2,
+    "head_dim": 32,
+}
 PUBLISHED = {"image_size": 256, "dim": 512, "spatial_depth": 6, "temporal_depth": 6}
 
 

@@ -267,15 +267,15 @@ def test_a_head_in_a_users_file(
 
 def test_folds_that_start_from_a_head_in_a_file(loso: Callable[..., int], tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
-    save_head(TokenHead(16, 16, 7, dim=8, heads=2, feedforward=4), path)
+    save_head(TokenHead(16, 17, 7, dim=8, heads=2, feedforward=4), path)
     at = SMALL.index("--head.dim")
     small = SMALL[:at] + SMALL[at + 4 :]
     words = ["--head", "mefar.classifier.pretrained.PretrainedHead", "--head.weights", str(path)]
     words += ["--pixels=false", "--keep-models=true"]
     assert loso(*words, dataset="smic", small=small) == 0
     kept = next((tmp_path / "run" / "heads").iterdir())
-    assert PretrainedHead(16, 16, 3, weights=kept, heads=2), "what loso keeps can be started from"
-    save_head(TokenHead(16, 16, 7, dim=8, heads=2, feedforward=4), path)
+    assert PretrainedHead(16, 17, 3, weights=kept, heads=2), "what loso keeps can be started from"
+    save_head(TokenHead(16, 17, 7, dim=8, heads=2, feedforward=4), path)
     assert loso(*words, dataset="smic", small=small) == 2, "other weights in the file are another study"
 
 
