@@ -101,17 +101,19 @@ def test_an_unpacked_wheel_runs_in_an_empty_folder(wheel: Path, tmp_path: Path) 
 @pytest.mark.timeout(1800)
 def test_an_installed_wheel_makes_the_demo(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, from the package index: minutes."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python, empty = tmp_path / "venv" / "bin" / "python", tmp_path / "empty"
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel], check=True)
-    empty.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for words in (
-        ["demo", "--size", "tiny"],
-        ["sweep", "loso"],
-        ["fit", "--config", "demo", "--print_config"],
-    ):
-        subprocess.run([python.with_name("mefar"), *words], cwd=empty, env=environment, check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def call(*words: str | Path) -> None:
+        subprocess.run(words, cwd=empty, env=environment, check=True)
+
+    call(sys.executable, "-m", "venv", tmp_path / "venv")
+    call(tmp_path / "venv/bin/python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    mefar = tmp_path / "venv/bin/mefar"
+    call(mefar, "demo", "--size", "tiny")
+    call(mefar, "sweep", "loso")
+    call(mefar, "fit", "--config", "demo", "--print_config")
     assert (empty / "runs" / "demo" / "report.html").is_file()
 
 
