@@ -24,7 +24,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mefar.classifier.head import HeadFactory, HeadOutput
 from mefar.classifier.losses import head_loss
@@ -93,23 +92,6 @@ def check(weight: float, training: HeadTraining, group: int | None = None) -> No
         )
 
 
-class _Steps(Sampler[int]):
-    """Numbers of the steps of an epoch, counted from the first step of the fold."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.epoch = steps, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.steps, (self.epoch + 1) * self.steps))
-
-    def __len__(self) -> int:
-        return self.steps
-
-
 def _pair(item: dict[str, Any], view: int) -> tuple[Tensor, Tensor]:
     """One view of a clip: two (3, H, W) uint8."""
     onset, apex = item["onset"], item["apex"]
@@ -168,9 +150,9 @@ class AdaptingFold(LightningModule):
             torch.set_num_threads(1)
 
     def train_dataloader(self) -> DataLoader[int]:
-        """The numbers of the steps; images are read where they are used."""
-        numbers: Any = range(self.steps * self.settings.epochs)
-        return DataLoader(numbers, batch_size=None, sampler=_Steps(self.steps))
+        """The numbers of an epoch's steps; images are read where they are used."""
+        numbers: Any = range(self.steps)
+        return DataLoader(numbers, batch_size=None)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the head and the tokenizer; neither feels the other's gradients."""
@@ -197,7 +179,7 @@ class AdaptingFold(LightningModule):
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """This rank's part of a step; DDP's mean over ranks is the step of the whole batch."""
-        epoch, step = divmod(int(batch), self.steps)
+        epoch, step = self.current_epoch, int(batch)
         size, key, world = self.settings.batch_size, self.view.key, self.trainer.world_size
         rows = self.view.train[epoch_order(key, epoch, len(self.view.train))][step * size : (step + 1) * size]
         mine = rows[self.trainer.global_rank :: world]

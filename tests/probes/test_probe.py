@@ -60,14 +60,14 @@ def test_a_tokenizer_is_measured() -> None:
     onset, apex = torch.rand(2, 12, 3, 48, 48)
     read = probe.features(model, zip(onset.split(1), apex.split(1), strict=True))
     assert read["tokens"].shape == (12, 32) and (read["tokens"].sum(1) == 4).all()
-    assert read["embeddings"].shape == (12, 64) and read["pixels"].shape == (12, 3 * 48 * 48)
+    assert read["embeddings"].shape == (12, 4 * (16 + 1)) and read["pixels"].shape == (12, 3 * 48 * 48)
     # Views of a clip are read as their mean.
     twos = probe.features(model, zip(onset.split(2), apex.split(2), strict=True))
     for name, rows in twos.items():
         torch.testing.assert_close(rows, read[name].view(6, 2, -1).mean(1), msg=name)
     numbers = probe.reconstruction(model, onset, apex, [f"db/{n % 3}" for n in range(12)])
     assert numbers["no_action_spread"] == 0  # by construction of our codec
-    assert numbers["gain_over_copy"] == pytest.approx(0, abs=1e-3)  # an untrained decoder copies
+    assert numbers["gain_over_copy"] == pytest.approx(0, abs=1e-2)  # an untrained decoder copies
     assert 0 <= numbers["transfer_agreement"] <= 1
 
 
