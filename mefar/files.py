@@ -71,15 +71,20 @@ def _alive(process: int) -> bool:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, say: bool = True) -> Iterator[None]:
     """Wait until no other process, on any machine that shares the disk, holds the lock file `path`.
+
+    Args:
+        path: the lock file.
+        say: a line to whoever waits; ranks that take turns all the time need none.
 
     Raises:
         UserError: the file cannot be made or is a link.
     """
     held = _locked(path, blocking=False)
     if held is None:
-        logging.getLogger(__name__).warning("%s: another process works here; waiting", path.parent)
+        if say:
+            logging.getLogger(__name__).warning("%s: another process works here; waiting", path.parent)
         held = _locked(path, blocking=True)
     assert held is not None
     try:

@@ -69,7 +69,7 @@ class Ledger:
             del entry["fold"]
             entry |= {"study": self.identity, "seconds": round(seconds / len(results), 3)}
             lines.append(json.dumps(entry | {"check": _check(entry)}))
-        with lock(self.path.parent / "locks" / "ledger.lock"), self.path.open("ab+") as file:
+        with lock(self.path.parent / "locks" / "ledger.lock", say=False), self.path.open("ab+") as file:
             torn = False
             if file.tell():
                 file.seek(-1, os.SEEK_END)

@@ -185,7 +185,7 @@ class Run:
     def _claim(self) -> None:
         """Write study.json, or refuse a directory that another configuration has claimed."""
         path = self.out / "study.json"
-        with lock(self.out / "locks" / "study.lock"):
+        with lock(self.out / "locks" / "study.lock", say=False):
             sweep(self.out)
             if not path.exists():
                 write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
@@ -221,7 +221,7 @@ class Run:
         if self.finished(number):
             yield False
         elif wait:
-            with lock(path):
+            with lock(path, say=False):
                 yield not self.finished(number)
         else:
             with claim(path) as mine:
@@ -244,7 +244,7 @@ class Run:
         Returns:
             summary.json; empty while folds are missing.
         """
-        with lock(self.out / "locks" / "study.lock"):
+        with lock(self.out / "locks" / "study.lock", say=False):
             there = self.summary()
             if there or not self.complete:
                 return there
