@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mefar.commands.recognise import recognise as recognise
+    from mefar.model import load as load
+    from mefar.pictures import align as align
+    from mefar.pictures import example as example
 
 __version__ = "0.1.0"
 
@@ -24,7 +27,12 @@ for _switch, _value in {
 }.items():
     os.environ.setdefault(_switch, _value)
 
-_PUBLIC = {"recognise": "mefar.commands.recognise"}
+_PUBLIC = {
+    "recognise": "mefar.commands.recognise",
+    "load": "mefar.model",
+    "align": "mefar.pictures",
+    "example": "mefar.pictures",
+}
 """What `import mefar` offers -> where it is; imported when asked for, since `mefar --help` must be quick."""
 
 

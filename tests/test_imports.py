@@ -38,7 +38,10 @@ EVERYBODY = {
     "mefar.metrics",
     "mefar.__version__",
 }
-PUBLIC = {"mefar/__init__", "mefar/__main__", "mefar/commands", "mefar/edclip", "mefar/averaging"}  # the hall
+PUBLIC = {
+    *("mefar/__init__", "mefar/__main__", "mefar/commands", "mefar/model", "mefar/pictures"),  # the hall
+    *("mefar/edclip", "mefar/averaging"),
+}
 
 # Library -> the files that may import it.
 LIBRARIES = {

@@ -40,7 +40,7 @@ from mefar.loso.scores import table, units_table
 from mefar.progress import shown
 from mefar.report.loso_page import write_report
 from mefar.tokenizer.module import load as load_tokenizer
-from mefar.tokenizer.module import located
+from mefar.tokenizer.plain import located
 from mefar.tokens import ActionTokenizer
 
 SHORT = {"--epochs": "--training.epochs"}

@@ -22,19 +22,25 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from mefar.errors import UserError
-from mefar.files import read_checkpoint
 from mefar.tokenizer import earlier, ranks
 from mefar.tokenizer.image_losses import match_light
 from mefar.tokenizer.network import ActionNetwork, describe
+from mefar.tokenizer.plain import (
+    TokenInterface,
+    first_line,
+    located,
+    read_checkpoint,
+    refuse_not_finite,
+    refuse_other_images,
+    refuse_unfinished,
+)
 from mefar.tokenizer.quality import TokenQuality
-from mefar.tokens import ActionTokenizer, ActionTokens
+from mefar.tokens import ActionTokenizer
 
 _IMAGES = ("onset", "apex", "onset_view", "apex_view")
-_SHIPPED = Path(__file__).parents[1] / "assets"
-_SLACK = 1e-3  # what a resampled image may leave [0, 1] by
 
 
-class FacialActionTokenizer(L.LightningModule):
+class FacialActionTokenizer(TokenInterface, L.LightningModule):
     """Conditional VQ-VAE from (onset, apex) to action tokens and back.
 
     Args:
@@ -49,11 +55,6 @@ class FacialActionTokenizer(L.LightningModule):
             a GPU. The same numbers up to rounding.
     """
 
-    image_size: int
-    num_codes: int
-    num_tokens: int
-    dim: int
-
     def __init__(
         self,
         network: ActionNetwork,
@@ -64,9 +65,7 @@ class FacialActionTokenizer(L.LightningModule):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        for name in ("image_size", "num_codes", "num_tokens", "dim"):
-            if not isinstance(getattr(network, name, None), int):
-                raise UserError(f"{type(network).__name__}: sets no {name}; see ActionNetwork in network.py")
+        refuse_unfinished(network)
         settings = {
             "network": describe(network),
             "learning_rate": learning_rate,
@@ -79,36 +78,13 @@ class FacialActionTokenizer(L.LightningModule):
         kind = f"{type(self).__module__}.{type(self).__qualname__}"
         made_by = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(settings | {"_class_path": kind, "_instantiator": made_by})
-        self.network = network
-        self.image_size, self.dim = network.image_size, network.dim
-        self.num_codes, self.num_tokens = network.num_codes, network.num_tokens
+        self.stand_on(network)
         self.quality = TokenQuality(network.num_codes, network.num_tokens)
         self._half_step: dict[str, Tensor] = {}
         if weights is not None:  # no hyperparameter: a checkpoint of this training holds what came of them
             rank_zero_info(start_from(network, Path(weights)))
 
-    # ---- the ActionTokenizer interface
-
-    @torch.no_grad()
-    def tokenize(self, onset: Tensor, apex: Tensor) -> ActionTokens:
-        """(B, 3, H, W) float in [0, 1], H = W = image_size -> tokens.
-
-        Raises:
-            UserError: images of another size, number of channels, type or range.
-        """
-        for name, image in (("onset", onset), ("apex", apex)):
-            _refuse_other_images(name, image, self.image_size)
-        return self.network.tokenize(onset, apex)
-
-    @torch.no_grad()
-    def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
-        """Onset (B, 3, H, W) in [0, 1] plus tokens, its own or another face's -> apex in [0, 1]."""
-        return self.network.reconstruct(onset, tokens).clamp(0, 1)
-
-    @torch.no_grad()
-    def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
-        """(B, L, D) action before quantisation: see network.ActionNetwork."""
-        return self.network.continuous(onset, apex)
+    # ---- beside the ActionTokenizer interface, which TokenInterface brings
 
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
         """Mean squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer."""
@@ -131,7 +107,7 @@ class FacialActionTokenizer(L.LightningModule):
         made = dict(batch)
         for key, value in batch.items():
             if key in _IMAGES:
-                _refuse_other_images(key, value, self.image_size, training=True)
+                refuse_other_images(key, value, self.image_size, training=True)
             if isinstance(value, Tensor) and value.dtype == torch.uint8:
                 made[key] = value.float() / 255
         return made
@@ -233,23 +209,6 @@ class FacialActionTokenizer(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _refuse_other_images(name: str, image: Tensor, size: int, training: bool = False) -> None:
-    if image.ndim != 4 or image.shape[1:] != (3, size, size):
-        raise UserError(
-            f"{name} is {tuple(image.shape)}, expected (B, 3, {size}, {size});"
-            " set the data's image_size to the tokenizer's"
-        )
-    if training and image.dtype == torch.uint8:
-        return
-    if not image.is_floating_point():
-        raise UserError(f"{name} is {image.dtype}, expected float in [0, 1]; divide uint8 images by 255")
-    low, high = (float(value) for value in torch.aminmax(image))
-    if training and not (math.isfinite(low) and math.isfinite(high)):
-        return  # the training step says in which clip
-    if not (low >= -_SLACK and high <= 1 + _SLACK):
-        raise UserError(f"{name} holds {low:g} to {high:g}, expected [0, 1]; divide by the largest value")
-
-
 def _blame(batch: dict[str, Any]) -> str:
     """Which clips of a float batch hold values that are not finite."""
     names = batch.get("clip", [])
@@ -272,7 +231,7 @@ def start_from(network: ActionNetwork, path: Path) -> str:
     Raises:
         UserError: no such checkpoint, damaged, or of a network whose weights have other names or shapes.
     """
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     state = {
         name.removeprefix("network."): value
         for name, value in checkpoint["state_dict"].items()
@@ -292,7 +251,7 @@ def start_from(network: ActionNetwork, path: Path) -> str:
                 "network; give the network the sizes that the file was trained with"
             )
     network.load_state_dict(state)
-    _refuse_not_finite(network, path)
+    refuse_not_finite(network, path)
     size = told.get("init_args", {}).get("image_size", network.image_size)
     corpus = (checkpoint.get("datamodule_hyper_parameters") or {}).get("data", "an unknown corpus")
     count = sum(weight.numel() for weight in network.parameters())
@@ -301,33 +260,6 @@ def start_from(network: ActionNetwork, path: Path) -> str:
         f"{path}: {here} starts from these weights, {len(state)} tensors, {count:,} parameters, "
         f"{checkpoint.get('global_step', 0):,} steps on {corpus} at {size} px{grown}"
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint with a state_dict, in today's form."""
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such checkpoint; make one with `make pretrain` or `make demo`, or take `demo`, "
-            "which comes with mefar"
-        )
-    checkpoint = read_checkpoint(path)
-    if not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
-    earlier.translate_checkpoint(checkpoint)
-    return checkpoint
-
-
-def _refuse_not_finite(model: nn.Module, path: Path) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
-
-
-def located(path: str | Path) -> Path:
-    """Where a checkpoint is; a name that is no file here, such as `demo`, is one that comes with mefar."""
-    path = Path(path)
-    shipped = _SHIPPED / f"tokenizer_{path.name}.ckpt"
-    return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenizer:
@@ -341,7 +273,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenize
             of another shape, or with weights that are not finite.
     """
     path = located(path)
-    checkpoint = _read(path)
+    checkpoint = read_checkpoint(path)
     settings = dict(checkpoint.get("hyper_parameters", {}))
     settings.pop("_instantiator", None)
     class_path = settings.pop("_class_path", None)
@@ -352,8 +284,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenize
         model = instantiate_module(kind, settings)
         model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # of a class that may be anybody's
-        raise UserError(f"{path}: weights and settings do not fit together ({_first_line(error)})") from None
-    _refuse_not_finite(model, path)
+        raise UserError(f"{path}: weights and settings do not fit together ({first_line(error)})") from None
+    refuse_not_finite(model, path)
     model = model.to(device).eval()
     if not isinstance(model, ActionTokenizer):
         raise UserError(f"{path}: {kind.__name__} is no ActionTokenizer, see mefar/tokens.py")
@@ -367,7 +299,7 @@ def _tokenizer_class(class_path: str, path: Path) -> type[nn.Module]:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path}: is of class {class_path}, which cannot be imported ({_first_line(error)}); add the "
+            f"{path}: is of class {class_path}, which cannot be imported ({first_line(error)}); add the "
             "folder of its file to PYTHONPATH"
         ) from None
     methods = ("tokenize", "reconstruct")
@@ -376,7 +308,3 @@ def _tokenizer_class(class_path: str, path: Path) -> type[nn.Module]:
     ):
         raise UserError(f"{path}: is of class {class_path}, which is no tokenizer (tokenize, reconstruct)")
     return kind
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -72,6 +72,16 @@ class ActionNetwork(nn.Module, ABC):
                 the same pair in another crop, colour and noise.
         """
 
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(B, L) int64 in [0, K) -> (B, L, D) embeddings: what codes chosen by hand or read from a file mean.
+
+        Raises:
+            UserError: a network that does not offer it.
+        """
+        raise UserError(
+            f"{type(self).__name__} cannot say what codes without a picture mean; write its method lookup"
+        )
+
     def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
         """(B, L, D) action before quantisation, embedded as codes are: the ceiling of the tokens.
 

@@ -203,6 +203,10 @@ class PublishedNetwork(ActionNetwork):
         """(B, L, D), see network.py."""
         return self.embed(self.encode(onset, apex))
 
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, L, D), see network.py."""
+        return self.embed(self.vq.lookup(indices))
+
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """(B, 3, H, W) and tokens -> apex (B, 3, H, W)."""
         return self.decode(onset, tokens.embeddings)

@@ -236,6 +236,10 @@ class WarpNetwork(ActionNetwork):
         tokens, seen = self.tokenize(onset, apex), self.measure(onset, apex)
         return ActionTokens(tokens.indices, self.embed(seen.shape), tokens.strength, tokens.head).features
 
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, L, D), see network.py."""
+        return self.embed(self.vq.lookup(indices))
+
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """(B, 3, H, W) and tokens -> apex (B, 3, H, W), in [0, 1] up to small overshoots."""
         return self.decode(onset, tokens.embeddings, tokens.strength, tokens.head).image

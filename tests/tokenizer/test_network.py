@@ -15,8 +15,9 @@ from test_tokenizer import SMALL, batch, small
 from mefar.__main__ import main
 from mefar.errors import UserError
 from mefar.tokenizer import earlier, load
-from mefar.tokenizer.module import FacialActionTokenizer, located
+from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.network import ActionNetwork
+from mefar.tokenizer.plain import located
 from mefar.tokenizer.published_network import PublishedNetwork
 from mefar.tokenizer.warp_network import WarpNetwork
 from mefar.tokens import ActionTokens
