@@ -375,7 +375,7 @@ def _read_head(path: Path) -> _Head | None:
         number, rule = int(content["number"]), str(content["rule"])
         if number >= 0 and not {"onset", "apex", "looks"} <= set(content):
             return None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except _DAMAGE as error:
         _LOG.warning("%s: damaged (%s); made anew", path, error)

@@ -36,20 +36,38 @@ _HOST = "".join(c for c in socket.gethostname() if c.isalnum()) or "here"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`: it becomes `path` when the block ends well, or is removed."""
+    """Give a temporary name beside `path`: it becomes `path` when the block ends well, or is removed.
+
+    What the disk refuses is told of `path`.
+    """
     # Ranks on several machines may have the same process number.
     temporary = path.with_name(f"{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_ours(path: Path, sign: str) -> None:
+    """Before long work: a file may be replaced that holds a sign of what we write there, and no other.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    if path.is_dir() or (path.exists() and sign not in path.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"{path}: a folder, or holds something else; give another --out")
 
 
 def sweep(folder: Path) -> None:

@@ -22,7 +22,7 @@ from datamodules.voxceleb.module import PairDataset, VoxCelebDataModule
 from datamodules.voxceleb.shards import read_index
 from mefar.commands import run_function
 from mefar.errors import UserError
-from mefar.files import replacing
+from mefar.files import check_ours, write_text
 from mefar.probes import faces as face_probes
 from mefar.probes import tokens as probes
 from mefar.progress import shown
@@ -67,6 +67,8 @@ def probe(
         pairs: videos only: pairs of frames per person.
         out: also write the numbers to this JSON file.
     """
+    if out is not None:
+        check_ours(out, '"tokenizer":')
     model = load_tokenizer(tokenizer)
     mesh = landmarks or model_file()
     if dataset == "videos":
@@ -102,8 +104,7 @@ def probe(
 
 def _write(out: Path | None, found: dict[str, Any]) -> None:
     if out is not None:
-        with replacing(out) as temporary:
-            temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write_text(out, json.dumps(found, indent=1))
         print(out)
 
 

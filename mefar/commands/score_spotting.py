@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mefar.commands import run_function
-from mefar.files import write_text
+from mefar.files import check_ours, write_text
 from mefar.recognition.intervals import read_intervals
 from mefar.recognition.scores import GROUPS, elsewhere, score
 
@@ -55,6 +55,7 @@ def score_spotting(truth: Path, found: Path, *, out: Path | None = None) -> None
     for number, reason in differences:
         print(f"  {number}: {reason}")
     if out is not None:
+        check_ours(out, '"elsewhere":')
         write_text(out, json.dumps({"scores": scores, "elsewhere": differences}, indent=1) + "\n")
         print(out)
 

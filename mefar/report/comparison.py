@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mefar.errors import UserError
-from mefar.files import write_text
+from mefar.files import check_ours, write_text
 from mefar.loso import bootstrap
 from mefar.loso.results import FinishedRun, ordered, read_run, title
 from mefar.report import figures
@@ -202,11 +202,12 @@ def write(found: Sequence[Block], path: Path) -> None:
     """Write the table: .md, .tex or .csv.
 
     Raises:
-        UserError: another ending.
+        UserError: another ending, or no table stands there.
     """
     makers = {".md": markdown, ".tex": latex, ".csv": long_csv}
     if path.suffix not in makers:
         raise UserError(f"{path}: a table is .md, .tex or .csv; name it so")
+    check_ours(path, "method")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, makers[path.suffix](found))
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 import yaml
 from places import ROOT
+from powerless import powerless
 
 from mefar import __version__
 from mefar.__main__ import TRAINER_VERBS, VERBS, main
 from mefar.commands import guard, plain, quiet, run_function
 from mefar.errors import UserError
+from mefar.files import write_text
 
 CONFIG = {
     "model": {"class_path": "ToyModel", "init_args": {"width": 4}},
@@ -174,19 +176,26 @@ def test_a_wrong_key_in_yaml_names_the_file(capsys: pytest.CaptureFixture[str], 
 def test_what_a_disk_answers_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "locked").mkdir(mode=0o555)
 
     def write(path: str) -> Callable[[], int]:
         return lambda: (tmp_path / path).write_text("ours")
 
     for path, complaint in (
         ("file/below", "not a directory; a file stands where a folder is meant"),
+        ("locked/x", "permission denied; give a place that you may read and write"),
         ("loop", "too many levels of symbolic links; a link that leads to itself"),
         (".", "is a directory; a folder stands where a file is meant"),
         ("nowhere/x", "no such file or directory; give a path that exists"),
         ("x" * 300, "give a shorter path"),
     ):
-        assert guard("mefar x", write(path)) == 2
+        with powerless():
+            assert guard("mefar x", write(path)) == 2
         assert complaint in error_of(capsys, "x")
+
+    with powerless():
+        assert guard("mefar x", lambda: write_text(tmp_path / "locked/x", "ours") or 0) == 2
+    assert "/locked/x: permission denied" in error_of(capsys, "x"), "not of a temporary file"
 
     def full() -> int:
         raise ValueError("the library's words") from OSError(errno.ENOSPC, "No space left on device")
@@ -195,6 +204,22 @@ def test_what_a_disk_answers_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert error_of(capsys, "x") == "no space left on device; make room, or give another place"
     with pytest.raises(ConnectionRefusedError):  # no disk's answer: a bug
         guard("mefar x", lambda: socket.create_connection(("127.0.0.1", 1)) and 0)
+
+
+def test_ranks_tell_a_mistake_of_all_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others leave it to the first, which started them and ends; what it does not run into, they tell."""
+
+    def fail() -> int:
+        raise UserError("too few pairs")
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for parents, lines in (([7, 7, 1, 1], 0), ([7] * 200, 1)):
+        monkeypatch.setattr("os.getppid", lambda left=parents: left.pop(0))
+        assert guard("mefar x", fail) == 2
+        assert capsys.readouterr().err == "mefar x: error: too few pairs\n" * lines
 
 
 def test_a_reader_that_goes_away_ends_us_quietly(tmp_path: Path) -> None:

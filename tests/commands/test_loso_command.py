@@ -20,6 +20,7 @@ import pytest
 import torch
 import wandb
 from places import ROOT
+from powerless import powerless
 from replicas import Row, write_casme2, write_samm, write_smic
 from sklearn.metrics import f1_score
 from wandb.errors import UsageError
@@ -207,13 +208,25 @@ def test_ranks_that_share_a_disk_tokenize_once(
     assert (tmp_path / "made").read_text().split() == (["first", "second"] if dies else ["first"])
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(
+def test_a_place_that_cannot_be_written_is_one_line(
     loso: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "tokens").touch()
-    assert loso("--cache-dir", str(tmp_path / "cache"), dataset="smic") == 2
-    assert "cache/tokens" in capsys.readouterr().err
+    (tmp_path / "locked").mkdir(mode=0o555)
+    for words, place in (
+        ("--cache-dir cache", "cache/tokens"),
+        ("--cache-dir cache/tokens", "cache/tokens/pairs: cannot be made"),
+        ("--cache-dir locked", "locked/pairs: cannot be made"),
+        ("--out cache/tokens", "cache/tokens"),
+        ("--out locked", "locked"),
+    ):
+        option, name = words.split()
+        with powerless():
+            assert loso(option, str(tmp_path / name), dataset="smic") == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if "clips/s" not in line]
+        assert len(said) == 1 and f"{tmp_path / place}" in said[0], said
+    assert not (tmp_path / "run").exists() and not list((tmp_path / "locked").iterdir())
 
 
 def test_one_database_and_shuffled_labels_only(

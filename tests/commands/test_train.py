@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from filming import barcode, film
+from powerless import powerless
 from test_cli import config, error_of, fit  # noqa: F401  a fixture is found by its name
 
 from mefar.__main__ import main
@@ -70,6 +71,14 @@ def test_a_folder_is_one_trainings(config: Path, capsys: pytest.CaptureFixture[s
     assert content() == before, "what is refused changes nothing"
     assert fit(config, *on) == 0
     assert step() == 4
+
+
+def test_a_folder_that_may_not_be_written(config: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    Path("locked").mkdir(mode=0o555)
+    for folder in ("locked", "locked/run"):
+        with powerless():
+            assert fit(config, "--trainer.default_root_dir", folder) == 2
+        assert "ermission denied" in (line := error_of(capsys, "fit")) and folder in line
 
 
 def test_a_training_goes_on_only_as_itself(config: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811

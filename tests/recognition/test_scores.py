@@ -187,6 +187,8 @@ def test_the_command_reads_a_challenge_file_and_gives_reasons(tmp_path, capsys) 
     assert "subjects without a detection left out" in said
     assert "F1 0.6667 (TP 1, FP 0, FN 1): videos without a truth left out" in said
     assert (tmp_path / "scores.json").is_file()
+    assert main(["score-spotting", str(truth), str(found), "--out", str(truth)]) == 2
+    assert "truth.csv: a folder, or holds something else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

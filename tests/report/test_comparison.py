@@ -85,9 +85,13 @@ def test_what_is_no_run_is_said_in_a_line(
 ) -> None:
     assert main(["table", str(tmp_path / "nothing")]) == 2
     assert main(["table", str(runs[0]), "--out", str(tmp_path / "a.docx")]) == 2
+    (tmp_path / "notes.md").write_text("mine")
+    assert main(["table", str(runs[0]), "--out", str(tmp_path / "notes.md")]) == 2
+    assert (tmp_path / "notes.md").read_text() == "mine"
     summary = json.loads((runs[0] / "summary.json").read_text())
     (runs[0] / "summary.json").write_text(json.dumps(summary | {"control": "shuffled"}))
     assert main(["table", str(runs[0])]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 3 and "shuffled" in lines[2] and "a.docx" in lines[1]
+    assert len(lines) == 4 and "shuffled" in lines[3] and "a.docx" in lines[1]
+    assert "notes.md: a folder, or holds something else" in lines[2]
     assert not (tmp_path / "a.docx").exists()
