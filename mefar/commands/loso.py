@@ -78,6 +78,7 @@ def loso(
     zero_shot: str = "",
     task: Literal["emotions", "units"] = "emotions",
     leave_out: Literal["subject", "database"] = "subject",
+    final: bool = False,
     pixels: bool = True,
     shuffled_control: bool = False,
     shuffle_labels: bool = False,
@@ -129,6 +130,8 @@ def loso(
         task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown,
             each in a folder of its own in OUT, and OUT/units.json over all.
         leave_out: of every fold one subject, or one database.
+        final: afterwards train a head and a read-out of action units on all subjects, for `mefar export`; no
+            score is theirs.
         pixels: also test a linear classifier on pixel differences under the same folds.
         shuffled_control: also train on shuffled labels, which must come out near chance.
         shuffle_labels: run on shuffled labels only; everything written is marked.
@@ -153,7 +156,7 @@ def loso(
     where = Where(accelerator, devices, num_nodes, group, compiled)
     options = loso_study.Options(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
-        cache_dir, centred, shuffle_sentences, zero_shot, task, leave_out,
+        cache_dir, centred, shuffle_sentences, zero_shot, task, leave_out, final,
     )  # fmt: skip
     out = sweeps.fill(
         out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"

@@ -61,9 +61,9 @@ def recognise(
 
     Args:
         path: video file, or folder of numbered images.
-        model: checkpoint of a tokenizer, "demo" for the one that mefar brings, "none" for none; left out,
-            the one that mefar brings, if it does.
-        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer.
+        model: "demo" for the one that mefar brings, which is also taken where this is left out; a folder that
+            `mefar export` wrote; checkpoint of a tokenizer; "none" for none.
+        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer, instead of the model's.
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
         threshold: how many times larger than usual a motion must be.
@@ -103,9 +103,9 @@ def recognise_command(
 
     Args:
         video: video file, folder of videos, or folder of numbered images.
-        model: checkpoint of a tokenizer, demo for the one that mefar brings, none for none; left out, the
-            one that mefar brings, if it does.
-        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer: classes for the events.
+        model: demo for the one that mefar brings, which is also taken where this is left out; a folder that
+            `mefar export` wrote; checkpoint of a tokenizer; none for none.
+        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer, for the model's own.
         out: folder to write; left out, runs/recognise/NAME. A killed run goes on, a finished one is kept.
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
@@ -161,6 +161,11 @@ class _Reader:
     classifier: Any  # recognition.reading.Classifier or None
 
 
+def _weights(reader: _Reader) -> str:
+    learned = "" if reader.classifier is None else reader.classifier.weights
+    return fingerprint(*reader.tokenizer.state_dict().values(), learned)
+
+
 def _model(
     model: str | None,
     head: str | Path | None,
@@ -174,19 +179,40 @@ def _model(
         raise UserError(f"threshold is {threshold}; give a number above 0, 4.5 is usual")
     reader, notes = None, []
     if model != "none":
-        from mefar.tokenizer import load  # brings torch and Lightning
-
-        try:
-            tokenizer = load(model or "demo")
-            reader = _Reader(tokenizer, None if head is None else _classifier(Path(head), tokenizer))
-        except UserError as error:
-            if model is not None or head is not None:
-                raise
-            notes = [f"events were not read, for want of a model ({error})"]
+        tokenizer, classifier = _tokenizer(model or "demo")
+        if head is not None:
+            classifier = _classifier(Path(head), tokenizer)
+        elif classifier is not None and (model or "demo") == "demo":
+            notes = ["classes, action units and descriptions are read by what rendered faces taught"]
+        reader = _Reader(tokenizer, classifier)
     elif head is not None:
         raise UserError("--head reads tokens; give --model too")
     name = (model or "demo") if reader is not None else ""
     return How(name, str(head or ""), onset, apex, threshold, fps), reader, notes
+
+
+def _tokenizer(model: str) -> tuple[Any, Any]:
+    """The tokenizer of a model, and what reads its tokens, if it has that."""
+    if model != "demo" and not Path(model).is_dir():
+        from mefar.tokenizer import load as load_tokenizer  # brings Lightning; the class may be anybody's
+
+        return load_tokenizer(model), None
+    from mefar.model import load
+    from mefar.readers import weights_of
+    from mefar.recognition.reading import Classifier
+
+    made = load(model)
+    if made.readers is None:
+        return made.tokenizer, None
+    about, readers = made.readers.about, made.readers
+    units = made.units if about.units else None
+    sentences = made.describe if about.sentences else None
+
+    def probabilities(features: Any) -> Any:
+        return readers(features)[0]
+
+    learned = weights_of(readers)
+    return made.tokenizer, Classifier(about.classes, probabilities, units, sentences, learned)
 
 
 def _classifier(path: Path, tokenizer: Any) -> Any:
@@ -241,7 +267,7 @@ def _recognise_into(
     settings = asdict(how) | {
         "video": film.path.name,
         "content": fingerprint(*(film.images or [film.path])),
-        "weights": fingerprint(*reader.tokenizer.state_dict().values()) if reader is not None else "",
+        "weights": "" if reader is None else _weights(reader),
         "code": code_fingerprint("mefar.recognition", "mefar.commands.recognise"),
     }
     with lock(folder / ".lock"):

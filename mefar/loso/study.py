@@ -34,13 +34,14 @@ from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
 from mefar.files import code_fingerprint, fingerprint, lock, replacing, source_fingerprint, write_text
-from mefar.loso import adapting, callback, token_table, units
+from mefar.loso import adapting, callback, final, token_table, units
 from mefar.loso.folds import StudyTokens
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.run import Run, Where
 from mefar.loso.scores import place_scores
 from mefar.loso.token_table import TokenTable
 from mefar.progress import shown
+from mefar.readers import weights_of
 from mefar.tokens import ActionTokenizer, AdaptableTokenizer
 
 
@@ -91,6 +92,7 @@ class Options:
         task: `emotions`, the classes of the protocol, or `units`: per action unit whether it is shown, each
             in a run directory of its own in `out`, and units.json over all.
         leave_out: of every fold one subject, or one database.
+        final: afterwards train readers of the tokens on all subjects, into OUT/final.safetensors.
     """
 
     seeds: int = 1
@@ -108,12 +110,19 @@ class Options:
     zero_shot: str = ""
     task: Literal["emotions", "units"] = "emotions"
     leave_out: Literal["subject", "database"] = "subject"
+    final: bool = False
 
     def __post_init__(self) -> None:
         if self.zero_shot and (self.shuffled_control or self.shuffle_labels or self.adapt_tokenizer):
             raise UserError("zero_shot goes with neither shuffled labels nor adapt_tokenizer; leave one out")
         if self.seeds < 1:
             raise UserError(f"seeds is {self.seeds}; give at least 1")
+        wrong = ("zero_shot", "adapt_tokenizer", "shuffle_labels", "shuffle_sentences")
+        for name in wrong if self.final else ():
+            if getattr(self, name):
+                raise UserError(f"final goes without {name}; leave one of them out")
+        if self.final and self.task == "units":
+            raise UserError("final trains a head for emotions, and for units besides; leave task out")
 
 
 def run(
@@ -153,6 +162,8 @@ def run(
     head = head or (method.head if method else TokenHead)
     training = training or (method.training if method else HeadTraining())
     out, options, where, notes = Path(out), options or Options(), where or Where(), dict(notes or {})
+    if options.final and method is not None:
+        raise UserError("final trains what reads tokens; a baseline has none, leave method or final out")
     adapting.check(options.adapt_tokenizer, training, where.group)
     described = Anchors.load(options.anchors) if options.edclip and takes_text(head) else None
     if method is not None:
@@ -212,7 +223,17 @@ def run(
     else:
         for each in runs:
             leads = adapting.train(each, where, adaptation)
-    return finish(runs, clips, tokenizer, table, options) if leads else {}
+    if not leads:
+        return {}
+    summary = finish(runs, clips, tokenizer, table, options)
+    if options.final:
+        shown = [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
+        about = {name: summary[name] for name in ("protocol", "clips", "counts", "scores", "tokenizer")}
+        about |= {name: notes[name] for name in ("command", "commit") if name in notes}
+        weights = weights_of(tokenizer)
+        made = final.train(study, shown, head, training, options.seed, weights, described, about)
+        made.save(out / final.FILE)
+    return summary
 
 
 def run_units(

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mefar.readers import FAINTEST, NOTHING
 from mefar.recognition.events import Event
 from mefar.tokens import ActionTokenizer, ActionTokens
 
 UInt8 = NDArray[np.uint8]
 
-NOTHING = "nothing"
 _BATCH = 32
-_FAINTEST = 2.0**-6  # strength of tokens that heads read as none at all
 
 
 def images(crops: Sequence[UInt8]) -> torch.Tensor:
@@ -45,10 +44,16 @@ class Classifier:
     Attributes:
         names: C of them.
         probabilities: features (N, L, D) -> (N, C), rows that sum to 1.
+        units: tokens -> per event of every action unit, such as "AU12", how likely it is shown.
+        sentences: tokens -> per event of every sentence how well it fits.
+        weights: hash of what it has learned.
     """
 
     names: tuple[str, ...]
     probabilities: Callable[[torch.Tensor], torch.Tensor]
+    units: Callable[[ActionTokens], list[dict[str, float]]] | None = None
+    sentences: Callable[[ActionTokens], list[dict[str, float]]] | None = None
+    weights: str = ""
 
 
 def read(
@@ -69,6 +74,8 @@ def read(
     """
     made, resting = tokens_of(tokenizer, onsets, apexes), tokens_of(tokenizer, onsets, onsets)
     called = None if classifier is None else classifier.probabilities(made.features)
+    units = None if classifier is None or classifier.units is None else classifier.units(made)
+    fits = None if classifier is None or classifier.sentences is None else classifier.sentences(made)
     told = []
     for row, event in enumerate(events):
         strength = None if made.strength is None else float(made.strength[row])
@@ -78,7 +85,13 @@ def read(
             best = max(shares, key=lambda name: shares[name])
             event = replace(event, emotion=best, confidence=shares[best], probabilities=shares)
         same = torch.equal(made.indices[row], resting.indices[row])
-        if same if strength is None else strength <= _FAINTEST:
+        if same if strength is None else strength <= FAINTEST:
             event = replace(event, emotion=NOTHING, confidence=None)
+        else:
+            if units is not None:
+                seen = {name.removeprefix("AU"): share for name, share in units[row].items() if share > 0.5}
+                event = replace(event, action_units=seen)
+            if fits is not None:
+                event = replace(event, description=max(fits[row], key=lambda text: fits[row][text]))
         told.append(event)
     return told

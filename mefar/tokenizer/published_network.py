@@ -234,7 +234,7 @@ class PublishedNetwork(ActionNetwork):
 
     def encode(self, onset: Tensor, apex: Tensor) -> Tensor:
         """(B, 3, H, W) x 2 in [0, 1] -> (B, L, d) continuous action before quantisation."""
-        size, grid = len(onset), (2, self.grid, self.grid)
+        size, grid = onset.shape[0], (2, self.grid, self.grid)
         frames = rearrange([onset, apex], "t b c h w -> (b t) c h w")
         tokens = self.spatial_encoder(self.patch_embedding(frames), grid, self.position_bias())
         tokens = rearrange(tokens, "(b t) p d -> (b p) t d", t=2)

@@ -99,7 +99,8 @@ def noise_level(onset: Tensor, apex: Tensor) -> Tensor:
     line = torch.tensor([1.0, -2.0, 1.0], device=onset.device, dtype=onset.dtype)
     difference = luminance(apex) - luminance(onset)
     response = F.conv2d(difference, torch.outer(line, line).view(1, 1, 3, 3)).abs().flatten(1)
-    return response.median(1).values / (6 * 0.6745)
+    median = response.sort(1).values[:, (response.shape[1] - 1) // 2]  # ONNX has no median
+    return median / (6 * 0.6745)
 
 
 class Block(nn.Module):
@@ -313,7 +314,7 @@ class WarpNetwork(ActionNetwork):
 
     def _read(self, onset: Tensor, apex: Tensor) -> Action:
         """What was seen, its strength in the network's own unit; all 0 if nothing moved."""
-        size = len(onset)
+        size = onset.shape[0]  # len() would fix it in an ONNX file
         features = self.stem(torch.cat([luminance(onset), luminance(apex)]))
         before, after = features[:size], features[size:]
         change = after - before

@@ -18,6 +18,7 @@ from places import ROOT
 from sklearn.metrics import f1_score, recall_score
 from waiting import wait_for
 
+import mefar
 from mefar.__main__ import main
 
 CONFIG = ROOT / "experiments" / "configs" / "demo.yaml"
@@ -43,9 +44,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "loso", "--dataset", "composite", "--data", str(out / "corpora"),
         "--tokenizer", str(out / "tokenizer" / "checkpoints" / "last.ckpt"), "--out", str(out / "run"),
         "--cache-dir", str(out / "cache"), "--epochs", "3", "--views", "2", "--accelerator", "cpu",
-        "--shuffled-control",
+        "--shuffled-control", "--final",
     ]) == 0  # fmt: skip
     return out
+
+
+def test_a_run_becomes_a_model_to_hand_on(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(made / "run"), str(made / "model")]) == 0
+    model = mefar.load(made / "model")
+    assert model.readers is not None and model.readers.about.classes == ("negative", "positive", "surprise")
+    tokens = model.tokens([1] * 16)
+    assert sum(model.classify(tokens)[0].values()) == pytest.approx(1)
+    summary = json.loads((made / "run" / "summary.json").read_text())
+    card = (made / "model" / "README.md").read_text()
+    full = summary["scores"]["last"]["full"]
+    assert f"| full | {full['uf1']:.4f} / {full['uar']:.4f} |" in card
+    assert "**all 9 subjects**" in card and "license: mit" in card and summary["command"] in card
+    (made / "tokenizer" / "checkpoints" / "last.ckpt").rename(made / "moved.ckpt")
+    assert main(["export", str(made / "run"), str(made / "again")]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err
+    (made / "moved.ckpt").rename(made / "tokenizer" / "checkpoints" / "last.ckpt")
 
 
 def test_training_leaves_what_repeats_it(made: Path) -> None:

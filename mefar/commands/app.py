@@ -1,0 +1,49 @@
+"""`mefar app [MODEL]`: a page on this machine to play with tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from mefar.commands import run_function
+from mefar.errors import UserError
+
+
+def app(*, model: str = "demo", port: int | None = None, device: str = "cpu", browser: bool = True) -> None:
+    """Open a page: two pictures or a short video in; tokens, what they say, and the action on other faces.
+
+    The page is served to this machine alone, and sends nothing anywhere.
+
+    Args:
+        model: demo, a folder that `mefar export` wrote, or a tokenizer's checkpoint.
+        port: of the page; left out, the first that is free from 7860 on.
+        device: where the model computes: cpu, cuda, mps.
+        browser: open it in the browser.
+    """
+    if find_spec("gradio") is None:
+        raise UserError("the page needs the package gradio: pip install 'mefar[app]'")
+    from mefar.model import load
+
+    made = load(model, device)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
+    from mefar.page import MEGABYTES, STYLE, build
+
+    build(made).launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        share=False,
+        inbrowser=browser,
+        max_file_size=f"{MEGABYTES}mb",
+        footer_links=[],
+        css=STYLE,
+        quiet=True,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mefar app`."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--model", *words]
+    return run_function(app, words, "mefar app")

@@ -1,0 +1,99 @@
+"""A model as ONNX files, for programs without torch: tokenize, reconstruct, classify.
+
+Pictures are aligned crops (B, 3, S, S) float32 RGB in [0, 1]; B is free. What goes in and comes out:
+
+    tokenize.onnx      onset, apex -> indices (B, L) int64, embeddings (B, L, D)[, strength (B,), head (B, 6)]
+    reconstruct.onnx   onset, embeddings[, strength] -> apex
+    classify.onnx      embeddings[, strength] -> classes (B, C), units (B, U), probabilities
+
+Strength and head are there where the tokenizer measures them. The head's own motion is not put back.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mefar.errors import UserError
+from mefar.model import Model
+from mefar.tokens import ActionTokens
+
+
+class _Tokenize(nn.Module):
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.network = model.tokenizer.network
+
+    def forward(self, onset: Tensor, apex: Tensor) -> tuple[Tensor, ...]:
+        tokens = self.network.tokenize(onset, apex)
+        every = (tokens.indices, tokens.embeddings, tokens.strength, tokens.head)
+        return tuple(each for each in every if each is not None)
+
+
+class _Reconstruct(nn.Module):
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.network = model.tokenizer.network
+
+    def forward(self, onset: Tensor, embeddings: Tensor, strength: Tensor | None = None) -> Tensor:
+        return self.network.reconstruct(onset, _tokens(embeddings, strength)).clamp(0, 1)
+
+
+class _Classify(nn.Module):
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.readers = model.readers
+
+    def forward(self, embeddings: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert self.readers is not None
+        told: tuple[Tensor, Tensor] = self.readers(_tokens(embeddings, strength).features)
+        return told
+
+
+def _tokens(embeddings: Tensor, strength: Tensor | None) -> ActionTokens:
+    """Neither decoder nor readers look at indices."""
+    return ActionTokens(embeddings.new_zeros(embeddings.shape[:2], dtype=torch.int64), embeddings, strength)
+
+
+def write(model: Model, folder: Path) -> list[Path]:
+    """Write the files into a folder.
+
+    Args:
+        model: on any device; classify.onnx is left out where it has no readers.
+        folder: that exists.
+
+    Raises:
+        UserError: the package onnxscript is not installed.
+    """
+    if find_spec("onnxscript") is None:
+        raise UserError("ONNX files need the packages onnx and onnxscript: pip install 'mefar[onnx]'")
+    model = model.to("cpu").eval()
+    S = model.image_size
+    onset, apex = torch.rand(2, 2, 3, S, S).unbind()
+    tokens = model.tokenizer.tokenize(onset, apex)
+    said = [tokens.embeddings] if tokens.strength is None else [tokens.embeddings, tokens.strength]
+    names = ["embeddings", "strength"][: len(said)]
+    made = ["indices", *names, *(["head"] if tokens.head is not None else [])]
+    parts: list[tuple[str, nn.Module, list[Tensor], list[str], list[str]]] = [
+        ("tokenize", _Tokenize(model), [onset, apex], ["onset", "apex"], made),
+        ("reconstruct", _Reconstruct(model), [onset, *said], ["onset", *names], ["apex"]),
+    ]
+    if model.readers is not None:
+        parts.append(("classify", _Classify(model), said, names, ["classes", "units"]))
+    paths = []
+    for name, module, given, inputs, outputs in parts:
+        path = folder / f"{name}.onnx"
+        batch = torch.export.Dim("batch", min=1)
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            torch.onnx.export(
+                module.eval(), tuple(given), path, input_names=inputs, output_names=outputs, dynamo=True,
+                dynamic_shapes=tuple({0: batch} for _ in given), external_data=False, verbose=False,
+            )  # fmt: skip
+        paths.append(path)
+    return paths
