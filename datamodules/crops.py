@@ -154,14 +154,22 @@ def _cut_off(data: bytes) -> bool:
     return False
 
 
-def render(clip: Clip, settings: PairSettings, aligner: FaceAligner) -> Pair | None:
+def render(
+    clip: Clip, settings: PairSettings, aligner: FaceAligner, matrix: Float | None = None
+) -> Pair | None:
     """Make the pictures of a clip from its frames; None where the onset frame shows no face.
+
+    Args:
+        clip: to make them of.
+        settings: how.
+        aligner: finds the face in the onset frame.
+        matrix: (2, 3) where it is, if that is known.
 
     Raises:
         UserError: a frame that is needed cannot be read, or has another size than the onset frame.
     """
     first = read_image(clip.frames[clip.onset])
-    matrix = aligner.estimate(first)
+    matrix = aligner.estimate(first) if matrix is None else matrix
     if matrix is None:
         return None
     chosen = choose_apex(clip, settings.apex, lambda c: _spotted(c, first, matrix, settings))

@@ -32,6 +32,8 @@ VERBS = {
     "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),
     "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
     "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
+    "transfer": ("mefar.commands.transfer", "carry what one face did to other faces"),
+    "explore": ("mefar.commands.explore", "what every token does: a page to click through"),
     "recognise": ("mefar.commands.recognise", "find and read the expressions in your own video"),
     "spot": ("mefar.commands.spot", "leave-one-subject-out spotting in a database of long videos"),
     "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),

@@ -127,6 +127,36 @@ class ActionTokenizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Movement:
+    """How tokens change one face, apart from its pixels: what any picture of that face can be moved by.
+
+    Attributes:
+        flow: (B, 2, H, W) float in pixels (x, y): from where each pixel is fetched, relative to it.
+        residual: (B, 3, H, W) float, what is added after that; pictures are in [0, 1].
+    """
+
+    flow: Tensor
+    residual: Tensor
+
+    def scaled(self, factor: float) -> Movement:
+        """The same, `factor` times as large."""
+        return Movement(self.flow * factor, self.residual * factor)
+
+
+@runtime_checkable
+class SteerableTokenizer(ActionTokenizer, Protocol):
+    """A tokenizer whose codes one can choose oneself, and whose movement one can take off its pictures."""
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes (B, L) int64 in [0, K) -> embeddings (B, L, D), as `tokenize` gives them."""
+        ...
+
+    def move(self, onset: Tensor, tokens: ActionTokens) -> Movement:
+        """What tokens do to an onset (B, 3, H, W) float in [0, 1]."""
+        ...
+
+
 @runtime_checkable
 class AdaptableTokenizer(ActionTokenizer, Protocol):
     """A tokenizer, a `torch.nn.Module`, that can go on learning from pairs, without any label."""

@@ -25,8 +25,8 @@ MAY = {
     "mefar/readers": {"mefar.classifier", "mefar.errors", "mefar.files"},
     "mefar/loso": {"mefar.classifier", "mefar.baselines", "mefar.readers"},
     "mefar/sweeps": {"mefar.loso", "mefar.errors", "mefar.files"},
-    "mefar/report": {"mefar.loso", "mefar.tokenizer", "mefar.recognition"},
-    "mefar/generation": {"mefar.tokenizer"},
+    "mefar/report": {"mefar.loso", "mefar.tokenizer", "mefar.recognition", "mefar.generation"},
+    "mefar/generation": {"mefar.loso"},
     "mefar/recognition": {"mefar.tokenizer", "mefar.classifier", "mefar.baselines", "mefar.readers"},
     "datamodules": {"datamodules"},
 }

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from mefar.commands.shipped import with_shipped_configs
 from mefar.errors import UserError
@@ -88,7 +88,8 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
     Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these, and
     dataclasses of them (`--training.epochs 50`).
     `--config FILE` reads any of the options from YAML, `--config NAME` from a shipped one; `--text-model`
-    and `--text_model` are the same, and `--download` alone means `--download true`.
+    and `--text_model` are the same, `--download` alone means `--download true`, and an option that is a list
+    takes the words up to the next one: `--units 12 4`.
 
     Args:
         function: what to run; returns an exit code, or None for success.
@@ -133,13 +134,20 @@ def _parser(function: Callable[..., Any], prog: str) -> ArgumentParser:
 
 
 def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
-    # The parser knows options by the parameter's name, and every option by name and value.
+    # The parser knows options by the parameter's name, every option by name and value, a list's by `+`.
     hints = get_type_hints(function)
     words: list[str] = []
+    listing = ""
     for word, following in zip(argv, [*argv[1:], "--"], strict=False):
         option, equals, value = word.partition("=")
         name = option[2:].replace("-", "_")
         known = option.startswith("--") and name.split(".")[0] in hints
+        if listing and not word.startswith("--"):
+            words.append(f"--{listing}+={word}")
+            continue
+        listing = name if known and not equals and get_origin(hints.get(name)) is list else ""
+        if listing:
+            continue
         words.append(f"--{name}{equals}{value}" if known else word)
         if known and hints.get(name) is bool and not equals and following.startswith("-"):
             words.append("true")

@@ -304,25 +304,10 @@ def finish(
 def source_identity(source: ActionTokenizer | Method) -> str:
     """Hash of what decides the tokens, or what a baseline reads instead of them."""
     if not isinstance(source, Method):
-        return tokenizer_fingerprint(source)
+        return token_table.tokenizer_fingerprint(source)
     file = inspect.getsourcefile(type(source))
     code = source_fingerprint(Path(file).read_bytes()) if file else type(source).__module__
     return fingerprint([source.fingerprint(), code, code_fingerprint("mefar.baselines")])
-
-
-def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
-    """What decides the tokens: class, sizes, weights, and the code of a class that is not ours."""
-    kind = type(tokenizer)
-    parts: list[Any] = [kind.__qualname__, tokenizer.num_codes, tokenizer.num_tokens, tokenizer.dim]
-    if not kind.__module__.startswith("mefar."):
-        source = inspect.getsourcefile(kind)
-        parts.append(source_fingerprint(Path(source).read_bytes()) if source else kind.__module__)
-    if isinstance(tokenizer, nn.Module):
-        for name, value in sorted(tokenizer.state_dict().items()):
-            parts += [name, value]
-    else:
-        parts.append({name: repr(value) for name, value in sorted(vars(tokenizer).items())})
-    return fingerprint(*parts)
 
 
 def tokens_of(clips: Clips, tokenizer: ActionTokenizer | Method, folder: Path, key: str) -> TokenTable:

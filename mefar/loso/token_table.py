@@ -6,6 +6,7 @@ What a baseline reads stands in the same table, without indices. The file rememb
 
 from __future__ import annotations
 
+import inspect
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mefar.baselines.method import Method
 from mefar.baselines.pixels import pixel_differences
-from mefar.files import replacing
+from mefar.files import fingerprint, replacing, source_fingerprint
 from mefar.tokens import ActionTokenizer
 
 MADE_BY = ("mefar.tokenizer", "mefar.loso.token_table")
@@ -70,6 +71,22 @@ class TokenTable:
                 )
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
             return None  # RuntimeError: a damaged zip entry can claim to be encrypted
+
+
+def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
+    """What decides the tokens: class, sizes, weights, and the code of a class that is not ours."""
+    kind = type(tokenizer)
+    name = getattr(kind, "known_as", kind.__qualname__)
+    parts: list[Any] = [name, tokenizer.num_codes, tokenizer.num_tokens, tokenizer.dim]
+    if not kind.__module__.startswith("mefar."):
+        source = inspect.getsourcefile(kind)
+        parts.append(source_fingerprint(Path(source).read_bytes()) if source else kind.__module__)
+    if isinstance(tokenizer, nn.Module):
+        for name, value in sorted(tokenizer.state_dict().items()):
+            parts += [name, value]
+    else:
+        parts.append({name: repr(value) for name, value in sorted(vars(tokenizer).items())})
+    return fingerprint(*parts)
 
 
 def tokenize(

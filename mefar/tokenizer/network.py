@@ -21,10 +21,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from mefar.errors import UserError
-from mefar.tokens import ActionTokens
+from mefar.tokens import ActionTokens, Movement
 
 
 class ActionNetwork(nn.Module, ABC):
@@ -91,6 +92,15 @@ class ActionNetwork(nn.Module, ABC):
         raise UserError(
             f"{type(self).__name__} has no action before its codebook; write its method continuous"
         )
+
+    def move(self, onset: Tensor, tokens: ActionTokens) -> Movement:
+        """What tokens do to an onset: where a network does not say it, what they change in its pixels.
+
+        Against its own picture of no action, so that what it cannot rebuild of a face is no movement.
+        """
+        still = self.reconstruct(onset, self.tokenize(onset, onset))
+        changed = self.reconstruct(onset, tokens) - still
+        return Movement(torch.zeros_like(onset[:, :2]), changed)
 
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B,) squared error of each pair's reconstruction, with gradient: see tokens.AdaptableTokenizer.

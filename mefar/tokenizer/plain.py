@@ -18,7 +18,7 @@ from mefar import files
 from mefar.errors import UserError
 from mefar.tokenizer import earlier
 from mefar.tokenizer.network import ActionNetwork
-from mefar.tokens import ActionTokens
+from mefar.tokens import ActionTokens, Movement
 
 _SHIPPED = Path(__file__).parents[1] / "assets"
 _SLACK = 1e-3  # what a resampled image may leave [0, 1] by
@@ -61,6 +61,11 @@ class TokenInterface:
         return self.network.continuous(onset, apex)
 
     @torch.no_grad()
+    def move(self, onset: Tensor, tokens: ActionTokens) -> Movement:
+        """What tokens do to an onset (B, 3, H, W) in [0, 1], apart from its pixels: see ActionNetwork."""
+        return self.network.move(onset, tokens)
+
+    @torch.no_grad()
     def lookup(self, indices: Tensor) -> Tensor:
         """(B, L) codes -> (B, L, D) embeddings: see network.ActionNetwork."""
         return self.network.lookup(indices)
@@ -72,6 +77,8 @@ class PlainTokenizer(TokenInterface, nn.Module):
     Args:
         network: with its weights.
     """
+
+    known_as = "FacialActionTokenizer"  # which trained it, and makes the same tokens
 
     def __init__(self, network: ActionNetwork) -> None:
         super().__init__()

@@ -197,7 +197,7 @@ class PublishedNetwork(ActionNetwork):
     def tokenize(self, onset: Tensor, apex: Tensor) -> ActionTokens:
         """(B, 3, H, W) onset and apex -> tokens of the nearest codes."""
         indices = self.vq.nearest(self.encode(onset, apex))
-        return ActionTokens(indices, self.embed(self.vq.lookup(indices)))
+        return ActionTokens(indices, self.lookup(indices))
 
     def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
         """(B, L, D), see network.py."""

@@ -37,7 +37,7 @@ from mefar.tokenizer import ranks
 from mefar.tokenizer.image_losses import charbonnier, match_light, moving_weight, total_variation
 from mefar.tokenizer.network import ActionNetwork
 from mefar.tokenizer.quantizer import Quantized, VectorQuantizer
-from mefar.tokens import ActionTokens
+from mefar.tokens import ActionTokens, Movement
 
 SMALLEST_CHANGE = 0.02
 """Root mean square of a change of features below which it is no longer brought to size 1."""
@@ -222,13 +222,13 @@ class WarpNetwork(ActionNetwork):
         """(B, 3, H, W) onset and apex -> tokens of the nearest codes."""
         if not self.strength:
             indices = self.vq.nearest(self.encode(onset, apex))
-            return ActionTokens(indices, self.embed(self.vq.lookup(indices)))
+            return ActionTokens(indices, self.lookup(indices))
         seen = self.measure(onset, apex)
         strength = seen.strength
         floor = (FLOOR * self.noise_floor * noise_level(onset, apex)).clamp_min(1e-3)
         strength = torch.where(strength > floor, strength, torch.zeros_like(strength))
         indices = self.vq.nearest(seen.shape * (strength > 0).view(-1, 1, 1))
-        return ActionTokens(indices, self.embed(self.vq.lookup(indices)), strength, seen.head)
+        return ActionTokens(indices, self.lookup(indices), strength, seen.head)
 
     def continuous(self, onset: Tensor, apex: Tensor) -> Tensor:
         """(B, L, D'), see network.py; with the strength as tokens have it."""
@@ -244,6 +244,11 @@ class WarpNetwork(ActionNetwork):
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """(B, 3, H, W) and tokens -> apex (B, 3, H, W), in [0, 1] up to small overshoots."""
         return self.decode(onset, tokens.embeddings, tokens.strength, tokens.head).image
+
+    def move(self, onset: Tensor, tokens: ActionTokens) -> Movement:
+        """The decoder's warp and paint; the head stays."""
+        decoded = self.decode(onset, tokens.embeddings, tokens.strength)
+        return Movement(decoded.flow, decoded.residual)
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Weighted terms of the loss.

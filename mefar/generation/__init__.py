@@ -1,0 +1,1 @@
+"""Tokens that move faces: transfer to other faces, and what each token does."""

@@ -1,0 +1,72 @@
+"""An action on somebody else's face: one picture, or a clip from rest to the action and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mefar.generation.pasting import paste
+from mefar.tokens import ActionTokens, Movement, SteerableTokenizer
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A face at rest that is to be moved.
+
+    Attributes:
+        name: for files and pages.
+        picture: (H, W, 3) uint8 RGB, the whole picture.
+        matrix: (2, 3) pixels of the picture -> pixels of the crop.
+        crop: (S, S, 3) uint8, the aligned face, as the tokenizer sees it.
+    """
+
+    name: str
+    picture: UInt8
+    matrix: NDArray[np.float64]
+    crop: UInt8
+
+
+def carry(
+    tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float = 1.0
+) -> UInt8:
+    """The target's whole picture (H, W, 3) uint8 with the action of tokens, B = 1, on its face.
+
+    Args:
+        tokenizer: that made the tokens.
+        target: whose head stays where it is.
+        tokens: of one clip.
+        strength: 0 nothing, 1 as recorded, 2 twice as much.
+    """
+    return paste(target.picture, target.matrix, _movement(tokenizer, target, tokens, strength))
+
+
+def clip(
+    tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float, frames: int
+) -> Iterator[UInt8]:
+    """Frames from rest to the action and back to rest, as `carry`; arguments as there.
+
+    Args:
+        tokenizer: see there.
+        target: see there.
+        tokens: see there.
+        strength: of the middle of the clip.
+        frames: how many, at least 3.
+    """
+    for share in 0.5 - 0.5 * np.cos(np.linspace(0, 2 * np.pi, frames)):
+        yield carry(tokenizer, target, tokens, strength * float(share))
+
+
+def _movement(
+    tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float
+) -> Movement:
+    onset = torch.from_numpy(target.crop)[None].permute(0, 3, 1, 2).float() / 255
+    tokens = tokens.without_head()
+    if tokens.strength is not None:
+        return tokenizer.move(onset, tokens.scaled(strength))
+    return tokenizer.move(onset, tokens).scaled(strength)
