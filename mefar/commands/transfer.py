@@ -53,6 +53,7 @@ def transfer(
     gif: bool = False,
     grid: bool = False,
     face: int = 1,
+    source_face: int = 1,
     onset: float | None = None,
     apex: float | None = None,
     dataset: str | None = None,
@@ -82,7 +83,8 @@ def transfer(
         fps: frames per second of that clip.
         gif: write the clip as .gif.
         grid: also write grid.png and grid.pdf, sources by targets.
-        face: which of several faces in a picture: 1 the largest, 2 the next.
+        face: which of several faces in a target: 1 the largest, 2 the next.
+        source_face: the same of sources.
         onset: seconds in a source video at which its onset is; left out, its first frame.
         apex: seconds of its apex; left out, the frame that moved most.
         dataset: protocol whose clips act: composite or a database's name (`mefar databases`).
@@ -95,7 +97,7 @@ def transfer(
     _check(strength, top, run, frames, fps, dataset, data, bool(source))
     model = steerable(load(tokenizer))
     made_by = tokenizer_fingerprint(model)
-    sources = list(given(source, model, made_by, face, faces, (onset, apex)))
+    sources = list(given(source, model, made_by, source_face, faces, (onset, apex)))
     if dataset is not None and data is not None:
         sources += of_database(dataset, data, clips, model, faces)
     targets = _named([_target(path, face, faces, model.image_size) for path in target])

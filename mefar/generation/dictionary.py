@@ -128,4 +128,5 @@ def _ridge(features: Tensor, targets: Tensor) -> Tensor:
     """(P, U) weights without a constant: no action shows no unit."""
     gram = features.T @ features
     gram += PENALTY * gram.diagonal().mean() * torch.eye(len(gram))
-    return torch.linalg.solve(gram, features.T @ targets)
+    weights: Tensor = torch.linalg.solve(gram, features.T @ targets)
+    return weights

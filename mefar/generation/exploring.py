@@ -29,7 +29,7 @@ def _tokens(tokenizer: SteerableTokenizer, indices: Tensor, strength: Tensor | N
 
 
 def _batches(face: Tensor, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for some in indices.split(AT_ONCE):
+    for some in torch.split(indices, AT_ONCE):
         yield face.expand(len(some), *face.shape), some
 
 
@@ -172,7 +172,7 @@ def _places(found: Tensor) -> dict[str, float | list[float]]:
     for name, at in places.items():
         far = np.linalg.norm(at[:, None] - at[None], axis=-1)
 
-        def alike(order: np.ndarray, far: np.ndarray = far) -> float:  # type: ignore[type-arg]
+        def alike(order: np.ndarray, far: np.ndarray = far) -> float:
             return float(np.corrcoef(far[np.ix_(order, order)][upper], unlike[upper])[0, 1])
 
         reached = alike(np.arange(L))

@@ -43,8 +43,8 @@ def paste(picture: UInt8, matrix: Float, movement: Movement) -> UInt8:
     y, x = np.mgrid[rows, columns].astype(np.float32)
     inside = np.stack([x, y], -1) @ matrix[:, :2].T + matrix[:, 2]  # (h, w, 2) in pixels of the crop
     grid = torch.from_numpy(2 * inside / (size - 1) - 1).float()[None]
-    large = functional.grid_sample(fields * feather(size), grid, mode="bicubic", align_corners=True)
-    large = large[0].permute(1, 2, 0).numpy()
+    enlarged = functional.grid_sample(fields * feather(size), grid, mode="bicubic", align_corners=True)
+    large = enlarged[0].permute(1, 2, 0).numpy()
     # A step in the crop is a step in the picture by the inverse of the alignment's turn and scale.
     step = (large[..., :2] @ np.linalg.inv(matrix[:, :2]).T).astype(np.float32)
     source = (x + step[..., 0], y + step[..., 1])

@@ -71,11 +71,11 @@ def write_exploration(
         for number, face in enumerate(faces):
             made = pictures(tokenizer, face, torch.cat([codes[None], single]), level)
             if name == "no action":
-                found.append(changes(made).unflatten(0, (L, K)))
+                found.append(rearrange(changes(made), "(l k) h w -> l k h w", l=L))
             views.append({"base": name, "face": number} | _sheets(made, L))
     told = claims(tokenizer, faces[0], torch.stack(found), tokens.indices, level)
     moved = motion(tokenizer, faces, each_replaced(rest, K).flatten(0, 1), level)
-    moved = (moved - motion(tokenizer, faces, rest[None], level)).unflatten(0, (L, K))
+    moved = rearrange(moved - motion(tokenizer, faces, rest[None], level), "(l k) y x d -> l k y x d", l=L)
     energy = torch.stack(found).square().sum((0, 3, 4))
     position, code = divmod(int(energy.argmax()), K)
     numbers = {
@@ -135,7 +135,10 @@ def _figures(views: list[dict[str, Any]], position: int, code: int) -> list[str]
         for each in sheets
     ]
     row = [each[position * cell : (position + 1) * cell] for each in sheets]
-    return [_uri(np.concatenate(each)) for each in (column, row)]
+    parts = [
+        [each[:, start : start + 16 * cell] for each in row] for start in range(0, row[0].shape[1], 16 * cell)
+    ]
+    return [_uri(np.concatenate(each)) for each in (column, *parts)]
 
 
 def _by_unit(words: Dictionary) -> list[dict[str, Any]]:
