@@ -61,8 +61,9 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
     from mefar.commands.recognise import recognise_command
     from mefar.commands.report import report
     from mefar.commands.table import table
+    from mefar.commands.transfer import transfer
 
-    verbs = (loso, anchors, doctor, export, recognise_command, report, table)
+    verbs = (loso, anchors, doctor, export, recognise_command, report, table, transfer)
     known = {f"--{name.replace('_', '-')}" for verb in verbs for name in signature(verb).parameters}
     others = {"--config", "--help", "--index-url", "--head.dropout", "--training.", "--model.init_args.head"}
     assert set(re.findall(r"(--[a-z][\w.-]+)", README)) <= known | others
