@@ -34,6 +34,16 @@ def seed_everything() -> None:
     torch.manual_seed(seed)
 
 
+@pytest.fixture(scope="session")
+def tiny_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's corpora at their tiny size; to be read, not to be changed."""
+    from mefar.commands.make_demo import main
+
+    root = tmp_path_factory.mktemp("corpora")
+    assert main([str(root), "--size", "tiny"]) == 0
+    return root
+
+
 @pytest.fixture(autouse=True)
 def _same_draws() -> Iterator[None]:
     seed_everything()

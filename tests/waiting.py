@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 240.0) -> None:
     """Until the condition holds; fails when it does not within so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():

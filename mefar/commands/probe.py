@@ -99,6 +99,8 @@ def probe(
     }
     for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
         Console().print(_table(name, numbers))
+    if "au_f1" not in numbers["probes"]["tokens"]:
+        print(f"action units: none is shown by {probes.FEWEST_POSITIVES} clips, so their row is left out")
     _write(out, found)
 
 
@@ -169,14 +171,14 @@ def _measure(
     numbers = sorted({unit.number for clip in study.clips for unit in clip.aus})
     units = torch.tensor(
         [[any(unit.number == n for unit in study.clips[row].aus) for n in numbers] for row in coded]
-    )
+    ).view(len(coded), len(numbers))
     rows: dict[str, dict[str, float]] = {}
     per_unit: dict[str, dict[str, float]] = {}
     for name, read in probes.features(model, _pairs(clips, change, clips.settings.views)).items():
         mean, each = probes.au_probe(read[coded], units, [subjects[row] for row in coded])
         per_unit[name] = {f"AU{numbers[column]}": value for column, value in each.items()}
         accuracy, chance = probes.identity_probe(read, subjects)
-        rows[name] = {"au_f1": mean, "identity": accuracy, "identity_chance": chance}
+        rows[name] = ({"au_f1": mean} if each else {}) | {"identity": accuracy, "identity_chance": chance}
         rows[name]["uf1_all_clips"] = probes.all_clips(read, labels, subjects)
         for shots in (5, 10):
             rows[name][f"uf1_{shots}_clips_per_class"] = probes.few_shot(read, labels, subjects, shots)

@@ -465,6 +465,35 @@ def test_torchrun_writes_the_bytes_of_one_process(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
+# Probes
+
+
+def test_a_study_without_action_units_is_probed_but_for_them(
+    data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "probe",
+        str(checkpoint),
+        str(data),
+        "--dataset",
+        "smic",
+        "--faces",
+        "precropped",
+        "--views",
+        "1",
+    ]
+    words += ["--cache-dir", str(tmp_path / "cache"), "--out"]
+    assert main([*words, str(tmp_path / "numbers.json")]) == 0
+    assert "action units: none is shown by 10 clips" in capsys.readouterr().out
+    (numbers,) = {tuple(each["probes"]["tokens"]) for each in json.loads(
+        (tmp_path / "numbers.json").read_text())["domains"].values()}  # fmt: skip
+    assert "identity" in numbers and "au_f1" not in numbers
+    (tmp_path / "notes").write_text("mine")
+    assert main([*words, str(tmp_path / "notes")]) == 2
+    assert "notes: a folder, or holds something else" in capsys.readouterr().err
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 # Baselines
 
 

@@ -54,6 +54,20 @@ def test_few_clips_and_other_databases() -> None:
     assert probe.cross_database(informative(labels), labels, SUBJECTS, ["a"] * 64) == {}
 
 
+def test_nobody_and_no_database_is_on_both_sides() -> None:
+    """What is learned of a person tells that person's label and no other's; the same for a database."""
+    who = torch.arange(64) // 8
+    habits = torch.nn.functional.one_hot(who, 8).float()
+    labels, units = who % 3, (who % 2)[:, None]
+    assert probe.au_probe(habits, units, SUBJECTS)[0] < 0.6
+    assert probe.all_clips(habits, labels, SUBJECTS) < 0.6
+    assert probe.few_shot(habits, labels, SUBJECTS, 5) < 0.6
+    databases = ["a"] * 32 + ["b"] * 32
+    told = torch.arange(64) % 3
+    signs = torch.nn.functional.one_hot(told + 3 * (who > 3), 6).float()  # every database has its own
+    assert max(probe.cross_database(signs, told, SUBJECTS, databases).values()) < 0.4
+
+
 def test_a_tokenizer_is_measured() -> None:
     model = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, 4, 4)).eval()
     torch.manual_seed(4)

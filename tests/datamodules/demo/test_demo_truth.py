@@ -9,18 +9,17 @@ from datamodules.demo.corpora import on_set
 from datamodules.demo.truth import has_truth, true_frames
 from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load
-from mefar.commands.make_demo import main
 from mefar.errors import UserError
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MicroExpressionDataset]:
-    root = tmp_path_factory.mktemp("corpora")
-    assert main([str(root), "--size", "tiny"]) == 0
-    study = load("casme2", root, 3)
-    return root, MicroExpressionDataset(study, SIDE, cache_dir=root / "cache")
+def clips(
+    tiny_corpora: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, MicroExpressionDataset]:
+    study = load("casme2", tiny_corpora, 3)
+    return tiny_corpora, MicroExpressionDataset(study, SIDE, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 def picture(clips: MicroExpressionDataset, row: int, key: str) -> np.ndarray:
