@@ -87,21 +87,16 @@ def probe(
         "gray": probes.gray,
         "60 % resolution": probes.low_resolution,
     }
-    found = {
-        "tokenizer": str(tokenizer),
-        "dataset": dataset,
-        "clips": len(clips),
-        "views": views,
-        "domains": {
-            name: _measure(model, clips, change, None if truth is None else change(truth), mesh)
-            for name, change in changes.items()
-        },
+    domains = {
+        name: _measure(model, clips, change, None if truth is None else change(truth), mesh)
+        for name, change in changes.items()
     }
-    for name, numbers in found["domains"].items():  # type: ignore[attr-defined]
-        Console().print(_table(name, numbers))
-    if "au_f1" not in numbers["probes"]["tokens"]:
+    for name, measured in domains.items():
+        Console().print(_table(name, measured))
+    if "au_f1" not in measured["probes"]["tokens"]:
         print(f"action units: none is shown by {probes.FEWEST_POSITIVES} clips, so their row is left out")
-    _write(out, found)
+    told = {"tokenizer": str(tokenizer), "dataset": dataset, "clips": len(clips), "views": views}
+    _write(out, told | {"domains": domains})
 
 
 def _write(out: Path | None, found: dict[str, Any]) -> None:
