@@ -46,7 +46,7 @@ def film(
             if stream is None:
                 stream = out.add_stream(codec, rate=fps, options=options or {})
                 stream.height, stream.width = image.shape[:2]
-                stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+                stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
                 if times is not None:
                     stream.codec_context.time_base = Fraction(1, 4 * fps)
             frame = av.VideoFrame.from_ndarray(image, "rgb24")

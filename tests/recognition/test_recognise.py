@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from filming import film
+from filming import film, turned
 
 import mefar
 from datamodules.demo.long_videos import make_long_video
@@ -301,3 +301,26 @@ def test_a_video_that_breaks_off_is_told_and_used_up_to_there(rendered, tmp_path
     told = json.loads((tmp_path / "out" / "events.json").read_text())
     assert 60 < told["frames"] < 140
     assert float(told["people"][0]["to_s"]) > 2
+
+
+def test_a_phone_held_upright_a_large_picture_and_a_gif_show_the_face_that_is_there(
+    rendered, tmp_path
+) -> None:
+    """The face fills as much of its crop, and stands as upright, whatever the file."""
+    frames = [frame for _, frame in footage(rendered[0]).play()][:15]
+
+    def widths(path: Path) -> list[float]:
+        found = mefar.recognise(path, model="none")
+        assert found.frames == 15 and len(found.tracks) == 1
+        angles = [np.arctan2(*matrix[::-1, 0]) for matrix in found.tracks[0].matrices]
+        assert np.abs(angles).max() < 0.2
+        return [float(np.hypot(*matrix[:, 0])) for matrix in found.tracks[0].matrices]
+
+    plain = widths(film(tmp_path / "plain.mp4", frames, fps=20))
+    lying = film(tmp_path / "lying.mp4", [np.rot90(frame) for frame in frames], fps=20)
+    assert widths(turned(tmp_path / "phone.mp4", lying, (0, 1, -1, 0))) == pytest.approx(plain, rel=0.05)
+    large = [cv2.resize(frame, (3840, 2160)) for frame in frames]
+    assert max(widths(film(tmp_path / "4k.mp4", large, fps=20, options={"preset": "ultrafast"}))) < 0.2 * min(
+        plain
+    )
+    assert widths(film(tmp_path / "face.gif", frames, "gif", 20)) == pytest.approx(plain, rel=0.05)

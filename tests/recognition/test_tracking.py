@@ -94,3 +94,22 @@ def test_what_was_followed_comes_back_from_its_file(portraits, tmp_path) -> None
     for name in ("seconds", "regions", "head", "eyes", "quality"):
         assert np.array_equal(getattr(again.tracks[0].traces(), name), getattr(tracks[0].traces(), name))
     assert np.array_equal(again.tracks[0].matrices, tracks[0].matrices)
+
+
+def test_two_faces_that_cross_do_not_become_one_another(portraits) -> None:
+    """The second walks behind the first and out on its other side."""
+
+    def moment(k: int) -> np.ndarray:
+        scene = at(portraits[1], 240 - 7 * k)
+        near = at(portraits[0], 120)
+        scene[:, 150:250] = near[:, 150:250]
+        return scene
+
+    tracks, _ = follow([moment(k) for k in range(40)])
+    (near,) = [track for track in tracks if len(track.frames) == 40]
+    assert np.ptp([matrix[0, 2] for matrix in near.matrices]) < 4  # stays where it is
+    others = [track for track in tracks if track is not near]
+    assert {track.person for track in others} == {
+        1,
+        3,
+    }  # whoever comes out again is somebody, and not the first
