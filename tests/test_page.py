@@ -68,6 +68,15 @@ def test_the_page_says_what_is_wrong(page: Any) -> None:
         page.shows([1] * 16, 1.0, 1.0, [str(OTHER)] * 13)
 
 
+def test_a_port_that_is_taken_is_one_line(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["app", "--port", str(port), "--browser", "false"]) == 2
+    assert f"port {port}" in capsys.readouterr().err
+
+
 @pytest.fixture
 def url(page: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The page, served by the command itself; its launch is told not to wait for Ctrl-C."""

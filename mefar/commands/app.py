@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from mefar.commands import run_function
 from mefar.errors import UserError
@@ -29,16 +30,12 @@ def app(*, model: str = "demo", port: int | None = None, device: str = "cpu", br
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     from mefar.page import MEGABYTES, STYLE, build
 
-    build(made).launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        inbrowser=browser,
-        max_file_size=f"{MEGABYTES}mb",
-        footer_links=[],
-        css=STYLE,
-        quiet=True,
-    )
+    how: dict[str, Any] = {"share": False, "inbrowser": browser, "footer_links": [], "css": STYLE}
+    how |= {"server_name": "127.0.0.1", "server_port": port, "max_file_size": f"{MEGABYTES}mb"}
+    try:
+        build(made).launch(**how)
+    except OSError as error:
+        raise UserError(f"port {port or '7860 and the next'}: {error}; give another --port") from None
 
 
 def main(argv: Sequence[str]) -> int:

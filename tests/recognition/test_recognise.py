@@ -275,6 +275,22 @@ def test_at_rest_the_answer_is_nothing(model) -> None:
     assert len(told.tokens) == 16
 
 
+def test_the_model_that_comes_along_reads_classes_units_and_sentences() -> None:
+    import mefar
+    from mefar.commands.recognise import _tokenizer
+    from mefar.pictures import pair
+    from mefar.recognition.events import Event
+    from mefar.recognition.reading import NOTHING, read
+
+    tokenizer, classifier = _tokenizer("demo")
+    onset, apex = pair(mefar.example("onset"), mefar.example("apex"), tokenizer.image_size)
+    events = [Event(n, 1, "micro", 0, 0.1, 0.2, 0, 3, 6, 1.0, 5.0, ("brows",)) for n in (1, 2)]
+    moved, still = read(tokenizer, events, [onset, onset], [apex, onset], classifier)
+    assert moved.emotion == "surprise" and {"1", "2", "5"} <= set(moved.action_units)
+    assert "brow" in moved.description and sum(moved.probabilities.values()) == pytest.approx(1)
+    assert still.emotion == NOTHING and not still.action_units and not still.description
+
+
 def test_what_a_folder_of_videos_gave_can_be_scored(tmp_path) -> None:
     from mefar.recognition.intervals import read_intervals
 
