@@ -42,6 +42,8 @@ from mefar.classifier.text_anchors import encode_descriptions
 from mefar.commands.anchors import locate
 from mefar.errors import UserError
 from mefar.files import replacing, write_text
+from mefar.generation.editing import steerable
+from mefar.generation.transfer import Target, carry
 from mefar.pictures import AlignedFace, Picture, Pictures, align, arrays, as_uint8, pair
 from mefar.readers import FAINTEST, NOTHING, About, Readers, encoded, weights_of
 from mefar.tokenizer.network import describe
@@ -140,6 +142,47 @@ class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
             UserError: a strength that is no number from 0 on, tokens of another tokenizer or without
                 strength, or pictures as above.
         """
+        pictures, tokens = self._matched(face, tokens, strength)
+        tokens = tokens if head else tokens.without_head()
+        tokens = tokens.scaled(strength) if strength != 1 else tokens
+        made = []
+        for start in range(0, len(pictures), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            onset = torch.stack([self._crop(each, faces) for each in pictures[some]])
+            image = self.tokenizer.reconstruct(onset.to(self.device), tokens.select(some))
+            made.append((image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(made)
+
+    def transfer(
+        self, face: Pictures, tokens: ActionTokens, strength: float = 1.0, faces: FaceMode = "align"
+    ) -> list[UInt8]:
+        """Show an action on the face in a whole picture, at the picture's own resolution, without a seam.
+
+        Args:
+            face: B pictures of faces at rest, of whomever, whose heads stay where they are.
+            tokens: as `reconstruct`.
+            strength: as there.
+            faces: as there.
+
+        Returns:
+            B pictures (H, W, 3) uint8 RGB as large as those given.
+
+        Raises:
+            UserError: as `reconstruct`; a tokenizer whose network says no movement.
+        """
+        pictures, tokens = self._matched(face, tokens, strength)
+        mover, made = steerable(self.tokenizer), []
+        for row, picture in enumerate(pictures):
+            found = align(picture, faces=faces)
+            S = self.image_size
+            target = Target("", found.picture, found.matrix(S), found.crop(S))
+            made.append(carry(mover, target, tokens.select(slice(row, row + 1)), strength))
+        return made
+
+    def _matched(
+        self, face: Pictures, tokens: ActionTokens, strength: float
+    ) -> tuple[list[Picture], ActionTokens]:
+        """As many faces as tokens; strength and tokens are looked at."""
         if not (math.isfinite(strength) and strength >= 0):
             raise UserError(f"strength is {strength}; give a number from 0 on, 1 is as recorded")
         self.refuse_other(tokens)
@@ -150,15 +193,7 @@ class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
             tokens = tokens.select(torch.zeros(len(pictures), dtype=torch.int64))
         if len(pictures) != len(tokens):
             raise UserError(f"{len(pictures)} faces and {len(tokens)} tokens; give as many, or one of either")
-        tokens = tokens if head else tokens.without_head()
-        tokens = tokens.scaled(strength) if strength != 1 else tokens
-        made = []
-        for start in range(0, len(pictures), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            onset = torch.stack([self._crop(each, faces) for each in pictures[some]])
-            image = self.tokenizer.reconstruct(onset.to(self.device), tokens.select(some))
-            made.append((image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
-        return np.concatenate(made)
+        return pictures, tokens
 
     def tokens(self, indices: Any, strength: Any = 1.0) -> ActionTokens:
         """Tokens written by hand.

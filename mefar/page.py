@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
@@ -95,11 +95,13 @@ class Page:
                 raise UserError(f"{len(chosen)} faces; the page shows {FACES}")
             if not chosen:
                 return []
-            moved = self.model.reconstruct(chosen, self.tokens(codes, strength), factor)
+            moved = self.model.transfer(chosen, self.tokens(codes, strength), factor)
             pictures: list[tuple[UInt8, str]] = []
             for number, (rest, action) in enumerate(zip(chosen, moved, strict=True), 1):
-                before = rest.crop(self.model.image_size)
-                pictures += [(_large(before), f"{number}: at rest"), (_large(action), f"{number}: in action")]
+                after = replace(rest, picture=action)
+                pictures += [
+                    (rest.crop(SHOWN), f"{number}: at rest"), (after.crop(SHOWN), f"{number}: in action")
+                ]  # fmt: skip
             return pictures
 
 
@@ -199,10 +201,6 @@ def _strongest(video: Path) -> tuple[UInt8, UInt8]:
         raise UserError("no movement of a face is found in the video; give two pictures")
     onset, apex = film.at([found.onset_frame, found.apex_frame])
     return onset, apex
-
-
-def _large(crop: UInt8) -> UInt8:
-    return np.asarray(cv2.resize(crop, (SHOWN, SHOWN), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 @contextlib.contextmanager

@@ -105,6 +105,15 @@ def test_strength_is_how_far_a_face_moves(model: Model) -> None:
     assert model.reconstruct([ONSET, OTHER], tokens).shape == (2, 64, 64, 3)
 
 
+def test_transfer_moves_the_face_in_the_whole_picture(model: Model) -> None:
+    tokens, still = model.tokenize(ONSET, APEX), np.asarray(Image.open(OTHER).convert("RGB")).astype(int)
+    moved = [model.transfer(OTHER, tokens, strength)[0].astype(int) for strength in (0.0, 1.0, 2.0)]
+    assert [each.shape for each in moved] == [(224, 224, 3)] * 3
+    far = [np.abs(each - still).mean() for each in moved]
+    assert far[0] < 0.1 < far[1] < far[2]
+    assert np.array_equal(moved[2][:5], still[:5])  # far from the face nothing is touched
+
+
 def test_tokens_by_hand(model: Model) -> None:
     read = model.tokenize(ONSET, APEX)
     written = model.tokens(read.indices[0].tolist(), float(read.strength))

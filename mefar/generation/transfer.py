@@ -65,7 +65,7 @@ def clip(
 def _movement(
     tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float
 ) -> Movement:
-    onset = torch.from_numpy(target.crop)[None].permute(0, 3, 1, 2).float() / 255
+    onset = torch.from_numpy(target.crop)[None].permute(0, 3, 1, 2).to(tokens.embeddings) / 255
     tokens = tokens.without_head()
     if tokens.strength is not None:
         return tokenizer.move(onset, tokens.scaled(strength))
