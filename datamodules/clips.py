@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from datamodules import findings as found
 from datamodules.findings import Finding
 
 Side = Literal["", "L", "R"]
@@ -121,16 +120,6 @@ class Study:
     clips: tuple[Clip, ...]
     excluded: tuple[tuple[str, str], ...] = ()
     findings: tuple[Finding, ...] = ()
-
-    @property
-    def dropped(self) -> tuple[tuple[str, str], ...]:
-        """(key, reason) of clips that the protocol wants and the data does not yield, sorted."""
-        return found.dropped(self.findings)
-
-    @property
-    def notes(self) -> tuple[tuple[str, str], ...]:
-        """(key or database, remark) of all other findings."""
-        return found.notes(self.findings)
 
     def counts(self) -> dict[str, Counts]:
         """Clips, subjects and clips per class, per database and under "all"."""

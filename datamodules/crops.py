@@ -38,7 +38,7 @@ from datamodules.faces.resample import resample
 from datamodules.look_alikes import from_afar
 from datamodules.views import draw_view
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, lock, replacing, sweep
+from mefar.files import code_fingerprint, lock, remove_leftovers, replacing
 
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
@@ -291,7 +291,7 @@ class PairStore:
             UserError: a frame that is needed cannot be read, or the folder cannot be written.
         """
         paths = {clip.key: self.path(clip) for clip in clips}
-        found = {key: head for key, path in paths.items() if (head := _read_head(path)) is not None}
+        found = {key: there for key, path in paths.items() if (there := _read_prepared(path)) is not None}
         if len(found) < len(clips):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -300,17 +300,17 @@ class PairStore:
                     f"{self.folder}: cannot be made ({error.strerror}); set another cache_dir"
                 ) from error
             with lock(self.folder / ".lock"):  # ranks and runs on one disk make a pair once
-                sweep(self.folder)
+                remove_leftovers(self.folder)
                 for key, path in paths.items():
-                    if key not in found and (head := _read_head(path)) is not None:
-                        found[key] = head
+                    if key not in found and (there := _read_prepared(path)) is not None:
+                        found[key] = there
                 missing = [clip for clip in clips if clip.key not in found]
                 found |= self._make_all(missing, paths, workers, progress)
         return {key: (path, found[key].apex) for key, path in paths.items()}
 
     def _make_all(
         self, clips: Sequence[Clip], paths: Mapping[str, Path], workers: int, progress: Progress | None
-    ) -> dict[str, _Head]:
+    ) -> dict[str, _Prepared]:
         start, made = time.monotonic(), {}
         threads = max(1, min(workers or min(8, os.cpu_count() or 1), len(clips)))
         local = threading.local()  # the detector's networks are not shared between threads
@@ -346,7 +346,7 @@ class PairStore:
         except _DAMAGE as error:
             raise UserError(f"{path}: damaged or gone; start again, and this clip is made anew") from error
 
-    def _make(self, clip: Clip, path: Path, local: threading.local) -> _Head:
+    def _make(self, clip: Clip, path: Path, local: threading.local) -> _Prepared:
         if not hasattr(local, "aligner"):
             local.aligner = FaceAligner(self.settings.image_size, self.settings.faces)
         pair = render(clip, self.settings, local.aligner)
@@ -361,18 +361,18 @@ class PairStore:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); free space or set cache_dir"
             ) from error
-        return _Head(None if pair is None else pair.chosen)
+        return _Prepared(None if pair is None else pair.chosen)
 
 
 @dataclass(frozen=True)
-class _Head:
+class _Prepared:
     apex: Apex | None
 
 
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-def _read_head(path: Path) -> _Head | None:
+def _read_prepared(path: Path) -> _Prepared | None:
     """The chosen apex; None where there is no whole file.
 
     Every entry is read, so that its checksum is looked at: a damaged file is named and made anew.
@@ -388,4 +388,4 @@ def _read_head(path: Path) -> _Head | None:
     except _DAMAGE as error:
         _LOG.warning("%s: damaged (%s); made anew", path, error)
         return None
-    return _Head(Apex(number, rule) if number >= 0 else None)  # type: ignore[arg-type]
+    return _Prepared(Apex(number, rule) if number >= 0 else None)  # type: ignore[arg-type]

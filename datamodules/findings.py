@@ -7,7 +7,6 @@ line of detail. Loaders yield findings, `Study.findings` keeps them, the doctor 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,17 +69,3 @@ class Finding:
     def place(self) -> str:
         """The clip's key, or the database."""
         return self.clip or self.database
-
-
-def dropped(findings: Iterable[Finding]) -> tuple[tuple[str, str], ...]:
-    """(key, first reason) of every clip that is lost, sorted."""
-    reasons: dict[str, str] = {}
-    for finding in findings:
-        if finding.level == "lost" and finding.clip:
-            reasons.setdefault(finding.clip, finding.detail)
-    return tuple(sorted(reasons.items()))
-
-
-def notes(findings: Iterable[Finding]) -> tuple[tuple[str, str], ...]:
-    """(key or database, remark) of all else, in order."""
-    return tuple((f.place, f.detail) for f in findings if f.level != "lost" or not f.clip)

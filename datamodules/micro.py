@@ -173,7 +173,7 @@ class UnpaddedSampler(DistributedSampler[Any]):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
-class FoldOrder(Sampler[int]):
+class FoldSampler(Sampler[int]):
     """Rows in the order in which `mefar loso` shows them to the fold of this subject and seed.
 
     Args:
@@ -302,8 +302,8 @@ class MicroExpressionDataModule(LightningDataModule):
         return self.dataset.study
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """All clips but the held-out subject's, in the order of the fold: see FoldOrder."""
-        return self._loader(self._train, FoldOrder(self.held_out, self.seed, len(self._train)))
+        """All clips but the held-out subject's, in the order of the fold: see FoldSampler."""
+        return self._loader(self._train, FoldSampler(self.held_out, self.seed, len(self._train)))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """The held-out subject's clips, each once over all ranks; nothing where no subject is held out.

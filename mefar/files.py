@@ -70,7 +70,7 @@ def check_ours(path: Path, sign: str) -> None:
         raise UserError(f"{path}: a folder, or holds something else; give another --out")
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes of this machine left half-written."""
     for path in folder.glob("*.tmp"):
         found = re.search(rf"\.{_HOST}-(\d+)-\w+\.tmp$", path.name)

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import openpyxl
 
+from datamodules.findings import Finding
+
 CASME2_COLUMNS = [
     *("Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None),
     *("Action Units", "Estimated Emotion"),
@@ -260,3 +262,17 @@ def complete_composite(root: Path, coding: str = "2014") -> Path:
     write_samm(root / "SAMM", complete_samm_rows())
     write_smic(root / "SMIC-HS", complete_smic_clips())
     return root
+
+
+def dropped(findings: Iterable[Finding]) -> tuple[tuple[str, str], ...]:
+    """(key, first reason) of every clip that is lost, sorted."""
+    reasons: dict[str, str] = {}
+    for finding in findings:
+        if finding.level == "lost" and finding.clip:
+            reasons.setdefault(finding.clip, finding.detail)
+    return tuple(sorted(reasons.items()))
+
+
+def notes(findings: Iterable[Finding]) -> tuple[tuple[str, str], ...]:
+    """(key or database, remark) of all else, in order."""
+    return tuple((f.place, f.detail) for f in findings if f.level != "lost" or not f.clip)

@@ -32,6 +32,11 @@ def face(generator: np.random.Generator, size: int, lift: float) -> np.ndarray:
     return (np.clip(gray[..., None] * [1.0, 0.86, 0.78], 0, 1) * 255).astype(np.uint8)
 
 
+def lost(clip: str, kind: str, detail: str) -> dict[str, Any]:
+    """A finding about a clip that is not in the run."""
+    return {"level": "lost", "kind": kind, "database": clip.split("/")[0], "clip": clip, "detail": detail}
+
+
 def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **changes: Any) -> Path:
     """Write all files of a run; `changes` go to the summary."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +101,10 @@ def write_run(folder: Path, pictures: dict[str, np.ndarray] | None = None, **cha
             "sha256": "9f2c" * 16,
             "pretrained_on": "rendered faces, 120 identities",
         },
-        "dropped": [
-            ["casme2/sub04/EP12_01f", "excluded by the protocol"],
-            ["casme2/sub05/EP09_05f", "excluded by the protocol"],
-            ["samm/011/011_6_1", "emotion 'other' is not in the protocol"],
+        "findings": [
+            lost("casme2/sub04/EP12_01f", "missing frames", "frames 40 to 47 are missing"),
+            lost("casme2/sub05/EP09_05f", "missing frames", "frames 40 to 47 are missing"),
+            lost("samm/011/011_6_1", "no face", "no face found in the onset frame"),
         ],
         "command": "mefar loso --dataset composite --data runs/demo/corpora --tokenizer last.ckpt",
         "commit": "0123abc",

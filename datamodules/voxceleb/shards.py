@@ -38,7 +38,7 @@ from datamodules.voxceleb.stores import ROW, STORES, Store, bytes_on_disk, write
 from datamodules.voxceleb.utterances import Utterance, find_utterances
 from datamodules.voxceleb.windows import Window, read_windows
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, fingerprint, lock, replacing, sweep
+from mefar.files import code_fingerprint, fingerprint, lock, remove_leftovers, replacing
 
 VERSION = 4
 NO_FACE = "no face found that stays in the picture"
@@ -81,7 +81,7 @@ class CacheSummary:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Settings:
     """Everything that decides a shard's content; what plan.json holds beside the list of files."""
 
     version: int
@@ -149,7 +149,7 @@ def build(
     # Sizes and times too: other videos under the same names are another corpus.
     states = [(u.path, u.speaker, (voxceleb / u.path).stat()) for u in utterances]
     files = [(path, speaker, state.st_size, state.st_mtime_ns) for path, speaker, state in states]
-    plan = _Plan(
+    settings = _Settings(
         version=VERSION,
         source=str(voxceleb.resolve()),
         files=fingerprint(files)[:16],
@@ -166,7 +166,7 @@ def build(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with lock(out / ".lock"):
-            return _build(voxceleb, out, plan, store == "auto", utterances, workers, progress, tell)
+            return _build(voxceleb, out, settings, store == "auto", utterances, workers, progress, tell)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{out}: cannot write the cache ({reason}); make room and call again") from error
@@ -175,7 +175,7 @@ def build(
 def _build(
     voxceleb: Path,
     out: Path,
-    plan: _Plan,
+    settings: _Settings,
     choose: bool,
     utterances: list[Utterance],
     workers: int,
@@ -185,25 +185,27 @@ def _build(
     begun = (out / "plan.json").is_file()
     if choose:
         there = _read_json(out / "plan.json").get("store") if begun else None
-        plan = replace(plan, store=there if there in STORES else _chosen(out, plan, len(utterances)))
+        settings = replace(
+            settings, store=there if there in STORES else _chosen(out, settings, len(utterances))
+        )
     if begun:
-        _check_plan(out, plan)
+        _check_settings(out, settings)
     if (out / "index.json").is_file() and _index_is_whole(out):
         return summary(out)
-    chunks = [utterances[i : i + plan.per_shard] for i in range(0, len(utterances), plan.per_shard)]
+    chunks = [utterances[i : i + settings.per_shard] for i in range(0, len(utterances), settings.per_shard)]
     todo = [i for i in range(len(chunks)) if _read_part(out, i) is None]
     count = sum(len(chunks[i]) for i in todo)
-    _check_disk(out, plan, count)
+    _check_disk(out, settings, count)
     if count and tell is not None:
-        tell(_announcement(out, plan, count, max(1, workers)))
+        tell(_announcement(out, settings, count, max(1, workers)))
     with replacing(out / "plan.json") as temporary:
-        temporary.write_text(json.dumps(asdict(plan), indent=1))
-    sweep(out)
+        temporary.write_text(json.dumps(asdict(settings), indent=1))
+    remove_leftovers(out)
     try:
-        _work(voxceleb, out, plan, chunks, todo, workers, progress)
+        _work(voxceleb, out, settings, chunks, todo, workers, progress)
     finally:
-        sweep(out)  # what workers that were stopped had begun to write
-    return _finish(out, plan, chunks)
+        remove_leftovers(out)  # what workers that were stopped had begun to write
+    return _finish(out, settings, chunks)
 
 
 def summary(out: Path) -> CacheSummary:
@@ -272,8 +274,8 @@ def _read_part(out: Path, shard: int) -> dict[str, Any] | None:
     return part if {"windows", "bad"} <= set(part) else None
 
 
-def _check_plan(out: Path, plan: _Plan) -> None:
-    old, new = _read_json(out / "plan.json"), asdict(plan)
+def _check_settings(out: Path, settings: _Settings) -> None:
+    old, new = _read_json(out / "plan.json"), asdict(settings)
     different = [key for key in new if old.get(key) != new[key]]
     if different:
         key = different[0]
@@ -284,39 +286,39 @@ def _check_plan(out: Path, plan: _Plan) -> None:
         raise UserError(f"{out}: is a cache made otherwise ({what}); choose another folder or delete it")
 
 
-def _bytes(plan: _Plan, store: Store, count: int) -> float:
+def _bytes(settings: _Settings, store: Store, count: int) -> float:
     """Bytes that so many files may need."""
-    rows = count * plan.frames_per_utterance
-    crops = float(rows * (plan.size + 2 * plan.margin) ** 2 * 3)
-    share = {"raw": 1.0, "jpeg": min(1.0, _JPEG_SHARE * math.sqrt(256 / plan.size)), "video": 0.0}[store]
+    rows = count * settings.frames_per_utterance
+    crops = float(rows * (settings.size + 2 * settings.margin) ** 2 * 3)
+    share = {"raw": 1.0, "jpeg": min(1.0, _JPEG_SHARE * math.sqrt(256 / settings.size)), "video": 0.0}[store]
     return crops * share + rows * (ROW.itemsize + 24)
 
 
-def _chosen(out: Path, plan: _Plan, count: int) -> Store:
+def _chosen(out: Path, settings: _Settings, count: int) -> Store:
     room = 0.5 * shutil.disk_usage(out).free
-    if _bytes(plan, "raw", count) < min(RAW_UP_TO, room):
+    if _bytes(settings, "raw", count) < min(RAW_UP_TO, room):
         return "raw"
-    return "jpeg" if _bytes(plan, "jpeg", count) < room else "video"
+    return "jpeg" if _bytes(settings, "jpeg", count) < room else "video"
 
 
-def _announcement(out: Path, plan: _Plan, count: int, workers: int) -> str:
+def _announcement(out: Path, settings: _Settings, count: int, workers: int) -> str:
     hours = count * _CORE_SECONDS / 3600
     return (
-        f"{out}: {count} videos as {plan.store}, {plan.frames_per_utterance} crops each: about "
-        f"{_bytes(plan, plan.store, count) / 1e9:.2g} GB and {hours:.2g} core-hours, "
+        f"{out}: {count} videos as {settings.store}, {settings.frames_per_utterance} crops each: about "
+        f"{_bytes(settings, settings.store, count) / 1e9:.2g} GB and {hours:.2g} core-hours, "
         f"{hours / workers:.2g} hours on {workers} cores"
     )
 
 
-def _check_disk(out: Path, plan: _Plan, count: int) -> None:
-    need, free = _bytes(plan, plan.store, count), shutil.disk_usage(out).free
+def _check_disk(out: Path, settings: _Settings, count: int) -> None:
+    need, free = _bytes(settings, settings.store, count), shutil.disk_usage(out).free
     if need > 0.95 * free:
         others = [
-            f"{store} needs {_bytes(plan, store, count) / 1e9:.2g}"
-            for store in STORES[STORES.index(plan.store) + 1 :]
+            f"{store} needs {_bytes(settings, store, count) / 1e9:.2g}"
+            for store in STORES[STORES.index(settings.store) + 1 :]
         ]
         raise UserError(
-            f"{out}: the cache may need {need / 1e9:.2g} GB as {plan.store}, the disk has "
+            f"{out}: the cache may need {need / 1e9:.2g} GB as {settings.store}, the disk has "
             f"{free / 1e9:.2g} GB free; choose another folder, fewer frames per utterance, or another store"
             + (f" ({', '.join(others)})" if others else "")
         )
@@ -325,7 +327,7 @@ def _check_disk(out: Path, plan: _Plan, count: int) -> None:
 def _work(
     root: Path,
     out: Path,
-    plan: _Plan,
+    settings: _Settings,
     chunks: list[list[Utterance]],
     todo: list[int],
     workers: int,
@@ -342,10 +344,10 @@ def _work(
 
     if workers <= 0:
         for shard in todo:
-            _make_shard(root, out, plan, chunks[shard], shard, {}, str)
+            _make_shard(root, out, settings, chunks[shard], shard, {}, str)
             report(shard)
         return
-    jobs = {shard: partial(_make_shard, root, out, plan, chunks[shard], shard) for shard in todo}
+    jobs = {shard: partial(_make_shard, root, out, settings, chunks[shard], shard) for shard in todo}
     for shard in work(jobs, workers):
         report(shard)
 
@@ -353,15 +355,15 @@ def _work(
 def _make_shard(
     root: Path,
     out: Path,
-    plan: _Plan,
+    settings: _Settings,
     chunk: list[Utterance],
     shard: int,
     left_out: Mapping[str, str],
     opening: Callable[[str], object],
 ) -> None:
     """Write one shard; `opening` is told of each file before it is opened, `left_out` ones are not opened."""
-    side = plan.size + 2 * plan.margin
-    aligner = FaceAligner(plan.size, plan.faces, plan.margin)
+    side = settings.size + 2 * settings.margin
+    aligner = FaceAligner(settings.size, settings.faces, settings.margin)
     kept: list[Window] = []
     windows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
@@ -371,7 +373,7 @@ def _make_shard(
             continue
         opening(utterance.path)
         try:
-            found = _read_windows(root / utterance.path, utterance.path, aligner, plan)
+            found = _read_windows(root / utterance.path, utterance.path, aligner, settings)
         except UserError as error:
             reason = str(error).removeprefix(f"{root / utterance.path}: ")
             bad.append({"path": utterance.path, "reason": reason})
@@ -384,16 +386,16 @@ def _make_shard(
             )
         kept += found
     opening("")
-    write_shard(out, shard, plan.store, kept, side)
+    write_shard(out, shard, settings.store, kept, side)
     with replacing(out / f"shard-{shard:05d}.json") as temporary:
         temporary.write_text(json.dumps({"windows": windows, "bad": bad}))
 
 
-def _read_windows(path: Path, name: str, aligner: FaceAligner, plan: _Plan) -> list[Window]:
-    return read_windows(path, name, aligner, plan.frames_per_utterance, plan.stabilise, plan.seed)
+def _read_windows(path: Path, name: str, aligner: FaceAligner, settings: _Settings) -> list[Window]:
+    return read_windows(path, name, aligner, settings.frames_per_utterance, settings.stabilise, settings.seed)
 
 
-def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSummary:
+def _finish(out: Path, settings: _Settings, chunks: list[list[Utterance]]) -> CacheSummary:
     windows: list[tuple[int, int, int, int]] = []  # shard, first row, frames, speaker
     moments: list[float] = []
     paths: list[str] = []
@@ -426,7 +428,7 @@ def _finish(out: Path, plan: _Plan, chunks: list[list[Utterance]]) -> CacheSumma
         writer.writeheader()
         writer.writerows(bad)
     document = {
-        "plan": asdict(plan),
+        "plan": asdict(settings),
         "summary": asdict(result),
         "shards": len(chunks),
         "speakers": list(speakers),

@@ -200,9 +200,8 @@ def loso(
         return
     page = write_report(out)
     Console().print(table(summary))
-    if summary["dropped"]:
-        key, reason = summary["dropped"][0]
-        print(f"{len(summary['dropped'])} clips of the protocol are not in it, such as {key}: {reason}")
+    if lost := [found for found in clips.study.findings if found.level == "lost" and found.clip]:
+        print(f"{len(lost)} clips of the protocol are not in it, such as {lost[0].clip}: {lost[0].detail}")
     print(page)
     if wandb is not None:  # the last thing: where it fails, the run is complete and the command logs it again
         _log_to_wandb(out, summary, wandb, wandb_group)
@@ -270,8 +269,8 @@ def _source(
 
 def _remarks(study: Study) -> list[str]:
     """What to know about the data at hand: all that is about a database, and how much about single clips."""
-    lines = [f"{where}: {text}" for where, text in study.notes if "/" not in where]
-    single = [f"{where}: {text}" for where, text in study.notes if "/" in where]
+    lines = [f"{found.database}: {found.detail}" for found in study.findings if not found.clip]
+    single = [f"{f.clip}: {f.detail}" for f in study.findings if f.clip and f.level != "lost"]
     if single:
         lines.append(f"{len(single)} remarks on single clips (summary.json has all), such as {single[0]}")
     return lines

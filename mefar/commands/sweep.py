@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jsonargparse import get_loader
 
 from mefar.commands import child_environment, run_function
 from mefar.commands.shipped import shipped
@@ -26,7 +26,8 @@ from mefar.errors import UserError
 from mefar.files import fingerprint, lock, write_text
 from mefar.sweeps import RUN_ID
 
-FOLDER = {"loso": "--out", "fit": "--trainer.default_root_dir"}  # where a verb's run goes
+METHODS, GOALS = ("grid", "random", "bayes"), ("maximize", "minimize")
+KINDS = "uniform, int_uniform or log_uniform_values; W&B's server knows more"
 
 
 def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None) -> int:
@@ -41,17 +42,16 @@ def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None)
         seed: of the draws.
         out: folder for results and logs; default runs/sweeps/NAME.
     """
-    plan = read(shipped("sweeps", str(file)))
-    folder, metric, found = out or Path("runs/sweeps") / plan["path"].stem, plan["metric"], []
-    how = "at random" if local > 0 and plan["method"] == "bayes" else plan["method"]
-    print(f"{plan['path']}: {how} over {', '.join(plan['parameters'])} for {metric['name']}")
+    asked = read(shipped("sweeps", str(file)))
+    folder, metric, found = out or Path("runs/sweeps") / asked["path"].stem, asked["metric"], []
+    how = "at random" if local > 0 and asked["method"] == "bayes" else asked["method"]
+    print(f"{asked['path']}: {how} over {', '.join(asked['parameters'])} for {metric['name']}")
     with lock(folder / ".lock") if local > 0 else nullcontext():
-        for settings in draws(plan, local, seed):
-            name = fingerprint(words(plan, settings), metric)[:10]
+        for settings in draws(asked, local, seed):
+            name = fingerprint(words(asked, settings), metric)[:10]
             kept = folder / f"{name}.json"
-            if not kept.exists() and (value := run(plan, name, settings, folder / f"{name}.log")) is not None:
-                write_text(kept, json.dumps({"run": name, "value": value, "settings": settings}))
-            found += [json.loads(kept.read_text(encoding="utf-8"))] if kept.exists() else []
+            if kept.exists() or run(asked, name, settings, kept):
+                found.append(json.loads(kept.read_text(encoding="utf-8")))
     for row in sorted(found, key=lambda row: row["value"], reverse=metric["goal"] == "maximize"):
         print(f"{row['value']:.4f}  {row['run']}  {json.dumps(row['settings'])}")
     return 0 if found or local < 1 else 1
@@ -59,56 +59,45 @@ def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None)
 
 def read(path: Path) -> dict[str, Any]:
     """Read a sweep file; refuse one that tunes on tested subjects, or whose runs share a folder."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:  # 1e-4 without a point is a word in YAML 1.1
-        plan = dict(yaml.safe_load(re.sub(r"(?<![\w.-])(\d+)[eE]([-+]\d+)\b", r"\1.0e\2", text)))
-        command, metric, goal = " ".join(plan["command"]), plan["metric"]["name"], plan["metric"]["goal"]
-        good = plan["method"] in ("grid", "random", "bayes") and goal in ("maximize", "minimize")
-        if not good or not dict(plan["parameters"]):
-            raise ValueError("method is grid, random or bayes; goal is maximize or minimize; parameters vary")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: no sweep of W&B's ({' '.join(str(error).split())})") from None
-    verb = next((verb for verb in FOLDER if f"mefar {verb} " in command), "")
-    place = re.search(rf" {FOLDER.get(verb)}[ =](\S*{{run}}\S*)", command)
-    if place is None or "${args}" not in command:
-        raise UserError(
-            f"{path}: command must run `mefar loso` or `mefar fit` with ${{args}}, and --out or "
-            "--trainer.default_root_dir with {run} in it, or its runs overwrite each other"
-        )
+    wrong = "no sweep of W&B's"
+    try:
+        asked = dict(get_loader("yaml")(path.read_text(encoding="utf-8", errors="replace")))
+        command, metric = [str(word) for word in asked["command"]], str(asked["metric"]["name"])
+        if not (asked["method"] in METHODS and asked["metric"]["goal"] in GOALS and asked["parameters"]):
+            raise ValueError(f"method is one of {METHODS}, goal of {GOALS}; parameters vary")
+        generator = np.random.default_rng(0)
+        for name, entry in list(asked["parameters"].items()):
+            wrong = f"parameters.{name}: give value, values (a grid needs them), or min and max of {KINDS}"
+            if "value" in entry:
+                entry = asked["parameters"][name] = {"values": [entry["value"]]}
+            draw(entry if asked["method"] != "grid" else {"values": entry["values"]}, generator)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {wrong} ({' '.join(str(error).split())})") from None
+    verb = next((word for before, word in itertools.pairwise(command) if before == "mefar"), "")
+    folder = next((word.rpartition("=")[2] for word in command if "{run}" in word), "")
+    if verb not in ("loso", "fit") or not folder or "${args}" not in command:
+        wrong = "command must run `mefar loso` or `mefar fit` with ${args}, and {run} in its folder's name"
+        raise UserError(f"{path}: {wrong}, or its runs overwrite each other")
     if "oracle" in metric or (verb == "loso" and not re.match(r"loso/(inner|last)/", metric)):
-        raise UserError(
-            f"{path}: metric {metric} is none to tune by: the oracle is chosen on the tested subjects; take "
-            "loso/inner/uf1, or say loso/last/uf1 if you mean it"
-        )
-    for name, entry in plan["parameters"].items():
-        try:
-            draw(entry, np.random.default_rng(0))
-            drawn = plan["method"] != "grid" or "min" not in entry
-        except (KeyError, TypeError, ValueError):
-            drawn = False
-        if not drawn:
-            raise UserError(
-                f"{path}: parameters.{name}: give value, values (a grid needs them), or min and max of "
-                "uniform, int_uniform or log_uniform_values; W&B's server knows more"
-            )
-    return plan | {"path": path, "verb": verb, "folder": place[1]}
+        wrong = f"metric {metric} is none to tune by: the oracle is chosen on the tested subjects"
+        raise UserError(f"{path}: {wrong}; take loso/inner/uf1, or say loso/last/uf1 if you mean it")
+    return asked | {"path": path, "verb": verb, "folder": folder}
 
 
-def draws(plan: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
+def draws(asked: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
     """Different settings to try, fewer than `count` if there are no more."""
-    entries, generator = plan["parameters"], np.random.default_rng(seed)
-    if plan["method"] == "grid":
-        levels = [entry["values"] if "values" in entry else [entry["value"]] for entry in entries.values()]
-        rows = [dict(zip(entries, row, strict=True)) for row in itertools.product(*levels)]
+    entries, generator = asked["parameters"], np.random.default_rng(seed)
+    if asked["method"] == "grid":
+        rows = list(itertools.product(*(entry["values"] for entry in entries.values())))
     else:
-        rows = [{name: draw(entries[name], generator) for name in entries} for _ in range(100 * count)]
-    return list({json.dumps(row): row for row in rows}.values())[:count]
+        rows = [tuple(draw(e, generator) for e in entries.values()) for _ in range(100 * count)]
+    different = {json.dumps(row): dict(zip(entries, row, strict=True)) for row in rows}
+    return list(different.values())[:count]
 
 
 def draw(entry: dict[str, Any], generator: np.random.Generator) -> Any:
     """One value of a parameter; numbers of a continuum keep 6 digits."""
-    if "min" not in entry:
-        values = entry["values"] if "values" in entry else [entry["value"]]
+    if values := entry.get("values"):
         return values[generator.choice(len(values), p=entry.get("probabilities"))]
     low, high = entry["min"], entry["max"]
     kind = entry.get("distribution", "int_uniform" if isinstance(low + high, int) else "uniform")
@@ -119,33 +108,35 @@ def draw(entry: dict[str, Any], generator: np.random.Generator) -> Any:
     return float(f"{generator.uniform(*{'uniform': (low, high)}[kind]):.6g}")
 
 
-def words(plan: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def words(asked: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """The command of one draw, with `{run}` still in it; what is no text is written as YAML reads it."""
     options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
     made: list[str] = []
-    for word in map(str, plan["command"]):
+    for word in map(str, asked["command"]):
         filled = re.sub(r"\$\{envvar:(\w+)\}", lambda hit: os.environ.get(hit[1]) or hit[0], word)
         if word != "${args}" and (missing := re.search(r"\$\{(?:envvar:)?(\w+)\}", filled)):
-            raise UserError(f"{missing[1]} is missing; {plan['path']} opens with the whole command")
+            raise UserError(f"{missing[1]} is missing; {asked['path']} opens with the whole command")
         made += options if word == "${args}" else [filled]
     return made
 
 
-def run(plan: dict[str, Any], name: str, settings: dict[str, Any], log: Path) -> float | None:
-    """Run one draw in a process of its own, which ends with this one; its metric, None if it failed."""
-    command = [word.replace("{run}", name) for word in words(plan, settings)]
-    with log.open("w", encoding="utf-8") as file:
-        print(f"$ {shlex.join(command)}", file=file, flush=True)
-        told = child_environment() | {"WANDB_MODE": "offline", RUN_ID: name}
-        start = [sys.executable, "-m", *command] if command[0] == "mefar" else command
+def run(asked: dict[str, Any], name: str, settings: dict[str, Any], kept: Path) -> bool:
+    """Run one draw in a process of its own, which ends with this one; keep its metric, if it has one."""
+    command = [word.replace("{run}", name) for word in words(asked, settings)]
+    start = [sys.executable, "-m", *command] if command[0] == "mefar" else command
+    told = child_environment() | {"WANDB_MODE": "offline", RUN_ID: name}
+    with (log := kept.with_suffix(".log")).open("w", encoding="utf-8") as file:
+        print("$", *command, file=file, flush=True)
         code = subprocess.run(start, stdout=file, stderr=file, env=told, check=False).returncode
-    folder, metric = Path(plan["folder"].replace("{run}", name)), plan["metric"]["name"]
-    found = {} if code else scores(plan["verb"], folder)
+    folder, metric = Path(asked["folder"].replace("{run}", name)), asked["metric"]["name"]
+    found = {} if code else scores(asked["verb"], folder)
     if not code and metric not in found:  # no other draw will have it
         raise UserError(f"{folder}: no {metric} there; set training.inner, or correct the metric")
     said = found.get(metric, f"failed: {log.read_text(errors='replace').strip().splitlines()[-1]}")
     print(f"{name}: {said}  {json.dumps(settings)}", flush=True)
-    return found[metric] if math.isfinite(found.get(metric, math.nan)) else None
+    if finite := math.isfinite(found.get(metric, math.nan)):
+        write_text(kept, json.dumps({"run": name, "value": found[metric], "settings": settings}))
+    return finite
 
 
 def scores(verb: str, folder: Path) -> dict[str, float]:

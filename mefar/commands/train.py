@@ -78,7 +78,9 @@ class MefarCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Tell a classifier what its data are: which protocol, who is held out, which seed."""
-        # Not by link_arguments, which cannot reach a class beside one that a function makes (the tokenizer).
+        # Not link_arguments: when parsing, jsonargparse 4.53 fails on a model whose part a function makes,
+        # as mefar.tokenizer.load does (add_function_arguments() got an unexpected keyword 'linked_targets');
+        # when instantiating, the model would wait for the data, which wait for the model's image_size.
         config = self.config[str(self.subcommand)]
         model, data = (config[name].get("init_args") or {} for name in ("model", "data"))
         for theirs, ours in (("dataset", "protocol"), ("held_out", "held_out"), ("seed", "seed")):

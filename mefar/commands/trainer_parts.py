@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from mefar.errors import UserError
-from mefar.files import replacing, sweep, write_text
+from mefar.files import remove_leftovers, replacing, write_text
 from mefar.progress import LOG_SECONDS, time_left
 
 
@@ -40,7 +40,7 @@ class WholeFiles(TorchCheckpointIO):
             return
         folder = Path(path).parent
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        remove_leftovers(folder)
         with replacing(Path(path)) as temporary:
             try:
                 torch.save(checkpoint, temporary)

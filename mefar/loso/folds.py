@@ -37,7 +37,6 @@ class StudyTokens:
         anchors: text anchors of the classes, or None.
         tokenizer: what made the tokens: checkpoint, sha256, pretrained_on.
         counts: per database and in all: clips, subjects, clips per class.
-        dropped: (key, reason) of clips of the protocol that are not in the study.
         control: "shuffled" where the labels are not the true ones; marks all that is written.
         unseen: class that no head is trained on, to be known by its text alone; None = all are.
 
@@ -54,7 +53,6 @@ class StudyTokens:
     anchors: TextAnchors | None = None
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
-    dropped: Sequence[tuple[str, str]] = ()
     control: str = ""
     unseen: int | None = None
 

@@ -61,6 +61,17 @@ class Counts(TypedDict):
     classes: NotRequired[dict[str, int]]
 
 
+class Finding(TypedDict):
+    """Something to know about the data; datamodules/findings.py says what its entries mean."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    level: str
+    kind: str
+    database: str
+    clip: str
+    detail: str
+
+
 class Summary(TypedDict):
     """summary.json, as far as it must have a form: anything else may be in it."""
 
@@ -74,6 +85,7 @@ class Summary(TypedDict):
     intervals: NotRequired[dict[str, dict[str, Interval]] | None]
     controls: NotRequired[dict[str, dict[str, Score]] | None]
     tokenizer: NotRequired[dict[str, Any] | None]
+    findings: NotRequired[list[Finding]]
     dropped: NotRequired[Pairs | None]
     left_out: NotRequired[Pairs | None]
     notes: NotRequired[Pairs | None]
@@ -174,6 +186,18 @@ class FinishedRun:
         """Clips and subjects of all databases."""
         counts = [self.summary["counts"][database] for database in self.databases]
         return sum(count["clips"] for count in counts), sum(count["subjects"] for count in counts)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What there is to know about the data; version 0.1 kept pairs, which are read until version 0.3."""
+        pairs = [("lost", *pair) for pair in self.summary.get("dropped") or ()]
+        pairs += [("note", *pair) for pair in self.summary.get("notes") or ()]
+        earlier = [
+            Finding(level=level, kind="", database=place.partition("/")[0], detail=text,
+                    clip=place if "/" in place else "")
+            for level, place, text in pairs
+        ]  # fmt: skip
+        return [*self.summary.get("findings", ()), *earlier]
 
     @property
     def subjects(self) -> dict[tuple[str, str], Counter[str]]:

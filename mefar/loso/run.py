@@ -35,9 +35,9 @@ from mefar.files import (
     fingerprint,
     first_difference,
     lock,
+    remove_leftovers,
     replacing,
     source_fingerprint,
-    sweep,
     write_text,
 )
 from mefar.loso import bootstrap
@@ -186,7 +186,7 @@ class Run:
         """Write study.json, or refuse a directory that another configuration has claimed."""
         path = self.out / "study.json"
         with lock(self.out / "locks" / "study.lock", say=False):
-            sweep(self.out)
+            remove_leftovers(self.out)
             if not path.exists():
                 write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
                 return
@@ -269,7 +269,6 @@ class Run:
             "scores": pool(study, results, self.seeds),
             "intervals": bootstrap.intervals(read_predictions(self.out)),
             "tokenizer": dict(study.tokenizer),
-            "dropped": [list(pair) for pair in study.dropped],
             "head": self.configuration["head"],
             "training": self.configuration["training"],
             "identity": self.identity,

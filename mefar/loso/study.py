@@ -17,7 +17,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -49,8 +49,8 @@ class Clips(Protocol):
     """The clips of a study, as datamodules.micro.MicroExpressionDataset gives them.
 
     An item is a dict with `onset`, `apex`, (3, H, W) or (V, 3, H, W) uint8, and `clip`, its key. `study` has
-    `protocol`, `class_names`, `clips` (each with `key`, `label`, `subject_key`, `aus`), `counts()`, `notes`,
-    `dropped` and `excluded`. `fingerprint()` tells whether the pictures are the same.
+    `protocol`, `class_names`, `clips` (each with `key`, `label`, `subject_key`, `aus`), `counts()`,
+    `findings` (dataclasses) and `excluded`. `fingerprint()` tells whether the pictures are the same.
     """
 
     study: Any
@@ -183,7 +183,7 @@ def run(
         study = without_class(study, options.zero_shot, training)
         notes["zero_shot"] = options.zero_shot
     notes = {
-        "notes": [list(note) for note in clips.study.notes],
+        "findings": [asdict(finding) for finding in clips.study.findings],
         "left_out": [list(pair) for pair in clips.study.excluded],
         "views": study.tokens.shape[1],
         "edclip": described.text_model if described else None,
@@ -382,5 +382,4 @@ def material(
         else None,
         tokenizer=tokenizer,
         counts=study.counts(),
-        dropped=study.dropped,
     )

@@ -52,7 +52,6 @@ def write_report(run: Path) -> Path:
     if summary["protocol"] == "composite":
         with (ASSETS / "peers_composite.csv").open(newline="", encoding="utf-8") as file:
             peers = list(csv.DictReader(file))
-    notes = [(str(what), text) for what, text in summary.get("notes") or ()]
     origin = str((summary.get("tokenizer") or {}).get("pretrained_on") or "")
     return write_page(
         content.folder / "report.html",
@@ -72,10 +71,10 @@ def write_report(run: Path) -> Path:
         attention=attention_scale(content) | {"even": EVEN},
         usage=code_usage(content.pictures.get("usage")),
         subjects=by_subject(content),
-        dropped=summary.get("dropped") or [],
+        dropped=[f for f in content.findings if f["clip"] and f["level"] == "lost"],
         left_out=summary.get("left_out") or [],
-        clip_notes=[note for note in notes if "/" in note[0]],
-        study_notes=[(title(what), text) for what, text in notes if "/" not in what],
+        remarks=[f for f in content.findings if f["clip"] and f["level"] != "lost"],
+        about_databases=[(title(f["database"]), f["detail"]) for f in content.findings if not f["clip"]],
         origin=origin,
         seen=[title(database) for database in content.databases if database in origin.lower()],
         facts=_facts(content),

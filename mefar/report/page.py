@@ -39,7 +39,7 @@ def _environment() -> Environment:
         loader=PackageLoader("mefar.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    filters = {"plural": plural, "range": between, "short": figures.short, "reasons": reasons}
+    filters = {"plural": plural, "range": between, "short": figures.short, "counted": counted}
     environment.filters |= filters | {"png": figures.png_uri}
     return environment
 
@@ -54,9 +54,9 @@ def between(bounds: Sequence[float]) -> str:
     return "–".join(f"{value:.3f}".removeprefix("0") for value in bounds)
 
 
-def reasons(pairs: Iterable[Sequence[object]]) -> list[tuple[str, int]]:
-    """How many clips of (clip, reason) for which reason, the most first."""
-    return Counter(str(reason) for _, reason in pairs).most_common()
+def counted(told: Iterable[object]) -> list[tuple[str, int]]:
+    """What is told how often, the most often first."""
+    return Counter(map(str, told)).most_common()
 
 
 def code_usage(counts: Any) -> dict[str, float]:

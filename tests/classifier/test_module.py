@@ -16,7 +16,7 @@ from token_sets import anchors, study
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datamodules.micro import FoldOrder
+from datamodules.micro import FoldSampler
 from mefar.classifier.edclip import EDCLIP
 from mefar.classifier.head import TokenHead, head_from_published
 from mefar.classifier.module import TokenClassifier
@@ -202,7 +202,7 @@ def test_a_fit_is_the_fold_of_loso(
     every, curve = items(3), Curve()
     subjects = tuple(item["clip"].rpartition("/")[0] for item in every)
     kept = [item for item, subject in zip(every, subjects, strict=True) if subject != "c/1"]
-    order = FoldOrder("c/1", 7, len(kept))
+    order = FoldSampler("c/1", 7, len(kept))
     loader = DataLoader(kept, batch_size=5, sampler=order)  # type: ignore[arg-type]
     trainer(tmp_path, 4, callbacks=[curve]).fit(model, loader)
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from replicas import Row, image_bytes, write_casme2, write_samm, write_smic
+from replicas import Row, dropped, image_bytes, notes, write_casme2, write_samm, write_smic
 from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
@@ -207,11 +207,11 @@ def test_training_order_is_the_seeds(data: Path, cache: str) -> None:
 
 def test_the_apex_rules_are_counted(data: Path, cache: str) -> None:
     made = module(data, cache)
-    assert ("casme2", "apex: annotated 6, middle 1") in made.study.notes
-    assert ("smic", "apex: middle 2") in made.study.notes
+    assert ("casme2", "apex: annotated 6, middle 1") in notes(made.study.findings)
+    assert ("smic", "apex: middle 2") in notes(made.study.findings)
     assert made.dataset.apexes["smic/s1/s1_ne_01"].number == 99999
     middle = module(data, cache, apex="middle")
-    assert ("casme2", "apex: middle 7") in middle.study.notes
+    assert ("casme2", "apex: middle 7") in notes(middle.study.findings)
 
 
 def test_a_clip_without_a_face_is_dropped_with_its_file(
@@ -228,7 +228,7 @@ def test_a_clip_without_a_face_is_dropped_with_its_file(
     made = MicroExpressionDataset(study, 32, "precropped", cache_dir=tmp_path / "cache")
     assert [clip.subject for clip in made.study.clips] == ["sub01", "sub03"]
     assert [item["subject"] for item in made] == ["casme2/sub01", "casme2/sub03"]
-    assert made.study.dropped == (("casme2/sub02/EP02_01", f"no face found in onset frame {lost}"),)
+    assert dropped(made.study.findings) == (("casme2/sub02/EP02_01", f"no face found in onset frame {lost}"),)
     assert made.fingerprint() == fingerprint(made.study, made.settings)
 
 

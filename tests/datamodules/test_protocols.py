@@ -8,6 +8,8 @@ from replicas import (
     Row,
     complete_casme2_rows,
     complete_composite,
+    dropped,
+    notes,
     write_casme2,
     write_casme3,
     write_samm,
@@ -43,7 +45,7 @@ def test_the_composite_is_sorted_accounted_for_and_remarks_no_difference(composi
     keys = [clip.key for clip in composite.clips]
     assert keys == sorted(keys)
     assert len(set(keys)) == 442
-    assert composite.dropped == ()
+    assert dropped(composite.findings) == ()
     excluded = dict(composite.excluded)
     assert len(excluded) == 255 - 145 + 159 - 133
     assert not set(excluded) & set(keys)
@@ -56,10 +58,10 @@ def test_the_2019_coding_gives_the_same_composite(tmp_path: Path, composite: Stu
     study = load("composite", complete_composite(tmp_path, coding="2019"))
     assert [(c.key, c.label) for c in study.clips] == [(c.key, c.label) for c in composite.clips]
     listed = "the coding file lists 255 clips, the published one 255: surprise 28 of 25, sadness 4 of 7"
-    assert ("casme2", listed) in study.notes
+    assert ("casme2", listed) in notes(study.findings)
     five = load("casme2", tmp_path)
     assert five.counts()["all"]["classes"]["surprise"] == 28
-    assert ("casme2", "249 clips, 246 in the protocol: surprise 28 of 25") in five.notes
+    assert ("casme2", "249 clips, 246 in the protocol: surprise 28 of 25") in notes(five.findings)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_spellings_of_the_folders(tmp_path: Path, casme2: str, samm: str, smic: 
         ("smic/s6/s6_sur_01", 2),
     ]
     lacking = "1 clips, 133 in the protocol: negative 0 of 92, positive 1 of 26, surprise 0 of 15, "
-    assert ("samm", lacking + "subjects 1 of 28") in study.notes
+    assert ("samm", lacking + "subjects 1 of 28") in notes(study.findings)
 
 
 def test_emotions_in_any_case_and_strange_ones(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_emotions_in_any_case_and_strange_ones(tmp_path: Path) -> None:
     assert [c.label for c in study.clips] == [0, 4]
     assert study.excluded == (("casme2/sub01/EP02_05", "emotion 'fear' is not in the protocol"),)
     where = "CASME2-coding-20140508.xlsx, row"
-    assert dict(study.dropped) == {
+    assert dict(dropped(study.findings)) == {
         "casme2/sub01/EP02_03": f"emotion 'happines' is none of the protocol's ({where} 4); correct the cell",
         "casme2/sub01/EP02_04": f"no emotion annotated ({where} 5); correct the cell",
     }
@@ -140,7 +142,7 @@ def test_clips_without_frames_are_reported_and_the_rest_goes_on(tmp_path: Path) 
     rows = complete_casme2_rows()
     rows[30] = replace(rows[30], frames=None)
     study = load("casme2", write_casme2(tmp_path / "casme2", rows))
-    ((key, reason),) = study.dropped
+    ((key, reason),) = dropped(study.findings)
     assert key == f"casme2/sub{rows[30].subject:02d}/{rows[30].filename}"
     assert "no folder" in reason
     assert study.counts()["all"]["clips"] == 245
@@ -160,9 +162,9 @@ def test_a_coding_file_with_more_or_fewer_rows_is_remarked(
     study = load("casme2", write_casme2(tmp_path, rows))
     count, change = {"disgust": 63, "fear": 2}[emotion], 1 if more else -1
     listed = f"the coding file lists {255 + change} clips, the published one 255: "
-    assert ("casme2", f"{listed}{emotion} {count + change} of {count}") in study.notes
+    assert ("casme2", f"{listed}{emotion} {count + change} of {count}") in notes(study.findings)
     short = ("casme2", f"{246 + change} clips, 246 in the protocol: {emotion} {count + change} of {count}")
-    assert (short in study.notes) == wanted
+    assert (short in notes(study.findings)) == wanted
 
 
 @pytest.mark.parametrize("classes", [3, 4, 7, None])

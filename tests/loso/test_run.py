@@ -109,11 +109,9 @@ def test_a_class_that_a_database_lacks_has_no_attention() -> None:
 
 
 def test_the_summary_says_what_was_run(tmp_path: Path) -> None:
-    chosen = replace(STUDY, dropped=(("samm/99/x", "no face found"),))
-    summary = run(tmp_path, study=chosen, notes={"command": "mefar loso --x"})
+    summary = run(tmp_path, notes={"command": "mefar loso --x"})
     assert (summary["folds"], summary["clips"], summary["seeds"]) == (6, 34, [0])
     assert summary["tokenizer"] == STUDY.tokenizer
-    assert summary["dropped"] == [["samm/99/x", "no face found"]]
     assert summary["command"] == "mefar loso --x"
     assert summary["head"]["class_path"] == "mefar.classifier.head.TokenHead"
     assert summary["head"]["init_args"]["dim"] == 8

@@ -284,7 +284,9 @@ def test_what_files_say_cannot_become_markup(tmp_path: Path) -> None:
             "samm": {"clips": 1, "subjects": 1},
         },
         notes=[[hostile(), hostile()], [f"samm/{hostile()}", hostile()]],
-        dropped=[[hostile(), hostile()]],
+        findings=[
+            dict.fromkeys(("kind", "database", "clip", "detail", "file"), hostile()) | {"level": "lost"}
+        ],
         left_out=[[hostile(), hostile()]],
         tokenizer={"checkpoint": hostile(), "sha256": hostile(), "pretrained_on": f"samm {hostile()}"},
         head={hostile(): hostile()},
@@ -322,7 +324,7 @@ def test_what_files_say_cannot_become_markup(tmp_path: Path) -> None:
         ("summary.json", ("counts", "samm", "clips")),
         ("summary.json", ("counts", "samm", "classes", "positive")),
         ("summary.json", ("seeds",)),
-        ("summary.json", ("dropped",)),
+        ("summary.json", ("findings",)),
         ("summary.json", ("wall_seconds",)),
         ("confusion.json", ("last", "full")),
         ("attention.json", ("full",)),
@@ -354,7 +356,10 @@ def test_tables_of_other_classes_are_one_line(tmp_path: Path) -> None:
 def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
     notes = [["smic", "164 of 164 apexes from the middle"], ["samm/006/006_1_2", "apex not annotated"]]
     left_out = [["samm/6/a", "emotion other"], ["samm/6/b", "emotion other"]]
-    page = words(told(tmp_path / "run", notes=notes, left_out=left_out))
+    twice = {"level": "warning", "kind": "coding file", "database": "samm", "clip": "samm/7/c",
+             "detail": "listed twice", "file": "codes.xlsx", "row": 17}  # fmt: skip
+    page = words(told(tmp_path / "run", notes=notes, findings=[twice], left_out=left_out))
+    assert "samm/7/c coding file listed twice codes.xlsx, row 17" in page
     assert "2 × emotion other" in page and "2 clips left out samm/6/a emotion other" in page
     assert "SMIC-HS: 164 of 164 apexes from the middle" in page
     assert "samm/006/006_1_2 apex not annotated" in page
@@ -362,7 +367,7 @@ def test_remarks_of_the_loaders_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_optional_files_may_be_absent(tmp_path: Path) -> None:
-    page = told(tmp_path / "run", controls=None, dropped=[])
+    page = told(tmp_path / "run", controls=None, findings=[])
     assert "<h2>Confusion" not in page
     assert "<h2>Codes" not in page
     assert "Dropped clips None." in words(page)

@@ -11,6 +11,8 @@ from readers import casme2, casme3, samm, smic
 from replicas import (
     CASME2_COLUMNS,
     Row,
+    dropped,
+    notes,
     write_casme2,
     write_casme3,
     write_frames,
@@ -20,7 +22,6 @@ from replicas import (
 )
 
 from datamodules.clips import Clip
-from datamodules.findings import dropped, notes
 from mefar.errors import UserError
 
 

@@ -23,6 +23,7 @@ from replicas import (
     CASME3_COLUMNS,
     Row,
     complete_casme2_rows,
+    dropped,
     write_casme2,
     write_casme3,
     write_dfme,
@@ -222,7 +223,7 @@ def test_emotions_that_no_protocol_names_are_findings_with_their_row(tmp_path: P
 def test_dropped_counts_only_what_the_protocol_wants(tmp_path: Path) -> None:
     rows = [Row(1, "EP02_01"), Row(1, "EP02_02"), Row(2, "EP02_01", frames=None)]
     study = load("casme2", write_casme2(tmp_path, [*rows, Row(2, "EP02_02", emotion="fear", frames=None)]))
-    assert [key for key, _ in study.dropped] == ["casme2/sub02/EP02_01"]
+    assert [key for key, _ in dropped(study.findings)] == ["casme2/sub02/EP02_01"]
     assert dict(study.excluded) == {"casme2/sub02/EP02_02": "emotion 'fear' is not in the protocol"}
     assert ("note", "missing frames", "casme2/sub02/EP02_02") in kinds(study.findings)
 

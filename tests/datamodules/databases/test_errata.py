@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 from places import ERRATA_FACTS as FACTS
 from readers import casme2, samm
-from replicas import Row, write_casme2, write_samm
+from replicas import Row, notes, write_casme2, write_samm
 
 from datamodules.clips import Clip
 from datamodules.databases.errata import Coded, apply_errata, load_errata
-from datamodules.findings import notes
 
 
 def one(clips: tuple[Clip, ...]) -> Clip:

@@ -17,13 +17,12 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from readers import casme2, casme3, dfme, mmew, samm
-from replicas import write_frames, write_table
+from replicas import dropped, write_frames, write_table
 
 from datamodules.clips import Clip
 from datamodules.crops import read_image
 from datamodules.databases.description import Annotations
 from datamodules.databases.folders import list_frames
-from datamodules.findings import dropped
 from mefar.errors import UserError
 
 FEW = settings(

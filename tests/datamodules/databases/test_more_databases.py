@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from readers import dfme, mmew, samm
-from replicas import Row, write_dfme, write_frames, write_mmew, write_samm
+from replicas import Row, notes, write_dfme, write_frames, write_mmew, write_samm
 
 from datamodules.clips import Clip
 from datamodules.databases.description import Annotations
-from datamodules.findings import notes
 from datamodules.protocols import load
 from mefar.errors import UserError
 
@@ -122,7 +121,7 @@ def test_classes(
     assert study.class_names == names
     assert [clip.label for clip in study.clips] == list(labels)
     assert len(study.clips) + len(study.excluded) == len(rows)
-    assert not [note for note in study.notes if "protocol" in note[1]]
+    assert not [note for note in notes(study.findings) if "protocol" in note[1]]
 
 
 def test_neither_takes_the_other_for_itself(tmp_path: Path) -> None:

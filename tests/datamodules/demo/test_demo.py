@@ -13,6 +13,7 @@ import numpy as np
 import openpyxl
 import pytest
 from places import ROOT
+from replicas import dropped
 from waiting import wait_for
 
 from datamodules.demo.coding import CASME2_COLUMNS, CODING_FILES, coding_rows
@@ -110,7 +111,9 @@ def test_coding_files_have_the_real_columns(corpora):
 
 def test_the_real_loaders_read_the_replicas(corpora):
     study = load("composite", corpora)
-    assert not study.dropped or all("others" in reason or "other" in reason for _, reason in study.dropped)
+    assert not dropped(study.findings) or all(
+        "others" in reason or "other" in reason for _, reason in dropped(study.findings)
+    )
     for database in ("casme2", "samm", "smic"):
         counts = study.counts()[database]
         assert counts["subjects"] == TINY.subjects
