@@ -120,7 +120,8 @@ def of_database(
     """
     study = load(dataset, data, prefer="raw" if faces == "align" else "cropped")
     wanted = [name for each in names for name in (MEGC if each == "megc" else (each,))]
-    why = dict(study.excluded) | dict(study.dropped)
+    lost = {found.clip: found.detail for found in reversed(study.findings) if found.level == "lost"}
+    why = dict(study.excluded) | lost
     aligner = FaceAligner(tokenizer.image_size, faces)
     for name in wanted:
         if not any(_is(clip.key, name) for clip in study.clips):

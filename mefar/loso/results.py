@@ -64,12 +64,15 @@ class Counts(TypedDict):
 class Finding(TypedDict):
     """Something to know about the data; datamodules/findings.py says what its entries mean."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     level: str
     kind: str
     database: str
     clip: str
     detail: str
+    file: NotRequired[str]
+    row: NotRequired[int]
+    missing: NotRequired[list[list[int]]]
+    stops: NotRequired[bool]
 
 
 class Summary(TypedDict):
