@@ -82,6 +82,7 @@ class _Task:
     size: Size
     clips: tuple[ClipPlan, ...] = ()
     strength: StrengthName = "demo"
+    twins: bool = False
 
 
 def make_voxceleb(
@@ -91,6 +92,7 @@ def make_voxceleb(
     workers: int = 0,
     progress: Progress | None = None,
     strength: StrengthName = "demo",
+    twins: bool = False,
 ) -> None:
     """Write ``root/voxceleb/dev/mp4/idNNNNN/<video>/00001.mp4`` (H.264, yuv420p, 25 fps).
 
@@ -101,12 +103,15 @@ def make_voxceleb(
         workers: processes; 0 = one per core, 1 = none besides this one.
         progress: called with (speakers done, speakers in all, speakers per second).
         strength: of the databases beside it; people talk alike whatever it is.
+        twins: two speakers each play one script, in videos of the same names: their faces do the same at the
+            same time, under other light, before another camera, with other head motion.
 
     Raises:
-        UserError: root holds corpora of another seed, size or strength.
+        UserError: root holds corpora made otherwise.
     """
-    _claim(root, seed, size, strength)
-    tasks = [_Task(root, "voxceleb", seed, k, SIZES[size]) for k in range(SIZES[size].speakers)]
+    _claim(root, seed, size, strength, twins)
+    how = SIZES[size]
+    tasks = [_Task(root, "voxceleb", seed, k, how, twins=twins) for k in range(how.speakers)]
     _work(tasks, workers, progress)
 
 
@@ -117,6 +122,7 @@ def make_databases(
     workers: int = 0,
     progress: Progress | None = None,
     strength: StrengthName = "demo",
+    twins: bool = False,
 ) -> None:
     """Write the replicas ``root/{casme2,samm,smic,casme3}``.
 
@@ -127,11 +133,12 @@ def make_databases(
         workers: processes; 0 = one per core, 1 = none besides this one.
         progress: called with (subjects done, subjects in all, subjects per second).
         strength: how strong the micro-expressions are; all else about the clips is the same.
+        twins: of the voxceleb beside them.
 
     Raises:
-        UserError: root holds corpora of another seed, size or strength.
+        UserError: root holds corpora made otherwise.
     """
-    _claim(root, seed, size, strength)
+    _claim(root, seed, size, strength, twins)
     how = SIZES[size]
     tasks = []
     for database in STUDIOS:
@@ -197,13 +204,15 @@ def _cast(task: _Task, rng: np.random.Generator) -> tuple[Identity, npt.NDArray[
     return identity, rest, STUDIOS[task.database].scene(rng, task.size.shrink)
 
 
-def _claim(root: Path, seed: int, size: SizeName, strength: StrengthName) -> None:
+def _claim(root: Path, seed: int, size: SizeName, strength: StrengthName, twins: bool) -> None:
     """Mark the folder with what it holds, or refuse one that holds something else."""
     root.mkdir(parents=True, exist_ok=True)
     note = root / "demo.json"
     wanted: dict[str, object] = {"corpus": "mefar demo", "seed": seed, "size": size}
     if strength != "demo":  # which folders made before there was a choice do not name
         wanted["strength"] = strength
+    if twins:
+        wanted["twins"] = True
     if note.exists():
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
@@ -264,7 +273,13 @@ def _generator(task: _Task, *more: int) -> np.random.Generator:
     return np.random.default_rng([task.seed, stream, task.number, *more])
 
 
+def _script(task: _Task, *more: int) -> np.random.Generator:
+    """Random numbers that two speakers share."""
+    return np.random.default_rng([task.seed, 0, task.number // 2, *more])
+
+
 def _videos(task: _Task, rng: np.random.Generator) -> list[Path]:
+    rng = _script(task) if task.twins else rng
     speaker = task.root / "voxceleb" / "dev" / "mp4" / f"id{task.number + 12:05d}"
     names = ("".join(rng.choice(_LETTERS, 11)) for _ in range(task.size.utterances))
     return [speaker / name / "00001.mp4" for name in names]
@@ -298,7 +313,8 @@ def _film_speaker(task: _Task) -> None:
             continue
         own = _generator(task, k)
         scene = street_scene(own, task.size.pixels)
-        performance = talking(own, rest, task.size.frames, FPS, scene.camera.scale)
+        script = _script(task, k) if task.twins else own
+        performance = talking(script, rest, task.size.frames, FPS, scene.camera.scale, own)
         pictures = scene.film(identity, performance, own)
         name = f"{video.parent.parent.name}_{video.parent.name}_00001"
         _write_truth(task, name, identity, performance)

@@ -211,7 +211,14 @@ def gaze(rng: np.random.Generator, times: F64) -> F64:
     return actions
 
 
-def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale: float) -> Performance:
+def talking(
+    rng: np.random.Generator,
+    rest: F64,
+    frames: int,
+    fps: float,
+    scale: float,
+    own: np.random.Generator | None = None,
+) -> Performance:
     """A stretch of an interview: speech, one to three expressions, blinks, slow head motion.
 
     Args:
@@ -220,6 +227,7 @@ def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale:
         frames: length.
         fps: frames per second.
         scale: pixels per decimetre, for the head's shift.
+        own: source of head motion and light, where others play the same script; default: `rng`.
     """
     times = np.arange(frames) / fps
     actions = rest + speech(rng, times)
@@ -245,6 +253,7 @@ def talking(rng: np.random.Generator, rest: F64, frames: int, fps: float, scale:
 
     actions += gaze(rng, times)
 
+    rng = own or rng
     spread = np.array([1.6, 1.3, 1.0, 0.012 * scale, 0.012 * scale])
     pose = np.stack([s * smooth_path(rng, times, 0.7) for s in spread], axis=1)
     pose[:, :3] += rng.normal(0.0, [7.0, 4.0, 4.0])

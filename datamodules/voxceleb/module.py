@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
@@ -52,6 +52,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         two_views: also make `onset_view`, `apex_view`: the same pair under a second draw of crop, colour and
             noise.
         seed: of the draws.
+        twins: numbers 2 n and 2 n + 1 show one action on two people's faces, and `partner` (B,) int64 is
+            the row of the batch with the other one, or the row itself; see VoxCelebDataModule.
 
     Raises:
         UserError: no window of these speakers is long enough for the gap.
@@ -66,6 +68,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         pairs: int,
         two_views: bool = False,
         seed: int = 0,
+        twins: bool = False,
     ) -> None:
         self.folder, self.transform, self.pairs, self.two_views, self.seed = (
             folder,
@@ -93,37 +96,59 @@ class PairDataset(Dataset[dict[str, Tensor]]):
                 "see quarantine.csv there, or lower gap_seconds"
             )
         self.windows, self.starts, self.times = windows[keep], starts[keep], times
-        self.paths = np.array(document["paths"], np.str_)[keep] if self.store == "video" else None
+        self.paths = np.array(document["paths"], np.str_)[keep]
+        self.twin = self._twins() if twins else None
         self._shards = lru_cache(maxsize=256)(self._open)
 
     def __len__(self) -> int:
         return self.pairs
 
     def __getitem__(self, numbers: list[int]) -> dict[str, Tensor]:
-        """Pair numbers -> onset, apex (and views), each (B, 3, H, W) uint8 RGB."""
+        """Pair numbers -> onset, apex (and views), each (B, 3, H, W) uint8 RGB; with twins also `partner`."""
         wanted = np.asarray(numbers, np.int64)
+        sides = np.zeros_like(wanted)
+        if self.twin is not None:
+            wanted, sides = np.divmod(wanted, 2)
         size = self.transform.image_size
         names = ("onset", "apex", "onset_view", "apex_view")[: 4 if self.two_views else 2]
         out = {name: np.empty((len(wanted), size, size, 3), np.uint8) for name in names}
+        count = len(names) // 2  # of views, all of one flip; a twin has its own
         views = (
-            [self.transform.draw(wanted, view) for view in range(len(names) // 2)]
+            [self.transform.draw(wanted, view) for view in range(count * (1 + int(sides.max())))]
             if self.transform.train
             else []
         )
         for i, (window, first, second) in enumerate(self.choose(wanted)):
+            if sides[i] and self.twin is not None:
+                window = int(self.twin[window])
             shard, row = self._shards(int(self.windows[window, 0])), int(self.windows[window, 1])
-            path = "" if self.paths is None else str(self.paths[window])
-            onset, apex = shard.pair(row + first, row + second, path)
-            for view in range(len(names) // 2):
+            onset, apex = shard.pair(row + first, row + second, str(self.paths[window]))
+            for view in range(count):
                 if self.transform.train:
-                    pair = self.transform.apply(views[view][i], onset, apex)
+                    pair = self.transform.apply(views[view + count * sides[i]][i], onset, apex)
                 else:
                     pair = self.transform.middle(onset), self.transform.middle(apex)
                 out[names[2 * view]][i], out[names[2 * view + 1]][i] = pair
-        return {
+        batch = {
             key: rearrange(torch.from_numpy(images), "b h w c -> b c h w").contiguous()
             for key, images in out.items()
         }
+        if self.twin is not None:
+            rows = {number: row for row, number in enumerate(numbers)}
+            batch["partner"] = torch.tensor([rows.get(n ^ 1, row) for row, n in enumerate(numbers)])
+        return batch
+
+    def _twins(self) -> NDArray[np.int64]:
+        """For every window the same times in the other speaker's video; itself where there are none."""
+        alike: dict[tuple[str, bytes], list[int]] = {}
+        for window, (path, start) in enumerate(zip(self.paths, self.starts, strict=True)):
+            film = PurePath(path)
+            times = self.times[start : start + int(self.windows[window, 2])]
+            alike.setdefault((f"{film.parent.name}/{film.name}", times.tobytes()), []).append(window)
+        twin = np.arange(len(self.windows))
+        for together in alike.values():
+            twin[together] = np.roll(together, 1)
+        return twin
 
     def choose(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Pair numbers -> (window, frame of the onset, frame of the apex), counted inside the window."""
@@ -177,6 +202,8 @@ class VoxCelebDataModule(LightningDataModule):
         faces: `align` finds and aligns faces; `precropped` takes the frames as they are.
         stabilise: remove the head's rigid motion between the frames of a pair.
         two_views: also give `onset_view`, `apex_view`: the same pair under another crop, colour and noise.
+        twins: videos of one name under two speakers play one script, as `mefar make-demo` renders them: give
+            every training pair beside the same moments of the other face, and `partner`, its row.
         cache_dir: where caches are kept; each folder and setting has its own below.
         frames_per_utterance: crops kept per video file: 25 are one window of two seconds at steps of 80 ms;
             all pairs of the file come from it; 50 are two windows where the file has four seconds.
@@ -203,6 +230,7 @@ class VoxCelebDataModule(LightningDataModule):
         store: shards.StoreChoice = "auto",
         val_fraction: float = 0.05,
         seed: int = 0,
+        twins: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -219,7 +247,7 @@ class VoxCelebDataModule(LightningDataModule):
             two_views,
         )
         self.frames_per_utterance, self.store = frames_per_utterance, store
-        self.val_fraction, self.seed = val_fraction, seed
+        self.val_fraction, self.seed, self.twins = val_fraction, seed, twins
         self.folder = self._folder(Path(cache_dir))
         self._train: PairDataset | None = None
         self._val: PairDataset | None = None
@@ -296,6 +324,7 @@ class VoxCelebDataModule(LightningDataModule):
                 self.pairs_per_epoch,
                 self.two_views,
                 self.seed,
+                self.twins,
             )
         if val:
             plain = PairTransform(self.image_size, False, self.seed)

@@ -18,6 +18,7 @@ def make_demo(
     size: Literal["demo", "tiny"] = "demo",
     strength: Literal["micro", "demo", "macro"] = "demo",
     talking: bool = True,
+    twins: bool = False,
     workers: int = 0,
 ) -> None:
     """Render faces and write them in the layouts of the real databases; what is there already is kept.
@@ -30,15 +31,17 @@ def make_demo(
         strength: peak of every acting unit in the databases, in shares of its full action: micro .08 to .22
             (FACS intensity A to B; half a pixel of 64), demo .3 to .7 (C), macro .7 to 1 (D to E).
         talking: also render voxceleb, whose people talk alike at every strength; false for databases alone.
+        twins: two speakers play each script of voxceleb, in videos of the same names, for training on what
+            one action looks like on two faces (the data's option `twins`).
         workers: processes; 0 = one per core (tiny: this one alone).
     """
     if size == "tiny" and workers == 0:
         workers = 1  # starting processes would take longer than the work
     with lock(out / ".lock"), shown("rendering databases", "subjects") as progress:
-        make_databases(out, seed, size, workers, progress, strength)
+        make_databases(out, seed, size, workers, progress, strength, twins)
     if talking:
         with lock(out / ".lock"), shown("rendering voxceleb", "speakers") as progress:
-            make_voxceleb(out, seed, size, workers, progress, strength)
+            make_voxceleb(out, seed, size, workers, progress, strength, twins)
     names = ("voxceleb, " if talking else "") + "casme2, samm, smic, casme3"
     print(f"{out}: demo corpora of rendered faces, seed {seed}, strength {strength}: {names}")
 

@@ -140,6 +140,9 @@ class WarpNetwork(ActionNetwork):
         head_jitter: how much head motion is added to training pairs, pixels at 64, typically and at most a
             third of it.
         even_weight: 0: large motions count as much more in the loss as their error is larger; 1: all alike.
+        twin_share: where the loader gives every pair beside another face's with the same action (`partner`,
+            see VoxCelebDataModule), share of the faces that are moved by the other one's tokens.
+        agree_weight: of how unlike such two are read.
     """
 
     unit: Tensor
@@ -164,6 +167,8 @@ class WarpNetwork(ActionNetwork):
         still_share: float = 0.08,
         head_jitter: float = 2.0,
         even_weight: float = 0.5,
+        twin_share: float = 0.5,
+        agree_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if image_size % 16 or image_size < 48:
@@ -176,6 +181,7 @@ class WarpNetwork(ActionNetwork):
         self.smooth_weight, self.residual_weight = smooth_weight, residual_weight
         self.strength, self.still_share = strength, still_share
         self.head_jitter, self.even_weight = head_jitter, even_weight
+        self.twin_share, self.agree_weight = twin_share, agree_weight
         stem = dim // 2
         self.stem = nn.Sequential(
             nn.Conv2d(1, stem // 2, 5, stride=2, padding=2), nn.GELU(),
@@ -254,11 +260,11 @@ class WarpNetwork(ActionNetwork):
         """Weighted terms of the loss.
 
         The encoder reads `onset`, `apex`; when the loader gives a second view of the pair, the decoder must
-        explain that one instead.
+        explain that one instead; when it gives the same action on another face, `partner`, that face too.
         """
         onset, apex = batch["onset"], batch["apex"]
         seen, target = batch.get("onset_view", onset), batch.get("apex_view", apex)
-        strength = head = None
+        strength = head = both = None
         if self.strength:
             still, (apex, target) = self._vary((onset, seen), (apex, target))
             action = self._read(onset, apex)
@@ -267,6 +273,10 @@ class WarpNetwork(ActionNetwork):
             strength, head = action.strength, action.head
             quantized = self.quantize(action.shape[~still])
             codes = action.shape.index_put((torch.nonzero(~still)[:, 0],), quantized.values)
+            if "partner" in batch:
+                both = ~(still | still[batch["partner"]])
+                source = self._sources(batch["partner"], both)
+                codes, strength = codes[source], strength[source]
         else:
             quantized = self.quantize(self.encode(onset, apex))
             codes = quantized.values
@@ -277,12 +287,22 @@ class WarpNetwork(ActionNetwork):
             copied = charbonnier(seen, target, weight).detach()
             even = (copied + NOISE_ERROR) ** -self.even_weight
             weight = weight * (even / even.mean()).view(-1, 1, 1, 1)
-        return {
+        terms = {
             "reconstruction": charbonnier(decoded.image, target, weight).mean(),
             "commitment": self.commitment_weight * quantized.commitment,
             "smooth": self.smooth_weight * total_variation(decoded.flow),
             "residual": self.residual_weight * decoded.residual.abs().mean(),
         }
+        if both is not None and self.agree_weight:
+            terms["agreement"] = self.agree_weight * unlikeness(action, batch["partner"], both)
+        return terms
+
+    def _sources(self, partner: Tensor, both: Tensor) -> Tensor:
+        """Whose action each face is to show, (B,) rows: its own, or its partner's where both show one."""
+        dice = self.vq.dice(2 * _STREAM + ranks.rank())
+        u = torch.rand(len(partner), device=partner.device, generator=dice)
+        own = torch.arange(len(partner), device=partner.device)
+        return torch.where(both & (u < self.twin_share), partner, own)
 
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B,) squared error against the apex in the light of its onset, as trained; see vq.relaxed."""
@@ -412,6 +432,15 @@ class WarpNetwork(ActionNetwork):
         flow, residual = painted[:, :2], painted[:, 2:]
         moved = flow if head is None else flow + torch.einsum("bk,kchw->bchw", head.float(), self.rigid)
         return Decoded(warp(onset.float(), moved) + residual, flow, residual)
+
+
+def unlikeness(action: Action, partner: Tensor, rows: Tensor) -> Tensor:
+    """How unlike two faces with one action are read, what and how much: 0 alike, 2 like any two actions."""
+    apart = action.shape.new_zeros(())
+    for read in (action.shape.flatten(1), (action.strength + 0.05).log()[:, None]):
+        any_two = 2 * read[rows].var(0, correction=0).mean()
+        apart = apart + (read - read[partner])[rows].square().mean() / any_two.clamp_min(1e-6)
+    return apart
 
 
 def rigid_flows(size: int) -> Tensor:

@@ -7,7 +7,15 @@ import torch
 
 from mefar.errors import UserError
 from mefar.tokenizer.image_losses import psnr
-from mefar.tokenizer.warp_network import FLOOR, WarpNetwork, luminance, noise_level, warp
+from mefar.tokenizer.warp_network import (
+    FLOOR,
+    Action,
+    WarpNetwork,
+    luminance,
+    noise_level,
+    unlikeness,
+    warp,
+)
 
 
 def faces(count: int, size: int, seed: int) -> torch.Tensor:
@@ -122,6 +130,28 @@ def test_training_pairs_are_varied_by_the_step_alone() -> None:
     codec.vq.step += 1
     codec.vq._progress = None
     assert not torch.equal(codec._vary((onset, onset), (apex, apex))[1][0], first)
+
+
+def test_a_face_is_moved_by_the_tokens_of_its_partner() -> None:
+    codec = WarpNetwork(64, dim=16, depth=1, still_share=0.0, head_jitter=0.0, twin_share=1.0)
+    codec.prepare(100)  # no codebook yet
+    torch.nn.init.normal_(codec.paint.weight, std=0.1)
+    torch.nn.init.zeros_(codec.head.weight)  # everybody's own, whoever's action is shown
+    onset, apex, other = faces(2, 64, 13), faces(2, 64, 14), torch.tensor([1, 0])
+    seen = {"onset_view": onset, "apex_view": apex}
+    crossed = codec.losses({"onset": onset, "apex": apex, "partner": other} | seen)
+    by_hand = codec.losses({"onset": onset[other], "apex": apex[other]} | seen)
+    own = codec.losses({"onset": onset, "apex": apex, "partner": torch.arange(2)} | seen)
+    assert torch.allclose(crossed["reconstruction"], by_hand["reconstruction"])
+    assert not torch.allclose(crossed["reconstruction"], own["reconstruction"])
+
+
+def test_unlikeness_is_0_for_the_same_action_and_2_for_any_two() -> None:
+    torch.manual_seed(15)
+    action = Action(torch.randn(512, 4, 4), torch.rand(512), torch.zeros(512, 6))
+    rows, everybody = torch.arange(512), torch.ones(512, dtype=torch.bool)
+    assert unlikeness(action, rows, everybody) == 0
+    assert unlikeness(action, rows.roll(1), everybody) == pytest.approx(2, rel=0.1)
 
 
 def test_codec_learns_what_moves() -> None:

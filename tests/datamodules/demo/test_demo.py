@@ -63,6 +63,24 @@ def test_the_voxceleb_tree_is_named_and_encoded_like_voxceleb2(corpora):
     assert (known.width, known.height) == (TINY.pixels, TINY.pixels)
 
 
+def test_two_speakers_play_one_script_each_with_their_own_head(corpora, tmp_path):
+    make_voxceleb(tmp_path, 0, "tiny", workers=1, twins=True)
+    with pytest.raises(UserError, match="made otherwise"):
+        make_voxceleb(corpora, 0, "tiny", workers=1, twins=True)
+    truths = sorted((tmp_path / "ground_truth" / "voxceleb").glob("*.npz"))
+    names = [path.name.split("_", 1)[1] for path in truths]
+    one, other, third = (np.load(truths[i]) for i in (0, 2, 4))
+    assert names[0] == names[2] != names[4]
+    # Where no weight reaches 1, the most there is.
+    free = np.maximum(one["actions"], other["actions"]).max(0) < 1
+    moved = [
+        (truth["actions"][-1].astype(float) - truth["actions"][0])[free] for truth in (one, other, third)
+    ]
+    assert np.abs(moved[0]).max() > 0.02
+    assert np.abs(moved[0] - moved[1]).max() < 0.01 < np.abs(moved[0] - moved[2]).max()
+    assert np.abs(one["pose"] - other["pose"]).max() > 0.1
+
+
 def test_casme2_files_are_not_padded_and_cover_onset_to_offset(corpora):
     for clip in tiny_plan("casme2"):
         folder = corpora / "casme2" / "CASME2_RAW_selected" / clip.subject / clip.clip

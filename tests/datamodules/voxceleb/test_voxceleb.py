@@ -99,6 +99,27 @@ def test_two_views_show_one_pair_twice(folder):
     assert not torch.equal(trained["onset"], trained["onset_view"])
 
 
+def test_twins_are_the_same_moments_of_the_other_speaker(folder):
+    whole = {"id00000", "id00004"}  # whose windows no cut shortens
+    batch = dataset(folder, speakers=whole, twins=True)[[6, 7, 8, 9, 11]]
+    assert batch.pop("partner").tolist() == [1, 0, 3, 2, 4]
+    onset, apex = np.array(numbers(batch["onset"])), np.array(numbers(batch["apex"]))
+    for one, other in ((0, 1), (2, 3)):
+        assert onset[one] // 100 != onset[other] // 100, "another speaker"
+        assert (onset[one] % 100, apex[one] % 100) == (onset[other] % 100, apex[other] % 100)
+    alone = dataset(folder, speakers={"id00002"}, twins=True)[[0, 1]]  # the others belong to another split
+    assert torch.equal(alone["onset"][0], alone["onset"][1])
+
+
+def test_twins_share_the_flip_and_no_other_draw(folder):
+    still = PairTransform(SIZE, True, turn=0, grow=0, shift=0, light=0, gray=0, camera=0, noise=0)
+    alone = {"speakers": {"id00002"}, "twins": True}  # everybody is their own twin
+    batch = dataset(folder, transform=still, **alone)[list(range(40))]
+    assert torch.equal(batch["onset"][::2], batch["onset"][1::2])
+    batch = dataset(folder, train=True, **alone)[list(range(40))]
+    assert not torch.equal(batch["onset"][::2], batch["onset"][1::2])
+
+
 def test_a_number_is_the_same_pair_in_any_batch_and_process(folder):
     data = dataset(folder, train=True)
     together = data[list(range(20, 30))]
