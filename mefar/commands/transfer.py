@@ -24,6 +24,7 @@ from mefar.files import fingerprint, lock, replacing
 from mefar.generation import picking, token_file
 from mefar.generation.editing import kept, steerable
 from mefar.generation.transfer import Target, carry, clip
+from mefar.loso.results import read_run
 from mefar.loso.token_table import tokenizer_fingerprint
 from mefar.pictures import align
 from mefar.tokenizer.plain import load
@@ -87,13 +88,16 @@ def transfer(
         source_face: the same of sources.
         onset: seconds in a source video at which its onset is; left out, its first frame.
         apex: seconds of its apex; left out, the frame that moved most.
-        dataset: protocol whose clips act: composite or a database's name (`mefar databases`).
+        dataset: protocol whose clips act: composite or a database's name (`mefar databases`); left out, that
+            of --run where --data is given.
         data: its folder.
         clips: those of its clips that act, by their keys or their ends, such as sub01/EP19_06f; megc for the
             nine of the challenge's generation task; left out, all.
         faces: `align` finds the face; `precropped` takes pictures that are face crops already.
         cache_dir: folder for the read-out.
     """
+    if dataset is None and data is not None and run is not None:
+        dataset = str(read_run(run).summary["protocol"])
     _check(strength, top, run, frames, fps, dataset, data, bool(source))
     model = steerable(load(tokenizer))
     made_by = tokenizer_fingerprint(model)
@@ -130,14 +134,14 @@ def _check(
 ) -> None:
     if not (math.isfinite(strength) and strength >= 0):
         raise UserError(f"--strength is {strength}; give 0 (nothing), 1 (as recorded) or more")
-    if (top is None) != (run is None) or (top is not None and top < 1):
-        raise UserError("--top N, at least 1, and --run RUN go together")
+    if top is not None and (run is None or top < 1):
+        raise UserError("--top takes a number from 1 on, and --run RUN with it")
     if frames is not None and frames < 3:
         raise UserError(f"--frames is {frames}; give at least 3: rest, action, rest")
     if not (math.isfinite(fps) and fps > 0):
         raise UserError(f"--fps is {fps}; give a number above 0")
     if (dataset is None) != (data is None) or (dataset is None and not source):
-        raise UserError("give --source, or --dataset and --data")
+        raise UserError("give --source, or --dataset and --data, or --run and --data")
 
 
 def _target(path: Path, face: int, faces: FaceMode, size: int) -> Target:

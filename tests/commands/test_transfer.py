@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from filming import film
 from PIL import Image
 from rendering import face
 
@@ -115,10 +116,10 @@ PAIR = ("--source", "onset", "smile", "--target", "other")
         ((*PAIR, "--strength", "nan"), '"strength": Expected a float. Got value: nan'),
         ((*PAIR, "--strength", ".nan"), "--strength is nan"),
         ((*PAIR, "--strength", "-1"), "--strength is -1"),
-        ((*PAIR, "--top", 3), "--top N, at least 1, and --run RUN go together"),
+        ((*PAIR, "--top", 3), "--top takes a number from 1 on, and --run"),
         ((*PAIR, "--frames", 2), "--frames is 2"),
         ((*PAIR, "--units", "twelve"), "twelve"),
-        (("--target", "other"), "give --source, or --dataset and --data"),
+        (("--target", "other"), "give --source, or --dataset and --data, or"),
     ],
 )
 def test_what_cannot_be_is_one_line(pictures: Path, tmp_path: Path, capsys, words: tuple, said: str) -> None:
@@ -152,3 +153,37 @@ def test_of_two_faces_the_larger_is_taken_and_said(pictures: Path, tmp_path: Pat
         changed = (read(out / "two.smile.png") != before).any(2)
         assert (changed[:, :180].any(), changed[:, 220:].any()) == (left, right)
     assert "2 faces; the largest is taken" in caplog.text
+
+
+def test_clips_of_a_database_act_by_their_names(pictures: Path, tmp_path: Path, capsys) -> None:
+    for clip in ("s1_ne_01", "s1_ne_02"):
+        folder = tmp_path / "smic" / "HS" / "s1" / "micro" / "negative" / clip
+        folder.mkdir(parents=True)
+        for number, name in enumerate(("onset", "smile", "smile")):
+            cv2.imwrite(str(folder / f"image{number:06d}.bmp"), cv2.imread(str(pictures / f"{name}.png")))
+    words = ["--dataset", "smic", "--data", tmp_path / "smic", "--target", "other", "--out"]
+    assert run(pictures, *words, tmp_path / "out", "--clips", "s1/s1_ne_02", "--strength", 2) == 0
+    made = read(tmp_path / "out" / "other.smic-s1-s1_ne_02.png")
+    assert (made != read(pictures / "other.png")).any()
+    assert not list((tmp_path / "out").glob("*ne_01*"))
+    capsys.readouterr()
+    assert run(pictures, *words, tmp_path / "nine", "--clips", "megc") == 2
+    assert "--clips casme2/sub01/EP19_06f: no such clip in" in capsys.readouterr().err
+
+
+def test_a_video_acts_from_its_first_frame_to_the_most_moved_one(
+    pictures: Path, tmp_path: Path, capsys
+) -> None:
+    rest, act = (read(pictures / f"{name}.png") for name in ("onset", "smile"))
+    path = film(tmp_path / "film.mp4", [rest, rest, act, act, rest, rest], options={"crf": "10"})
+    words = ["--source", path, "--target", "other", "--strength", 2, "--out"]
+    assert run(pictures, *words, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "onset is frame 0, apex frame 2," in told or "onset is frame 0, apex frame 3," in told
+    moved = np.abs(read(tmp_path / "out" / "other.film.png").astype(int) - read(pictures / "other.png"))
+    assert moved.max() > 20
+    assert run(pictures, *words, tmp_path / "still", "--onset", 0, "--apex", 0.04) == 0
+    still = np.abs(read(tmp_path / "still" / "other.film.png").astype(int) - read(pictures / "other.png"))
+    assert still.max() < 0.3 * moved.max()
+    assert run(pictures, *words, tmp_path / "late", "--onset", 0.2, "--apex", 0.1) == 2
+    assert "has 0.24 s; give an onset before the apex in it" in capsys.readouterr().err

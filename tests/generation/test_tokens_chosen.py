@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from sample_runs import write_run
 from toy_tokenizer import QuadrantTokenizer
 
 from mefar.errors import UserError
+from mefar.files import fingerprint
 from mefar.generation import picking, token_file
 from mefar.generation.dictionary import fit
 from mefar.generation.editing import chosen, each_replaced, kept, resting, steerable
+from mefar.loso.folds import Fold, FoldResult
+from mefar.loso.ledger import Ledger
+from mefar.loso.results import read_predictions
 from mefar.tokenizer.plain import PlainTokenizer
 from mefar.tokenizer.warp_network import WarpNetwork
 from mefar.tokens import ActionTokens
@@ -116,6 +121,30 @@ def test_the_dictionary_is_kept(tokenizer: PlainTokenizer, tmp_path: Path) -> No
     found.save(tmp_path / "deep" / "words.npz")
     back = found.load(tmp_path / "deep" / "words.npz")
     assert back.units == (12,) and torch.equal(back.effect, found.effect)
+
+
+def test_attention_is_that_of_the_head_that_never_saw_the_clip(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    clips = sorted(set(read_predictions(run).clips))
+    (run / "study.json").write_text('{"study": 1}')
+    ledger = Ledger(run, fingerprint({"study": 1}))
+    first, second = [0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1]
+    for seed, shares in enumerate((first, second)):
+        of_two = FoldResult(Fold("casme2/sub01", seed), [0, 2], [[1.0]], {}, {}, [shares, second])
+        ledger.append([of_two], 1.0)
+    found = picking.attention_of(run, "9f2c" * 16)
+    assert found[clips[0]].tolist() == pytest.approx([0.4, 0.1, 0.4, 0.1])
+    assert found[clips[2]].tolist() == pytest.approx(second) and set(found) == {
+        clips[0],
+        clips[2],
+        picking.ALL,
+    }
+    assert picking.strongest(found[picking.ALL], 1) == [2]
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        picking.attention_of(run, "another")
+    (run / "folds.jsonl").unlink()
+    with pytest.raises(UserError, match="weighed no tokens"):
+        picking.attention_of(run, "9f2c" * 16)
 
 
 def test_tokens_are_picked_by_weight_or_by_unit() -> None:
