@@ -263,7 +263,7 @@ def test_ranks_that_share_a_disk_make_a_pair_once(tmp_path: Path, clips: tuple[C
 
     first = threading.Thread(target=lambda: PairStore(tmp_path / "cache", SMALL).prepare(clips, 1, slowly))
     first.start()
-    begun.wait(10)
+    assert begun.wait(200)
     told: list[int] = []
     PairStore(tmp_path / "cache", SMALL).prepare(clips, 1, lambda done, *_: told.append(done))
     first.join()
