@@ -383,7 +383,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, rank
         if (out / "summary.json").exists():
             out = tmp_path / f"killed{killed}"
     last = started(out, ranks, log)
-    last.join(120)
+    last.join(240)
     assert last.exitcode == 0, log.read_text()
     for each in tmp_path.glob("killed*"):
         assert len(folds_in(each)) == 12
@@ -397,7 +397,7 @@ def test_ranks_may_join_a_running_study(tmp_path: Path) -> None:
     run(tmp_path / "whole", replace(CPU, group=1), seeds=(0, 1))
     both = [started(tmp_path / "both", 1, tmp_path / "log") for _ in range(2)]
     for process in both:
-        process.join(120)
+        process.join(240)
         assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert set(folds_in(tmp_path / "both").values()) == {1}
     whole, shared = (tmp_path / name / "predictions.csv" for name in ("whole", "both"))
@@ -450,7 +450,7 @@ def test_two_configurations_never_share_a_fresh_directory(tmp_path: Path) -> Non
     both = [context.Process(target=claimed, args=(epochs, said)) for epochs in (3, 4)]
     for process in both:
         process.start()
-    assert sorted(said.get(timeout=60) for _ in both) == ["claimed", "refused"]
+    assert sorted(said.get(timeout=240) for _ in both) == ["claimed", "refused"]
 
 
 def test_a_diverging_fold_ends_the_run_with_its_name(tmp_path: Path) -> None:
