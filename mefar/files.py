@@ -31,6 +31,8 @@ from filelock import FileLock, Timeout
 
 from mefar.errors import UserError
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 _HOST = "".join(c for c in socket.gethostname() if c.isalnum()) or "here"
 
 
@@ -45,6 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
+            if temporary.is_file():
+                temporary.chmod(0o666 & ~_UMASK)  # some libraries write for their user alone
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

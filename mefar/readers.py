@@ -7,6 +7,7 @@ leave-one-subject-out says of *other* heads, each trained without somebody; no s
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -83,7 +84,9 @@ class Readers(nn.Module):
         self.about = about
         L, D, C, E = about.sizes
         self.head = build_head(_head_class(about.head), L, D, C, E)
-        self.units = nn.Linear(L * D, len(about.units))
+        with warnings.catch_warnings():  # torch warns of no units, which are no fault
+            warnings.simplefilter("ignore", UserWarning)
+            self.units = nn.Linear(L * D, len(about.units))
         self.register_buffer("mean", torch.zeros(D))
         self.register_buffer("scale", torch.ones(D))
         self.register_buffer("vectors", torch.zeros(len(about.sentences), E or 0))

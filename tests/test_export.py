@@ -220,3 +220,9 @@ def test_a_missing_exporter_is_one_line(
     assert main(["export", "demo", str(tmp_path / "out"), "--onnx"]) == 2
     assert "pip install 'mefar[onnx]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_whoever_may_read_files_here_may_read_a_model(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    ordinary = (tmp_path / "ordinary").stat().st_mode
+    assert {path.stat().st_mode for path in folder.iterdir()} == {ordinary}

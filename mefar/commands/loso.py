@@ -41,7 +41,7 @@ from mefar.loso.token_table import tokenizer_fingerprint
 from mefar.progress import shown
 from mefar.report.loso_page import write_report
 from mefar.tokenizer.module import load as load_tokenizer
-from mefar.tokenizer.plain import located
+from mefar.tokenizer.plain import SHIPPED, located
 from mefar.tokens import ActionTokenizer
 
 SHORT = {"--epochs": "--training.epochs"}
@@ -303,5 +303,7 @@ def _device(where: Where) -> torch.device:
 def _pretrained_on(checkpoint: str) -> str:
     if not checkpoint:
         return "unknown"
+    if Path(checkpoint).is_relative_to(SHIPPED):
+        return "rendered faces that talk"
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     return str(content.get("datamodule_hyper_parameters", {}).get("data", "unknown"))

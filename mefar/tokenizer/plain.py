@@ -20,7 +20,7 @@ from mefar.tokenizer import earlier
 from mefar.tokenizer.network import ActionNetwork
 from mefar.tokens import ActionTokens, Movement
 
-_SHIPPED = Path(__file__).parents[1] / "assets"
+SHIPPED = Path(__file__).parents[1] / "assets"
 _SLACK = 1e-3  # what a resampled image may leave [0, 1] by
 
 
@@ -140,7 +140,7 @@ def build(described: Mapping[str, Any], weights: Mapping[str, Tensor], path: Pat
 def located(path: str | Path) -> Path:
     """Where a checkpoint is; a name that is no file here, such as `demo`, is one that comes with mefar."""
     path = Path(path)
-    shipped = _SHIPPED / f"tokenizer_{path.name}.ckpt"
+    shipped = SHIPPED / f"tokenizer_{path.name}.ckpt"
     return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
 
 
