@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mefar.commands.recognise import recognise as recognise
+    from mefar.model import Model as Model
     from mefar.model import load as load
     from mefar.pictures import align as align
     from mefar.pictures import example as example
@@ -30,6 +31,7 @@ for _switch, _value in {
 _PUBLIC = {
     "recognise": "mefar.commands.recognise",
     "load": "mefar.model",
+    "Model": "mefar.model",
     "align": "mefar.pictures",
     "example": "mefar.pictures",
 }

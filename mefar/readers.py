@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mefar.classifier.head import HeadOutput, build_head
@@ -105,7 +105,7 @@ class Readers(nn.Module):
         """Write one safetensors file, whole or not at all."""
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replacing(path) as temporary:
-            save_file(state, temporary, {"about": json.dumps(asdict(self.about))})
+            temporary.write_bytes(save(state, {"about": json.dumps(asdict(self.about))}))
 
     @staticmethod
     def load(path: Path) -> Readers:

@@ -16,6 +16,7 @@ from PIL import Image
 from waiting import wait_for
 
 import mefar
+from datamodules.demo.long_videos import make_long_video
 from mefar.__main__ import main
 
 ONSET, APEX, OTHER = (mefar.example(name) for name in ("onset", "apex", "other"))
@@ -66,6 +67,18 @@ def test_the_page_says_what_is_wrong(page: Any) -> None:
             page.read(*given)
     with pytest.raises(gradio.Error, match="13 faces"):
         page.shows([1] * 16, 1.0, 1.0, [str(OTHER)] * 13)
+
+
+@pytest.mark.slow
+def test_the_strongest_event_of_a_video_is_read(page: Any, tmp_path: Path) -> None:
+    import gradio
+
+    video = make_long_video(tmp_path / "face.mp4", seed=15, seconds=5, fps=30)
+    codes, strength = page.read(None, None, str(tmp_path / "face.mp4"), 1)
+    assert len(codes) == 16 and strength > 0.1 and video.events
+    make_long_video(tmp_path / "long.mp4", seed=15, seconds=25, fps=5)
+    with pytest.raises(gradio.Error, match="lasts 25 s; give at most 20"):
+        page.read(None, None, str(tmp_path / "long.mp4"), 1)
 
 
 def test_a_port_that_is_taken_is_one_line(page: Any, capsys: pytest.CaptureFixture[str]) -> None:

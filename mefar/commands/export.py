@@ -17,7 +17,7 @@ library_name: mefar
 tags: [micro-expressions, facial-action, action-tokens]
 ---
 
-# Facial action tokens, {classes}
+# Facial action tokens: {classes}
 
 {network}, {size} px, {codes} codes, {tokens} tokens; a head for {count} classes{units}.
 
@@ -44,10 +44,6 @@ same recipe, each trained without the subjects that it was tested on: what to ex
 has not seen, recorded in the same way.
 
 {scores}
-
-`last` is the epoch fixed in advance; `oracle` the epoch that is best on the test subject itself, which leaks,
-and is here only to compare with published tables.
-
 {unit_scores}## Rights
 
 {rights}
@@ -60,6 +56,10 @@ and is here only to compare with published tables.
   feels.
 - Trained on the people and cameras named above; others may be read worse, and nobody has measured how much.
 - Not to be used to judge people: at work, at borders, in court, or for their health.
+"""
+SELECTIONS = """\
+`last` is the epoch fixed in advance; `oracle` the epoch that is best on the test subject itself, which leaks,
+and is here only to compare with published tables.
 """
 RENDERED = (
     "Trained on rendered faces alone: no real person, no licensed database. The licence of mefar (MIT)."
@@ -160,13 +160,15 @@ def _is_rendered(told: Mapping[str, Any]) -> bool:
 
 def _scores(scores: Mapping[str, Any]) -> str:
     if not scores:
-        return "None was measured in this run; see experiments/RESULTS.md of mefar."
+        return (
+            "No classes were scored in this run; experiments/RESULTS.md of mefar has those of such heads.\n"
+        )
     lines = ["| left out once, pooled | " + " | ".join(f"{name} UF1 / UAR" for name in scores) + " |"]
     lines.append("|---" * (len(scores) + 1) + "|")
     for place in next(iter(scores.values())):
         cells = [f"{each[place]['uf1']:.4f} / {each[place]['uar']:.4f}" for each in scores.values()]
         lines.append(f"| {place} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", SELECTIONS])
 
 
 def _unit_scores(found: Mapping[str, float]) -> str:
