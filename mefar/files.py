@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -196,6 +197,17 @@ def source_fingerprint(source: bytes) -> str:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 del body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def code_of(kind: type) -> str:
+    """sha256 of what the file of a class does, or, of a class typed into a notebook, what it holds."""
+    try:
+        path = inspect.getsourcefile(kind)
+    except (TypeError, OSError):
+        path = None
+    if path is not None and Path(path).is_file():
+        return source_fingerprint(Path(path).read_bytes())
+    return fingerprint([f"{name} {getattr(value, '__code__', value)}" for name, value in vars(kind).items()])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

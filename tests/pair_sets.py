@@ -27,16 +27,13 @@ class Pairs(Dataset[dict[str, Any]]):
     """Smooth pictures, one per subject, moved by an amount that the label decides; V slightly darker views.
 
     Attributes:
-        read: rows that somebody asked for.
         spoilt: subject whose pictures are garbage.
     """
 
     def __init__(self, side: int = 48, views: int = 2, spoilt: str = "") -> None:
         self.side, self.views, self.spoilt = side, views, spoilt
-        self.read: list[int] = []
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        self.read.append(row)
         generator = torch.Generator().manual_seed(int(SUBJECTS[row][-1]))
         coarse = torch.rand(1, 3, 9, 9, generator=generator)
         face = torch.nn.functional.interpolate(coarse, (self.side, self.side), mode="bilinear")[0]
@@ -68,7 +65,7 @@ def tokenizer(network: str = "warp") -> FacialActionTokenizer:
 
 def adaptation(network: str = "warp", views: int = 2, spoilt: str = "", weight: float = 0.1) -> Adaptation:
     side = PUBLISHED["image_size"] if network == "published" else SMALL["image_size"]
-    return Adaptation(tokenizer(network), Pairs(int(side), views, spoilt), f"{network} {views}", weight)
+    return Adaptation(tokenizer(network), Pairs(int(side), views, spoilt), weight)
 
 
 @cache

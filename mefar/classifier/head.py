@@ -197,14 +197,9 @@ class TokenHead(nn.Module):
 def build_head(
     factory: HeadFactory, num_tokens: int, token_dim: int, num_classes: int, text_dim: int | None = None
 ) -> nn.Module:
-    """Make a head and see that it is one, on one batch of two.
+    """Make a head for L tokens, D, C and see that it is one, on one batch of two.
 
-    Args:
-        factory: the head's class, or a partial of it with options.
-        num_tokens: L.
-        token_dim: D.
-        num_classes: C.
-        text_dim: E; told to heads that take it. The others are trained without texts.
+    `text_dim`, E, is told to heads that take it; the others are trained without texts.
 
     Raises:
         UserError: it cannot be made, has no parameters, or its output is not a HeadOutput of these sizes.
@@ -277,6 +272,22 @@ PUBLISHED_LAYER_NAMES = {
 }
 
 
+def sizes_in(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What TokenHead must be told to take a state dict: all that its shapes say."""
+    own, dim, token_dim = state["embed"].shape
+    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
+    return {
+        "num_tokens": len(state["position"]) if "position" in state else own,
+        "token_dim": token_dim,
+        "num_classes": len(state["classes.bias"]),
+        "text_dim": len(state["text.bias"]) if "text.bias" in state else None,
+        "dim": dim,
+        "depth": depth,
+        "feedforward": len(state["layers.0.widen.bias"]) if depth else 1,
+        "embedding": "shared" if "position" in state else "per_position",
+    }
+
+
 def head_from_published(state: Mapping[str, Tensor], heads: int = 8) -> TokenHead:
     """Build a head from a state dict under the published names; every size is read off it.
 
@@ -289,38 +300,24 @@ def head_from_published(state: Mapping[str, Tensor], heads: int = 8) -> TokenHea
     """
     names = {"pos_embed": "position", "sparse_pool.query": "query"}
     names |= {"token_embed.weight": "embed", "token_embed.bias": "embed_bias"}
-    depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
     pairs = dict(PUBLISHED_NAMES)
-    for layer in range(depth):
+    for layer in {name.split(".")[2] for name in state if name.startswith("transformer.layers.")}:
         prefix = f"transformer.layers.{layer}."
         pairs |= {prefix + theirs: f"layers.{layer}.{ours}" for theirs, ours in PUBLISHED_LAYER_NAMES.items()}
         names[prefix + "self_attn.in_proj_weight"] = f"layers.{layer}.qkv.weight"
         names[prefix + "self_attn.in_proj_bias"] = f"layers.{layer}.qkv.bias"
-    names |= {
-        f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in pairs.items() for kind in ("weight", "bias")
-    }
+    for kind in ("weight", "bias"):
+        names |= {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in pairs.items()}
     if wrong := set(names) ^ set(state):
         raise UserError(
             f"published classifier: {min(wrong)!r} is {'missing' if min(wrong) in names else 'unknown'}"
         )
-    dim, token_dim = state["token_embed.weight"].shape
-    head = TokenHead(
-        num_tokens=state["pos_embed"].shape[1],
-        token_dim=token_dim,
-        num_classes=state["cls_proj.0.weight"].shape[0],
-        text_dim=state["clip_proj.0.weight"].shape[0],
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        feedforward=state["transformer.layers.0.linear1.weight"].shape[0] if depth else 1,
-        embedding="shared",
-        initial="published",
-    )
-    shapes = {name: value.shape for name, value in head.state_dict().items()}
+    made = {names[name]: value for name, value in state.items()}
+    made |= {name: made[name].unsqueeze(0) for name in ("embed", "embed_bias")}
+    made |= {"position": made["position"].squeeze(0), "query": made["query"].flatten()}
+    head = TokenHead(**sizes_in(made), heads=heads, initial="published")
     try:
-        head.load_state_dict(
-            {names[name]: value.reshape(shapes[names[name]]) for name, value in state.items()}
-        )
+        head.load_state_dict(made)
     except RuntimeError as error:
         raise UserError(f"published classifier: {str(error).splitlines()[-1].strip()}") from error
     return head.eval()

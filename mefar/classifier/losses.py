@@ -137,18 +137,10 @@ def one_hot(labels: Tensor, like: Tensor) -> Tensor:
 def classification_loss(
     logits: Tensor, labels: Tensor, weights: Tensor, mask: Tensor, smoothing: float, total: Tensor
 ) -> Tensor:
-    """Class-weighted cross-entropy with label smoothing, as torch's.
+    """Class-weighted cross-entropy with label smoothing in [0, 1), as torch's.
 
-    Args:
-        logits: (B, C).
-        labels: (B,) int64 in [0, C).
-        weights: (C,) per class.
-        mask: (B,) of 0 and 1.
-        smoothing: probability in [0, 1) spread over all classes.
-        total: () sum of the class weights of all clips that count.
-
-    Returns:
-        () scalar; 0 where no clip counts.
+    Logits (B, C), labels (B,) int64 in [0, C), weights (C,), mask (B,) of 0 and 1, and the () sum of the
+    class weights of all clips that count -> () scalar; 0 where no clip counts.
     """
     targets = (1 - smoothing) * one_hot(labels, weights) + smoothing / len(weights)  # (B, C)
     return -(targets * weights * logits.log_softmax(-1) * mask.unsqueeze(-1)).sum() / total.clamp(min=1e-12)

@@ -128,9 +128,8 @@ class TokenClassifier(LightningModule):
                 raise UserError(f"label {int(labels.max())} in the data, but num_classes is {C}; correct it")
             counts += torch.bincount(labels, minlength=C)
             tokens = self.tokens(moved).double().flatten(0, 2)
-            sums += torch.stack(
-                [tokens.sum(0), tokens.square().sum(0), torch.full_like(tokens[0], len(tokens))]
-            )
+            number = torch.full_like(tokens[0], len(tokens))
+            sums += torch.stack([tokens.sum(0), tokens.square().sum(0), number])
         counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.class_weights.copy_(class_weights(counts, self.settings))
@@ -216,12 +215,10 @@ def ungrouped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State of a TokenClassifier with its TokenHead under today's names and shapes."""
     if "head.embed.weight" not in state:
         return dict(state)
+    whole = {"head.embed.weight": "head.embed", "head.embed.bias": "head.embed_bias"}  # (G * positions, ...)
     made: dict[str, Tensor] = {}
     for name, value in state.items():
-        if name in ("anchors", "described"):
-            continue
-        if name in ("head.embed.weight", "head.embed.bias"):  # (G * positions, ...)
-            made["head.embed" if name.endswith("weight") else "head.embed_bias"] = value
-        else:
-            made[name] = value[0] if name.startswith("head.") else value
+        if name not in ("anchors", "described"):
+            grouped = name.startswith("head.") and name not in whole
+            made[whole.get(name, name)] = value[0] if grouped else value
     return made

@@ -14,7 +14,7 @@ from pathlib import Path
 import safetensors
 from safetensors.torch import save_file
 
-from mefar.classifier.head import EncoderLayer, TokenHead
+from mefar.classifier.head import EncoderLayer, TokenHead, sizes_in
 from mefar.errors import UserError
 from mefar.files import read_checkpoint
 
@@ -58,40 +58,25 @@ class PretrainedHead(TokenHead):
         state = read_checkpoint(Path(weights))
         # Kept heads come with the scale of their tokens; whoever trains this one measures it anew.
         state = {name: value for name, value in state.items() if not name.startswith("tokens.")}
-        if not {"embed", "query", "classes.weight"} <= set(state):
+        if not {"embed", "query", "classes.weight", "classes.bias"} <= set(state):
             raise UserError(f"{weights}: holds no TokenHead (embed, query, classes)")
         if heads is None:
             with safetensors.safe_open(weights, "pt") as file:
                 heads = int((file.metadata() or {}).get("heads", 4))
-        own, dim, read = state["embed"].shape
-        length = own if "position" not in state else len(state["position"])
+        sizes = sizes_in(state)
+        length, read = sizes["num_tokens"], sizes["token_dim"]
         if (length, read) != (num_tokens, token_dim):
             raise UserError(
                 f"{weights}: reads {length} tokens of {read} numbers, this tokenizer makes {num_tokens} of "
                 f"{token_dim}; give the head's own tokenizer"
             )
-        depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-        super().__init__(
-            num_tokens,
-            token_dim,
-            num_classes,
-            text_dim,
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            feedforward=len(state["layers.0.widen.bias"]) if depth else 1,
-            dropout=dropout,
-            embedding="shared" if "position" in state else "per_position",
-        )
+        sizes |= {"num_classes": num_classes, "text_dim": text_dim, "heads": heads, "dropout": dropout}
+        super().__init__(**sizes)
         here = self.state_dict()
-        for part in ("classes", "text"):
-            names = [f"{part}.weight", f"{part}.bias"]
-            fits = [
-                name in state and name in here and state[name].shape == here[name].shape for name in names
-            ]
-            if not all(fits):
-                state = {name: value for name, value in state.items() if name not in names}
-                state |= {name: here[name] for name in names if name in here}
+        for part in ("classes.", "text."):
+            fresh, kept = ({n: v for n, v in of.items() if n.startswith(part)} for of in (here, state))
+            if {n: v.shape for n, v in fresh.items()} != {n: v.shape for n, v in kept.items()}:
+                state = {n: v for n, v in state.items() if n not in kept} | fresh
         try:
             self.load_state_dict({name: value.float() for name, value in state.items()})
         except RuntimeError as error:

@@ -71,11 +71,7 @@ class HeadTraining:
             raise UserError(f"training: label_smoothing is {self.label_smoothing}; give a number in [0, 1)")
 
     def views_to_test(self, views: int) -> int:
-        """How many of `views` views a held-out clip is predicted from.
-
-        Raises:
-            UserError: more are asked for than there are.
-        """
+        """How many of `views` views a held-out clip is predicted from; a UserError where there are fewer."""
         if self.eval_views > views:
             raise UserError(
                 f"training: eval_views is {self.eval_views} but there are {views} views; lower it"

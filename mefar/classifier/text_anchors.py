@@ -1,9 +1,7 @@
-"""Text anchors of EDCLIP: what the descriptions of the emotions say, as vectors.
+"""Text anchors of EDCLIP (edclip.py): what the descriptions of the emotions say, as vectors.
 
-Source: "From Pixels to Semantics" (ICLR 2026), emotion-description CLIP. Every class that has
-sentences (which action units make it up) has a text vector, their mean, its *anchor*; the class "others" has
-none and must stay far from all of them. Text towers put emotions close together: `cosines` says how close;
-centred anchors (their mean taken out) lie apart.
+Every class that has sentences (which action units make it up) has their mean as its *anchor*. Text towers
+put emotions close together: `cosines` says how close; centred anchors (their mean taken out) lie apart.
 
 Anchors are data: a small safetensors file made once by `mefar anchors` with any text tower that
 transformers can load, read back here without a text tower and without network. This is the only
@@ -16,7 +14,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -66,13 +64,11 @@ def read_descriptions(path: Path = DESCRIPTIONS) -> tuple[Description, ...]:
             rows = [(row["protocol"], row["class"], row["description"]) for row in reader]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such description file") from error
-    seen: set[tuple[str, str, str]] = set()
     for number, row in enumerate(rows, start=2):
         if not all(cell and cell.strip() for cell in row):
             raise UserError(f"{path}, row {number}: an empty cell; fill in protocol, class and description")
-        if row in seen:
+        if row in rows[: number - 2]:
             raise UserError(f"{path}, row {number}: {row[0]}/{row[1]} has this sentence twice; keep one row")
-        seen.add(row)
     return tuple(Description(*row) for row in rows)
 
 
@@ -104,22 +100,17 @@ class Anchors:
     @property
     def sha256(self) -> str:
         """Hash of all content: sentences, vectors and the text model's name."""
-        digest = hashlib.sha256(json.dumps(self._table()).encode())
+        rows = [[self.text_model], *map(astuple, self.descriptions)]
+        digest = hashlib.sha256(json.dumps(rows).encode())
         digest.update(self.vectors.to(torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-    def _table(self) -> list[list[str]]:
-        rows = [[d.protocol, d.class_name, d.sentence] for d in self.descriptions]
-        return [[self.text_model], *rows]
 
     def save(self, path: Path) -> None:
         """Write one safetensors file: `vectors` (M, E), the sentences as metadata, a hash."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {"protocol": d.protocol, "class": d.class_name, "description": d.sentence}
-            for d in self.descriptions
-        ]
+        names = ("protocol", "class", "description")
+        rows = [dict(zip(names, astuple(each), strict=True)) for each in self.descriptions]
         metadata = {"text_model": self.text_model, "sha256": self.sha256, "descriptions": json.dumps(rows)}
         with replacing(path) as temporary:
             save_file({"vectors": self.vectors.to(torch.float32).contiguous()}, temporary, metadata)
@@ -138,13 +129,9 @@ class Anchors:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 vectors = file.get_tensor("vectors")
-            rows = json.loads(metadata["descriptions"])
-            anchors = cls(
-                tuple(Description(r["protocol"], r["class"], r["description"]) for r in rows),
-                vectors,
-                metadata["text_model"],
-            )
-            stored = metadata["sha256"]
+            read = json.loads(metadata["descriptions"])
+            rows = tuple(Description(row["protocol"], row["class"], row["description"]) for row in read)
+            anchors, stored = cls(rows, vectors, metadata["text_model"]), metadata["sha256"]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not an anchors file; make one with `mefar anchors`") from error
         if stored != anchors.sha256:
@@ -216,21 +203,15 @@ def encode_descriptions(text_model: str, sentences: Sequence[str], download: boo
     Raises:
         UserError: the model is not there or cannot be read.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoTokenizer,
-        CLIPTextModelWithProjection,
-        SiglipTextModel,
-    )
+    import transformers
 
     local = not download
+    towers = {"clip": transformers.CLIPTextModelWithProjection, "siglip": transformers.SiglipTextModel}
     try:
-        config = AutoConfig.from_pretrained(text_model, local_files_only=local)
-        is_clip = config.model_type in ("clip", "clip_text_model")
-        is_siglip = config.model_type in ("siglip", "siglip_text_model")
-        tower_class = CLIPTextModelWithProjection if is_clip else SiglipTextModel if is_siglip else AutoModel
-        tokenizer = AutoTokenizer.from_pretrained(text_model, local_files_only=local)
+        config = transformers.AutoConfig.from_pretrained(text_model, local_files_only=local)
+        kind = config.model_type.removesuffix("_text_model")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(text_model, local_files_only=local)
+        tower_class = towers.get(kind, transformers.AutoModel)
         tower = tower_class.from_pretrained(text_model, local_files_only=local)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -240,14 +221,14 @@ def encode_descriptions(text_model: str, sentences: Sequence[str], download: boo
         ) from error
     tower.eval()
     # SigLIP was trained on texts filled up to its full length, and has no mask.
-    padding = "max_length" if is_siglip else True
+    padding = "max_length" if kind == "siglip" else True
     batch = tokenizer(list(sentences), padding=padding, truncation=True, return_tensors="pt")
     with torch.inference_mode():
-        if is_clip:
+        if kind == "clip":
             vectors = tower(**batch).text_embeds
-        elif is_siglip:
+        elif kind == "siglip":
             vectors = tower(input_ids=batch["input_ids"]).pooler_output
         else:
             mask = batch["attention_mask"].unsqueeze(-1).float()
             vectors = (tower(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    return torch.nn.functional.normalize(vectors.float(), dim=-1).clone()
+    return functional.normalize(vectors.float(), dim=-1).clone()

@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,22 +58,16 @@ class Adaptation:
         tokenizer: every fold starts with a copy of it; never changed itself.
         pairs: one item per clip, in the study's order: a dict with `onset` and `apex`, (3, H, W) uint8, or
             (V, 3, H, W) where there are several views.
-        fingerprint: hash of the pairs.
         weight: of the squared error (published: 0.1). AdamW hardly feels it.
     """
 
     tokenizer: AdaptableTokenizer
     pairs: Dataset[dict[str, Any]]
-    fingerprint: str
     weight: float = PUBLISHED_WEIGHT
 
 
 def check(weight: float, training: HeadTraining, group: int | None = None) -> None:
-    """Refuse what does not go together with adapting the tokenizer; a weight of 0 adapts nothing.
-
-    Raises:
-        UserError: a weight that is negative or no number, inner selection, folds side by side.
-    """
+    """Refuse by a UserError what does not go together with adapting; a weight of 0 adapts nothing."""
     if not 0 <= weight < math.inf:
         raise UserError(
             f"adapt_tokenizer is {weight}; give 0 to leave the tokenizer as it is, or a weight such as "
@@ -92,22 +87,14 @@ def check(weight: float, training: HeadTraining, group: int | None = None) -> No
         )
 
 
-def _pair(item: dict[str, Any], view: int) -> tuple[Tensor, Tensor]:
+def pair_of(item: Mapping[str, Any], view: int) -> tuple[Tensor, Tensor]:
     """One view of a clip: two (3, H, W) uint8."""
     onset, apex = item["onset"], item["apex"]
     return (onset, apex) if onset.ndim == 3 else (onset[view], apex[view])
 
 
 class AdaptingFold(LightningModule):
-    """One fold: a head, and a copy of the tokenizer that goes on learning.
-
-    Args:
-        study: labels, subjects and classes, and the tokens by the starting tokenizer.
-        fold: which subject is held out, and the seed.
-        head: makes the head.
-        training: how to train both.
-        adaptation: tokenizer, images and weight.
-    """
+    """One fold: a head, and a copy of the tokenizer that made the study's tokens, which goes on learning."""
 
     mean: Tensor
     scale: Tensor
@@ -173,7 +160,8 @@ class AdaptingFold(LightningModule):
 
     def images(self, rows: Tensor, views: list[int]) -> tuple[Tensor, Tensor]:
         """Onset and apex of clips, (B, 3, H, W) float in [0, 1] each."""
-        pairs = [_pair(self.adaptation.pairs[int(row)], view) for row, view in zip(rows, views, strict=True)]
+        items = (self.adaptation.pairs[row] for row in rows.tolist())
+        pairs = [pair_of(item, view) for item, view in zip(items, views, strict=True)]
         onset, apex = (torch.stack(column).to(self.mean) / 255 for column in zip(*pairs, strict=True))
         return onset, apex
 
@@ -253,11 +241,7 @@ class FoldWriter(Callback):
         self.run, self.began = run, time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that all ranks are about the same fold.
-
-        Raises:
-            UserError: another run has finished folds since some ranks have looked.
-        """
+        """See that all ranks are about the same fold: none was finished since some of them have looked."""
         assert isinstance(pl_module, AdaptingFold)
         if trainer.strategy.broadcast(pl_module.fold.key) != pl_module.fold.key:
             raise UserError(f"{self.run.out}: another run has worked here; give the same command again")
@@ -280,8 +264,8 @@ def train(run: Run, where: Where, adaptation: Adaptation) -> bool:
         UserError: a fold diverged, or another command trains this run.
     """
     done = run.ledger.read()
-    left = [fold for group in run.groups for fold in group if fold not in done]
-    count, began = sum(len(group) for group in run.groups), time.monotonic()
+    left = [fold for fold in run.folds if fold not in done]
+    count, began = len(run.folds), time.monotonic()
     leads = make_trainer(where, 1, []).is_global_zero
     with claim(run.out / "locks" / "adapting.lock") as mine, shown("adapting", "folds") as progress:
         if leads and not mine:

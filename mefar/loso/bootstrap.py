@@ -15,21 +15,14 @@ from torch import Tensor
 
 from mefar.errors import UserError
 from mefar.loso.results import DRAWS, Predictions
+from mefar.loso.scores import by_place
 from mefar.metrics import confusion, f1_per_class, recall_per_class
 
 LEVEL = 0.95
 
 
 def subject_counts(rows: Predictions, selection: str) -> tuple[list[tuple[str, str]], Tensor]:
-    """Confusion matrices by subject.
-
-    Args:
-        rows: of a run.
-        selection: last, inner or oracle.
-
-    Returns:
-        The S subjects as (database, subject), sorted, and their (S, C, C) counts.
-    """
+    """The S subjects as (database, subject), sorted, and their confusion matrices, (S, C, C) counts."""
     names = sorted(set(rows.subjects))
     place = {name: number for number, name in enumerate(names)}
     number = torch.tensor([place[subject] for subject in rows.subjects])
@@ -52,15 +45,13 @@ def draws(names: Sequence[tuple[str, str]], times: int = DRAWS, seed: int = 0) -
 def resampled(counts: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Scores of resamples: (S, C, C) and (R, S) -> `uf1`, `uar`, each (R,) in [0, 1]."""
     pooled = torch.einsum("rs,sij->rij", weights, counts.double())
-    return {
-        "uf1": torch.vmap(f1_per_class)(pooled).mean(1),
-        "uar": torch.vmap(recall_per_class)(pooled).mean(1),
-    }
+    f1, recall = torch.vmap(f1_per_class)(pooled), torch.vmap(recall_per_class)(pooled)
+    return {"uf1": f1.mean(1), "uar": recall.mean(1)}
 
 
-def interval(values: Tensor, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of (R,) values."""
-    tail = (1 - level) / 2
+def interval(values: Tensor) -> tuple[float, float]:
+    """Ends of the 95 % percentile interval of (R,) values."""
+    tail = (1 - LEVEL) / 2
     return float(torch.quantile(values, tail)), float(torch.quantile(values, 1 - tail))
 
 
@@ -75,8 +66,7 @@ def intervals(rows: Predictions) -> dict[str, dict[str, dict[str, list[float]]]]
         names, counts = subject_counts(rows, selection)
         weights = draws(names)
         found[selection] = {}
-        for place in ["full", *sorted({database for database, _ in names})]:
-            inside = torch.tensor([place in ("full", database) for database, _ in names])
+        for place, inside in by_place([database for database, _ in names]).items():
             values = resampled(counts[inside], weights[:, inside])
             found[selection][place] = {name: list(interval(value)) for name, value in values.items()}
     return found
@@ -112,15 +102,11 @@ def compare(first: Predictions, second: Predictions, selection: str = "last") ->
             f"the runs have other classes, {', '.join(first.classes)} and {', '.join(second.classes)}; "
             "compare runs of the same protocol"
         )
-    left, right = (
-        dict(zip(zip(rows.clips, rows.seeds, strict=True), rows.labels.tolist(), strict=True))
-        for rows in (first, second)
-    )
-    odd = sorted(set(left.items()) ^ set(right.items()))
-    if odd:
-        clip, seed = odd[0][0]
+    left, right = (set(zip(e.clips, e.seeds, e.labels.tolist(), strict=True)) for e in (first, second))
+    if odd := sorted(left ^ right):
+        clip, seed, _ = odd[0]
         raise UserError(
-            f"the runs differ in {len({key for key, _ in odd})} clips or their labels, first {clip} (seed "
+            f"the runs differ in {len({each[:2] for each in odd})} clips or their labels, first {clip} (seed "
             f"{seed}); compare runs of the same protocol, data and seeds"
         )
     for rows in (first, second):
@@ -131,9 +117,7 @@ def compare(first: Predictions, second: Predictions, selection: str = "last") ->
     # The matrices of subjects do not depend on the order of the clips, in which the runs may differ.
     (names, a), (_, b) = subject_counts(first, selection), subject_counts(second, selection)
     weights, once = draws(names), torch.ones(1, len(names), dtype=torch.float64)
-    drawn_a, drawn_b, here, there = (
-        resampled(a, weights), resampled(b, weights), resampled(a, once), resampled(b, once),
-    )  # fmt: skip
+    drawn_a, drawn_b, here, there = (resampled(each, by) for by in (weights, once) for each in (a, b))
     found = {}
     for name in ("uf1", "uar"):
         difference = drawn_b[name] - drawn_a[name]

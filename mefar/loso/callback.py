@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from mefar.classifier.head import HeadFactory
 from mefar.loso.engine import can_map, train_group
 from mefar.loso.folds import FoldResult
-from mefar.loso.run import Run, Where, folds_of
+from mefar.loso.run import Run, Where
 from mefar.progress import shown
 
 
@@ -93,17 +93,15 @@ class LOSOCallback(Callback):
         assert isinstance(pl_module, FoldTrainer)
         if not trainer.is_global_zero:
             return
-        total = sum(folds_of(run.groups) for run in pl_module.runs)
-        began, ranks = time.monotonic(), trainer.world_size
-        before = sum(len(run.ledger.read()) for run in pl_module.runs)
+        runs, ranks, began, last = pl_module.runs, trainer.world_size, time.monotonic(), 0.0
+        total, before = sum(len(run.folds) for run in runs), sum(len(run.ledger.read()) for run in runs)
         progress = self._stack.enter_context(shown("training" + f" on {ranks} ranks" * (ranks > 1), "folds"))
-        last = 0.0
 
         def each_epoch(own: int, always: bool = False) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last > 1 or always:
-                done = sum(len(each.ledger.read()) for each in pl_module.runs) + own
+                done = sum(len(run.ledger.read()) for run in runs) + own
                 progress(done, total, (done - before) / (now - began))
                 last = time.monotonic()
 
@@ -146,11 +144,7 @@ def train(runs: Sequence[Run], where: Where) -> bool:
 def make_trainer(where: Where, most: int, callbacks: list[Callback], **more: Any) -> Trainer:
     """A Trainer on the ranks that are asked for; on CPUs, if nobody says how many, one per core.
 
-    Args:
-        where: accelerator, devices, machines.
-        most: ranks that can have something to do.
-        callbacks: of the Trainer.
-        more: further arguments of the Trainer.
+    At most `most` of them, which can have something to do. `more` are further arguments of the Trainer.
     """
     started = "LOCAL_RANK" in os.environ or "SLURM_NTASKS" in os.environ
     devices = where.devices
@@ -190,9 +184,9 @@ def quiet() -> Iterator[None]:
     """Inventories of hardware and ranks are no news to somebody who waits for a table."""
     talkers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.WARNING)
     try:
-        for talker in talkers:
-            talker.setLevel(logging.WARNING)
         yield
     finally:
         for talker, level in zip(talkers, levels, strict=True):

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.utils.data import default_collate
 
 from mefar.classifier.head import FittedHead, HeadFactory, HeadOutput, build_head, name_of
 from mefar.classifier.losses import class_weights, head_loss, token_statistics
@@ -46,12 +47,7 @@ State = dict[str, Tensor]
 class Heads:
     """G heads side by side: their values, their outputs, and the gradients of their losses.
 
-    Args:
-        views: what each head may see.
-        factory: makes a head.
-        study: tokens; device and type of the work are theirs.
-        training: how to train.
-        together: map one program over all heads; otherwise they take turns.
+    Arguments as of Trainer; `together` maps one program over all heads, otherwise they take turns.
     """
 
     def __init__(
@@ -81,10 +77,9 @@ class Heads:
         self.values = {name: nn.Parameter(value.detach()) for name, value in stacked.items()}
         statistics = [_statistics(study, view.train, training) for view in views]
         self.mean, self.scale = (torch.stack(each).to(tokens) for each in zip(*statistics, strict=True))
-        counts = [
-            torch.bincount(study.labels[view.train.to(study.labels.device)], minlength=C) for view in views
-        ]
-        self.weights = torch.stack([class_weights(each, training) for each in counts]).to(tokens)
+        labels = [study.labels[view.train.to(study.labels.device)] for view in views]
+        weights = [class_weights(torch.bincount(each, minlength=C), training) for each in labels]
+        self.weights = torch.stack(weights).to(tokens)
 
     def _mapped(self, function: Callable[..., Any], *batches: Tensor) -> Any:
         """The results of a function of one head's (values, buffers, mean, scale, *batch), stacked over G."""
@@ -93,15 +88,13 @@ class Heads:
         stacked = (values, self.buffers, self.mean, self.scale, *batches)
         if self.together:
             return vmap(function, randomness="different")(*stacked)
-        return _stacked([function(*[_row(each, i) for each in stacked]) for i in range(len(self.mean))])
+        alone = ([_row(each, i) for each in stacked] for i in range(len(self.mean)))
+        return default_collate([function(*each) for each in alone])
 
     def gradients(self, tokens: Tensor, labels: Tensor, mask: Tensor) -> State:
         """Gradient of every head's loss by its values: name -> (G, ...).
 
-        Args:
-            tokens: (G, B, L, D).
-            labels: (G, B) int64.
-            mask: (G, B) of 0 and 1.
+        Tokens (G, B, L, D), labels (G, B) int64, mask (G, B) of 0 and 1.
         """
 
         def loss(values: State, buffers: State, mean: Tensor, scale: Tensor, *batch: Tensor) -> Tensor:
@@ -127,13 +120,9 @@ class Heads:
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Probabilities and attention, each the mean over the views.
+        """Of tokens (G, M, V, L, D) probabilities (G, M, C) and attention (G, M, L), means over the views.
 
-        Args:
-            tokens: (G, M, V, L, D).
-
-        Returns:
-            (G, M, C) and (G, M, L) float32 on the CPU; None for heads without attention.
+        float32 on the CPU; None for heads without attention.
         """
 
         def outputs(values: State, buffers: State, mean: Tensor, scale: Tensor, tokens: Tensor) -> Any:
@@ -155,14 +144,6 @@ class Heads:
         """What one head needs to be used: its values, and mean and scale of its tokens."""
         own = {name: value[number].detach().cpu() for name, value in {**self.values, **self.buffers}.items()}
         return own | {"tokens.mean": self.mean[number].cpu(), "tokens.scale": self.scale[number].cpu()}
-
-
-def _stacked(alone: Sequence[Any]) -> Any:
-    """Results of single heads, each a tensor or a list or dict of tensors, as one with G in front."""
-    first = alone[0]
-    if isinstance(first, dict):
-        return {name: torch.stack([each[name] for each in alone]) for name in first}
-    return [torch.stack(each) for each in zip(*alone, strict=True)]
 
 
 def _row(value: Any, number: int) -> Any:
@@ -214,36 +195,6 @@ def can_map(factory: HeadFactory, study: StudyTokens, training: HeadTraining) ->
     return not reason
 
 
-class Schedule:
-    """Which clips of each head are in which step: rows, views and mask of an epoch, (G, steps, B) each.
-
-    The last batch of a head is filled up with a clip of its own at mask 0.
-    """
-
-    def __init__(self, views: Sequence[View], study: StudyTokens, training: HeadTraining) -> None:
-        self.views, self.study, self.batch = views, study, training.batch_size
-        steps = {training.steps(len(view.train)) for view in views}
-        if len(steps) != 1:
-            raise ValueError(f"heads of a group must have equally many steps, not {sorted(steps)}")
-        (self.steps,) = steps
-
-    def epoch(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of epoch `number`, from 0."""
-        V, length = self.study.tokens.shape[1], self.steps * self.batch
-        rows, picks = torch.zeros(2, len(self.views), length, dtype=torch.int64)
-        mask = torch.zeros(len(self.views), length)
-        for i, view in enumerate(self.views):
-            n = len(view.train)
-            shuffled = view.train[epoch_order(view.key, number, n)]
-            rows[i, :n], rows[i, n:], mask[i, :n] = shuffled, shuffled[0], 1
-            if V > 1:
-                clips = [self.study.clips[row] for row in shuffled.tolist()]
-                picks[i, :n] = torch.tensor([view_of(view.key, number, clip, V) for clip in clips])
-        device, cut = self.study.tokens.device, (len(self.views), self.steps, self.batch)
-        rows, picks, mask = (each.view(cut).to(device) for each in (rows, picks, mask))
-        return rows, picks, mask.to(self.study.tokens.dtype)
-
-
 class Trainer:
     """Trains a group of heads.
 
@@ -252,7 +203,7 @@ class Trainer:
         views: what each head may see; all of them take equally many steps per epoch.
         factory: makes a head.
         training: how to train.
-        together: side by side, or in turns.
+        together: side by side, or in turns; see can_map.
         compiled: let torch.compile fuse a step: a minute at the start, then faster steps.
     """
 
@@ -265,11 +216,14 @@ class Trainer:
         together: bool = True,
         compiled: bool = False,
     ) -> None:
+        steps = {training.steps(len(view.train)) for view in views}
+        if len(steps) != 1:
+            raise ValueError(f"heads of a group must have equally many steps, not {sorted(steps)}")
+        (self.steps,) = steps
         self.study, self.views, self.training = study, views, training
         self.heads = Heads(views, factory, study, training, together)
-        self.schedule = Schedule(views, study, training)
         self.optimiser = training.optimiser(self.heads.values.values())
-        self.rates = training.scheduler(self.optimiser, self.schedule.steps * training.epochs)
+        self.rates = training.scheduler(self.optimiser, self.steps * training.epochs)
         self.gradients = torch.compile(self.heads.gradients) if compiled else self.heads.gradients
         self.attention: Tensor | None = None
 
@@ -293,12 +247,31 @@ class Trainer:
         path = torch.stack(paths, 1)  # (G, epochs, M, C)
         return [path[i, :, : len(view.test)] for i, view in enumerate(self.views)]
 
+    def _batches(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, views and mask of the clips of every head in an epoch, from 0: (G, steps, B) each.
+
+        The last batch of a head is filled up with a clip of its own at mask 0.
+        """
+        V, device = self.study.tokens.shape[1], self.study.tokens.device
+        shape = len(self.views), self.steps * self.training.batch_size
+        rows, picks = torch.zeros(2, *shape, dtype=torch.int64)
+        mask = torch.zeros(shape, dtype=self.study.tokens.dtype)
+        for i, view in enumerate(self.views):
+            n = len(view.train)
+            shuffled = view.train[epoch_order(view.key, epoch, n)]
+            rows[i, :n], rows[i, n:], mask[i, :n] = shuffled, shuffled[0], 1
+            if V > 1:
+                clips = [self.study.clips[row] for row in shuffled.tolist()]
+                picks[i, :n] = torch.tensor([view_of(view.key, epoch, clip, V) for clip in clips])
+        rows, picks, mask = (each.unflatten(1, (self.steps, -1)).to(device) for each in (rows, picks, mask))
+        return rows, picks, mask
+
     def _train_epoch(self, epoch: int) -> None:
-        rows, picks, mask = self.schedule.epoch(epoch)
+        rows, picks, mask = self._batches(epoch)
         tokens, labels = self.study.tokens, self.study.labels.to(self.study.tokens.device)
-        for step in range(self.schedule.steps):
+        for step in range(self.steps):
             # The last batch may be short for all.
-            part = slice(int(mask[:, step].sum(-1).max())) if step == self.schedule.steps - 1 else slice(None)
+            part = slice(int(mask[:, step].sum(-1).max())) if step == self.steps - 1 else slice(None)
             row, pick = rows[:, step, part], picks[:, step, part]
             try:
                 gradients = self.gradients(tokens[row, pick], labels[row], mask[:, step, part])
@@ -366,16 +339,9 @@ def train_group(
     compiled: bool = False,
     each_epoch: Callable[[], None] | None = None,
 ) -> tuple[list[FoldResult], list[State]]:
-    """Train the folds of one group and predict their held-out clips.
+    """Train the folds of one group, of equally many steps, and predict their held-out clips.
 
-    Args:
-        study: tokens, on the device to train on; their type is the arithmetic's.
-        group: folds of equally many steps.
-        factory: makes a head.
-        training: how to train.
-        together: whether heads of this kind can be mapped, see can_map.
-        compiled: fuse a step by torch.compile.
-        each_epoch: called after every epoch.
+    Other arguments as of Trainer; `each_epoch` is called after every epoch.
 
     Returns:
         A result and a head's state per fold.

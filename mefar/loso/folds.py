@@ -70,8 +70,9 @@ class StudyTokens:
         counts = torch.bincount(self.labels, minlength=C)
         if len(counts) > C:
             raise ValueError(f"label {len(counts) - 1} but only {C} classes")
-        if absent := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
-            raise UserError(f"no clip of class {absent[0]!r} in the study; add data or take another protocol")
+        if not counts.all():
+            absent = self.class_names[int(counts.argmin())]
+            raise UserError(f"no clip of class {absent!r} in the study; add data or take another protocol")
 
     def fingerprint(self) -> str:
         """Hash of everything the training sees."""
@@ -98,16 +99,7 @@ class StudyTokens:
     @property
     def learnable(self) -> Tensor:
         """(N,) bool: clips that heads may be trained on, but for who is held out."""
-        return (
-            torch.ones_like(self.labels, dtype=torch.bool)
-            if self.unseen is None
-            else self.labels != self.unseen
-        )
-
-    @property
-    def places(self) -> list[str]:
-        """Where scores are given: `full`, then every database."""
-        return [FULL, *sorted(set(self.databases))]
+        return self.labels != (-1 if self.unseen is None else self.unseen)
 
     @property
     def databases(self) -> tuple[str, ...]:
@@ -216,14 +208,9 @@ def inner_view(study: StudyTokens, fold: Fold) -> View:
     generator = torch.Generator().manual_seed(seed_of(fold.key, "inner"))
     order = torch.randperm(len(others), generator=generator).tolist()
     inside = {others[i] for i in order[: max(1, len(others) // 5)]}
-    test = [row for row, subject in enumerate(study.subjects) if subject in inside]
-    may = study.learnable.tolist()
-    train = [
-        row
-        for row, subject in enumerate(study.subjects)
-        if subject not in inside | {fold.subject} and may[row]
-    ]
-    return View(fold.key, torch.tensor(train), torch.tensor(test))
+    test = torch.tensor([subject in inside for subject in study.subjects])
+    outer = fold_view(study, fold).train
+    return View(fold.key, outer[~test[outer]], test.nonzero()[:, 0])
 
 
 def fold_result(

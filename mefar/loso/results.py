@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
@@ -29,7 +29,6 @@ DRAWS = 2000
 
 _SELECTIONS = ("last", "inner", "oracle")
 _OWNERS = ("database", "subject", "clip")
-
 
 Confusion = dict[str, dict[str, list[list[float]]]]
 Attention = dict[str, list[list[float] | None]]
@@ -120,6 +119,11 @@ class Predictions:
     def subjects(self) -> list[tuple[str, str]]:
         """N of (database, subject): the same name in two databases is two people."""
         return [(key.split("/", 2)[0], key.split("/", 2)[1]) for key in self.clips]
+
+    @property
+    def databases(self) -> list[str]:
+        """N database ids."""
+        return [database for database, _ in self.subjects]
 
 
 @dataclass(frozen=True)
@@ -223,24 +227,19 @@ def read_run(run: Path) -> FinishedRun:
     summary: Summary = _json(run / "summary.json", Summary)
     if "full" not in summary["scores"].get("last", {}):
         raise UserError(f"{run / 'summary.json'}: scores.last.full: Field required; run `mefar loso` again")
-    confusion: Confusion = {}
-    attention: Attention = {}
-    if (run / "confusion.json").is_file():
-        confusion = _json(run / "confusion.json", Confusion)
-    if (run / "attention.json").is_file():
-        attention = _json(run / "attention.json", Attention)
+    tables = {"confusion.json": Confusion, "attention.json": Attention}
+    there = {name: kind for name, kind in tables.items() if (run / name).is_file()}
+    read: dict[str, Any] = {name: _json(run / name, kind) for name, kind in there.items()}
+    confusion, attention = (read.get(name, {}) for name in tables)
     C = len(summary["classes"])
-    tables: list[tuple[str, Sequence[list[float] | None]]]
-    tables = [("attention.json", rows) for rows in attention.values()]
-    tables += [("confusion.json", rows) for places in confusion.values() for rows in places.values()]
-    for name, rows in tables:
-        if len(rows) != C or (name == "confusion.json" and any(len(row or ()) != C for row in rows)):
+    for name, rows in [("attention.json", rows) for rows in attention.values()] + [
+        ("confusion.json", rows) for places in confusion.values() for rows in places.values()
+    ]:
+        if len(rows) != C or (name == "confusion.json" and any(len(row) != C for row in rows)):
             raise UserError(f"{run / name}: not of the {C} classes of summary.json; run `mefar loso` again")
-    written = (run / "predictions.csv").is_file()
-    return FinishedRun(
-        run, dict(summary), read_predictions(run) if written else None, confusion, attention,
-        read_pictures(run / "pictures.npz"),
-    )  # fmt: skip
+    predictions = read_predictions(run) if (run / "predictions.csv").is_file() else None
+    pictures = read_pictures(run / "pictures.npz")
+    return FinishedRun(run, dict(summary), predictions, confusion, attention, pictures)
 
 
 def read_predictions(run: Path) -> Predictions:
@@ -265,7 +264,7 @@ def read_predictions(run: Path) -> Predictions:
     if missing or not rows:
         raise UserError(f"{path}: no {f'column {missing[0]!r}' if missing else 'rows'}; {again}")
     columns = [name for name in names if name.startswith("p_")]
-    selections = [name for name in _SELECTIONS if name in names]
+    selections = [name for name in names if name in _SELECTIONS]
     numbers: dict[str, list[float]] = {name: [] for name in ("seed", "label", *selections, *columns)}
     for line, row in enumerate(rows, 2):
         for name, values in numbers.items():
@@ -286,11 +285,7 @@ def read_predictions(run: Path) -> Predictions:
 
 
 def read_pictures(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Arrays of an .npz file; none where there is no such file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Arrays of an .npz file; none where there is no such file, a UserError where it cannot be read."""
     if not path.is_file():
         return {}
     try:
@@ -301,21 +296,15 @@ def read_pictures(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def worst_mistakes(predictions: Predictions, most: int = 8) -> list[Mistake]:
-    """The clips that were surest to be something else at the last epoch, the surest first.
-
-    Args:
-        predictions: of a run.
-        most: how many to name.
-    """
+    """At most `most` clips that were surest to be something else at the last epoch, the surest first."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, clip in enumerate(predictions.clips):
         rows[clip].append(row)
-    mistakes = []
+    mistakes, names = [], predictions.classes
     for clip, own in rows.items():
         mean, label = predictions.probabilities[own].mean(0), int(predictions.labels[own[0]])
         highest = int(mean.argmax())
         if highest != label:
-            names = predictions.classes
             mistakes.append(Mistake(clip, names[label], names[highest], float(mean[highest])))
     return sorted(mistakes, key=lambda mistake: (-mistake.probability, mistake.clip))[:most]
 

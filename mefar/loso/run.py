@@ -12,7 +12,6 @@ Whoever sees it complete concludes.
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,28 +22,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
-from mefar import __version__
+from mefar import __version__, files
 from mefar.classifier.head import HeadFactory, TokenHead, build_head, options_of
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
-from mefar.files import (
-    claim,
-    code_fingerprint,
-    fingerprint,
-    first_difference,
-    lock,
-    remove_leftovers,
-    replacing,
-    source_fingerprint,
-    write_text,
-)
 from mefar.loso import bootstrap
 from mefar.loso.engine import State
-from mefar.loso.folds import Fold, FoldResult, StudyTokens, plan
+from mefar.loso.folds import FoldResult, StudyTokens, plan
 from mefar.loso.ledger import Ledger
-from mefar.loso.results import read_predictions
+from mefar.loso.results import Predictions, read_predictions
 from mefar.loso.scores import pool, pooled_attention, pooled_confusion, predictions_csv
 
 CPU_GROUP, GPU_GROUP = 17, 128
@@ -81,49 +68,29 @@ class Where:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether heads are trained on GPUs.
-
-        Raises:
-            UserError: a GPU is asked for and torch finds none.
-        """
-        if self.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
-            return False
-        if self.accelerator == "cpu":
-            return False
+        """Whether heads are trained on GPUs; a UserError where one is asked for and torch finds none."""
+        if self.accelerator in ("cpu", "auto"):
+            return self.accelerator == "auto" and torch.cuda.is_available()
         if not torch.cuda.is_available():
             raise UserError(f"accelerator {self.accelerator!r}: torch finds no GPU; use auto or cpu")
         return True
 
 
 def describe_head(factory: HeadFactory, study: StudyTokens) -> dict[str, Any]:
-    """What makes a head the head it is: class, options, and the code of its file where it is not ours.
-
-    Raises:
-        UserError: what build_head raises.
-    """
+    """What makes a head the head it is: class, options, and the code of its file where it is not ours."""
     text = None if study.anchors is None else study.anchors.vectors.shape[1]
     head = build_head(factory, study.tokens.shape[2], study.tokens.shape[3], len(study.class_names), text)
     kind = type(head)
-    told: dict[str, Any] = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
     options = options_of(factory)
+    told: dict[str, Any] = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
     told["init_args"] = json.loads(json.dumps(options, default=repr))
-    files = {name: value for name, value in options.items() if isinstance(value, Path) and value.is_file()}
-    if files:  # weights, for example
-        told["files"] = {name: fingerprint(path) for name, path in files.items()}
+    given = {name: value for name, value in options.items() if isinstance(value, Path) and value.is_file()}
+    if given:  # weights, for example
+        told["files"] = {name: files.fingerprint(path) for name, path in given.items()}
     told["parameters"] = sum(parameter.numel() for parameter in head.parameters())
     if not kind.__module__.startswith("mefar.classifier."):
-        told["code"] = _code_of(kind)
+        told["code"] = files.code_of(kind)
     return told
-
-
-def _code_of(kind: type[nn.Module]) -> str:
-    try:
-        path = inspect.getsourcefile(kind)
-        if path is not None:
-            return source_fingerprint(Path(path).read_bytes())
-    except (TypeError, OSError):
-        pass  # typed into a notebook: no file
-    return fingerprint([f"{name} {getattr(value, '__code__', value)}" for name, value in vars(kind).items()])
 
 
 class Run:
@@ -165,6 +132,7 @@ class Run:
         self.training.views_to_test(study.tokens.shape[1])
         group = 1 if adapting else where.group or (GPU_GROUP if where.on_gpu else CPU_GROUP)
         self.groups = plan(study.subjects, self.seeds, group, self.training, study.learnable.tolist())
+        self.folds = [fold for each in self.groups for fold in each]
         self.configuration: dict[str, Any] = {
             "protocol": study.protocol,
             "control": study.control,
@@ -175,27 +143,27 @@ class Run:
             "group": group,
             "device": "gpu" if where.on_gpu else "cpu",
             "torch": torch.__version__,
-            "code": code_fingerprint(*CODE),
+            "code": files.code_fingerprint(*CODE),
             **(adapting or {}),
         }
-        self.identity = fingerprint(self.configuration)
+        self.identity = files.fingerprint(self.configuration)
         self.ledger = Ledger(self.out, self.identity)
         self._claim()
 
     def _claim(self) -> None:
         """Write study.json, or refuse a directory that another configuration has claimed."""
         path = self.out / "study.json"
-        with lock(self.out / "locks" / "study.lock", say=False):
-            remove_leftovers(self.out)
+        with files.lock(self.out / "locks" / "study.lock", say=False):
+            files.remove_leftovers(self.out)
             if not path.exists():
-                write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
+                files.write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
                 return
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: not JSON; delete {self.out} or choose another --out") from error
         if there != json.loads(json.dumps(self.configuration)):
-            what = first_difference(there, self.configuration)
+            what = files.first_difference(there, self.configuration)
             raise UserError(f"{self.out} holds a run with another {what}; choose another --out or delete it")
 
     def finished(self, number: int) -> bool:
@@ -207,7 +175,7 @@ class Run:
     def complete(self) -> bool:
         """Whether all folds are in the ledger."""
         done = self.ledger.read()
-        return all(fold in done for group in self.groups for fold in group)
+        return all(fold in done for fold in self.folds)
 
     @contextmanager
     def take(self, number: int, wait: bool) -> Iterator[bool]:
@@ -221,10 +189,10 @@ class Run:
         if self.finished(number):
             yield False
         elif wait:
-            with lock(path, say=False):
+            with files.lock(path, say=False):
                 yield not self.finished(number)
         else:
-            with claim(path) as mine:
+            with files.claim(path) as mine:
                 yield mine and not self.finished(number)
 
     def add(self, results: Sequence[FoldResult], heads: Sequence[State], seconds: float) -> None:
@@ -234,7 +202,7 @@ class Run:
             folder.mkdir(exist_ok=True)
             for result, state in zip(results, heads, strict=True):
                 name = f"{result.fold.subject.replace('/', '-')}-seed{result.fold.seed}.safetensors"
-                with replacing(folder / name) as temporary:
+                with files.replacing(folder / name) as temporary:
                     save_file({key: value.contiguous() for key, value in state.items()}, temporary)
         self.ledger.append(results, seconds)
 
@@ -244,20 +212,21 @@ class Run:
         Returns:
             summary.json; empty while folds are missing.
         """
-        with lock(self.out / "locks" / "study.lock", say=False):
+        with files.lock(self.out / "locks" / "study.lock", say=False):
             there = self.summary()
             if there or not self.complete:
                 return there
             done = self.ledger.read()
-            results = [done[fold][0] for group in self.groups for fold in group]
-            write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
-            write_text(self.out / "confusion.json", json.dumps(pooled_confusion(self.study, results)))
-            write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
-            made = self._summarise(results, [seconds for _, seconds in done.values()])
-            write_text(self.out / "summary.json", json.dumps(made, indent=1))
+            results = [done[fold][0] for fold in self.folds]
+            files.write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
+            rows = read_predictions(self.out)
+            files.write_text(self.out / "confusion.json", json.dumps(pooled_confusion(rows)))
+            files.write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
+            made = self._summarise(rows, [seconds for _, seconds in done.values()])
+            files.write_text(self.out / "summary.json", json.dumps(made, indent=1))
             return made
 
-    def _summarise(self, results: Sequence[FoldResult], seconds: Sequence[float]) -> dict[str, Any]:
+    def _summarise(self, rows: Predictions, seconds: Sequence[float]) -> dict[str, Any]:
         study = self.study
         made = {
             "protocol": study.protocol,
@@ -266,8 +235,8 @@ class Run:
             "folds": len(set(study.subjects)),
             "clips": len(study.clips),
             "counts": study.counts,
-            "scores": pool(study, results, self.seeds),
-            "intervals": bootstrap.intervals(read_predictions(self.out)),
+            "scores": pool(rows),
+            "intervals": bootstrap.intervals(rows),
             "tokenizer": dict(study.tokenizer),
             "head": self.configuration["head"],
             "training": self.configuration["training"],
@@ -288,8 +257,3 @@ class Run:
             return {}
         same = there.get("identity") == self.identity and there.get("seeds") == list(self.seeds)
         return there if same and (self.out / "predictions.csv").is_file() else {}
-
-
-def folds_of(groups: Sequence[Sequence[Fold]]) -> int:
-    """Number of folds in groups."""
-    return sum(len(group) for group in groups)

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mefar.loso.folds import FULL, FoldResult, StudyTokens
+from mefar.loso.results import Predictions
 from mefar.metrics import confusion, scores
 
 ORACLE_WARNING = "oracle (leaks; only to compare with published tables)"
@@ -30,41 +31,44 @@ Scores = dict[str, dict[str, dict[str, float]]]
 """selection -> `full` or a database -> {"uf1", "uar"}, with `_std` of each when there are several seeds."""
 
 
-def place_scores(study: StudyTokens, guesses: Tensor, seed: int = 0) -> dict[str, dict[str, float]]:
-    """UF1 and UAR of one prediction per clip, in all and per database.
-
-    Args:
-        study: whose labels.
-        guesses: (N,) class indices in the study's order.
-        seed: of the labels, where they are a control's.
-    """
-    found, every = {}, study.labels_of(seed)
-    for place in study.places:
-        inside = torch.tensor([place in (FULL, database) for database in study.databases])
-        found[place] = scores(every[inside], guesses[inside], len(study.class_names))
+def by_place(databases: Sequence[str]) -> dict[str, Tensor]:
+    """Where scores are given, `full` and every database -> (N,) bool, which of N clips lie there."""
+    found = {FULL: torch.ones(len(databases), dtype=torch.bool)}
+    for name in sorted(set(databases)):
+        found[name] = torch.tensor([each == name for each in databases])
     return found
 
 
-def pool(study: StudyTokens, results: Sequence[FoldResult], seeds: Sequence[int]) -> Scores:
+def place_scores(
+    labels: Tensor, guesses: Tensor, databases: Sequence[str], num_classes: int
+) -> dict[str, dict[str, float]]:
+    """UF1 and UAR in all and per database.
+
+    Args:
+        labels: (N,) int64 in [0, C), the truth.
+        guesses: (N,) int64 in [0, C).
+        databases: N database ids.
+        num_classes: C, all classes of the protocol; one that a database lacks counts 0 there.
+    """
+    places = by_place(databases).items()
+    return {place: scores(labels[inside], guesses[inside], num_classes) for place, inside in places}
+
+
+def pool(rows: Predictions) -> Scores:
     """Scores of pooled predictions, per selection, in all and per database.
 
     With several seeds each is pooled by itself; the scores are their mean and standard deviation.
-
-    Raises:
-        RuntimeError: a clip is tested twice or never, which would be a bug here.
     """
     pooled: Scores = {}
-    for selection in results[0].predictions:
+    every = rows.databases
+    for selection in rows.chosen:
         per_seed = []
-        for seed in seeds:
-            own = [result for result in results if result.fold.seed == seed]
-            rows = [row for result in own for row in result.rows]
-            guesses = [guess for result in own for guess in result.predictions[selection]]
-            if sorted(rows) != list(range(len(study.clips))):
-                raise RuntimeError(f"seed {seed}: {len(rows)} predictions for {len(study.clips)} clips")
-            per_seed.append(place_scores(study, torch.tensor(guesses)[torch.tensor(rows).argsort()], seed))
+        for seed in sorted(set(rows.seeds)):
+            own = [row for row, each in enumerate(rows.seeds) if each == seed]
+            labels, guesses = (torch.from_numpy(each[own]) for each in (rows.labels, rows.chosen[selection]))
+            per_seed.append(place_scores(labels, guesses, [every[row] for row in own], len(rows.classes)))
         pooled[selection] = {}
-        for place in study.places:
+        for place in per_seed[0]:
             cell: dict[str, float] = {}
             for name in ("uf1", "uar"):
                 numbers = [values[place][name] for values in per_seed]
@@ -75,26 +79,15 @@ def pool(study: StudyTokens, results: Sequence[FoldResult], seeds: Sequence[int]
     return pooled
 
 
-def _inside(study: StudyTokens, results: Sequence[FoldResult], place: str) -> tuple[Tensor, Tensor]:
-    """Of all tested clips, fold after fold: which lie in a place (bool), and their labels (int64)."""
-    databases = study.databases
-    inside = [place in (FULL, databases[row]) for result in results for row in result.rows]
-    labels = [study.labels_of(result.fold.seed)[torch.tensor(result.rows)] for result in results]
-    return torch.tensor(inside), torch.cat(labels)
-
-
-def pooled_confusion(
-    study: StudyTokens, results: Sequence[FoldResult]
-) -> dict[str, dict[str, list[list[int]]]]:
+def pooled_confusion(rows: Predictions) -> dict[str, dict[str, list[list[int]]]]:
     """Confusion matrices (rows truth) over all seeds: selection -> place -> C x C counts."""
-    C = len(study.class_names)
-    table: dict[str, dict[str, list[list[int]]]] = {}
-    for selection in results[0].predictions:
-        guesses = torch.tensor([guess for result in results for guess in result.predictions[selection]])
-        table[selection] = {}
-        for place in study.places:
-            inside, labels = _inside(study, results, place)
-            table[selection][place] = confusion(labels[inside], guesses[inside], C).tolist()
+    labels, table = torch.from_numpy(rows.labels), {}
+    for selection, chosen in rows.chosen.items():
+        guesses = torch.from_numpy(chosen)
+        table[selection] = {
+            place: confusion(labels[inside], guesses[inside], len(rows.classes)).tolist()
+            for place, inside in by_place(rows.databases).items()
+        }
     return table
 
 
@@ -109,9 +102,11 @@ def pooled_attention(
     if not all(result.attention for result in results):
         return {}
     weights = torch.tensor([clip for result in results for clip in result.attention], dtype=torch.float64)
+    labels = torch.cat([study.labels_of(result.fold.seed)[result.rows] for result in results])
+    every = study.databases
+    databases = [every[row] for result in results for row in result.rows]
     table: dict[str, list[list[float] | None]] = {}
-    for place in study.places:
-        inside, labels = _inside(study, results, place)
+    for place, inside in by_place(databases).items():
         table[place] = []
         for label in range(len(study.class_names)):
             own = weights[inside & (labels == label)]
@@ -125,36 +120,29 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
     Columns: database, subject, clip, fold (number of the held-out subject among the sorted subject
     keys), seed, label, one column per selection (class indices), p_<class> of the last epoch; in a
     control also `control`, which says that the labels are not the true ones.
+
+    Raises:
+        RuntimeError: a clip is tested twice or never, which would be a bug here.
     """
     numbers = {subject: number for number, subject in enumerate(sorted(set(study.subjects)))}
-    selections = list(results[0].predictions)
-    mark = [study.control] if study.control else []
-    rows = []
+    selections, mark = list(results[0].predictions), [study.control] if study.control else []
+    found: dict[tuple[int, int], list[Any]] = {}
     for result in results:
-        labels = study.labels_of(result.fold.seed).tolist()
+        seed, labels = result.fold.seed, study.labels_of(result.fold.seed).tolist()
         for i, row in enumerate(result.rows):
             chosen = [result.predictions[selection][i] for selection in selections]
             p = [f"{value:.6f}" for value in result.probabilities[i]]
-            fold = numbers[result.fold.subject]
-            cells = [*study.clips[row].split("/", 2), fold, result.fold.seed, labels[row], *chosen, *p, *mark]
-            rows.append((result.fold.seed, row, cells))
+            about = [*study.clips[row].split("/", 2), numbers[result.fold.subject], seed, labels[row]]
+            found[seed, row] = [*about, *chosen, *p, *mark]
+    seeds = {result.fold.seed for result in results}
+    if not len(found) == sum(len(result.rows) for result in results) == len(seeds) * len(study.clips):
+        raise RuntimeError(f"{len(found)} predictions for {len(study.clips)} clips and {len(seeds)} seeds")
+    names = [f"p_{name}" for name in study.class_names]
+    header = ["database", "subject", "clip", "fold", "seed", "label", *selections, *names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"p_{name}" for name in study.class_names]
-    writer.writerow(
-        [
-            "database",
-            "subject",
-            "clip",
-            "fold",
-            "seed",
-            "label",
-            *selections,
-            *names,
-            *["control"][: len(mark)],
-        ]
-    )
-    writer.writerows(cells for _, _, cells in sorted(rows, key=lambda each: each[:2]))
+    writer.writerow(header + ["control"][: len(mark)])
+    writer.writerows(cells for _, cells in sorted(found.items()))
     return text.getvalue()
 
 
@@ -185,30 +173,23 @@ def table(summary: Mapping[str, Any]) -> Table:
 def units_table(summary: Mapping[str, Any]) -> Table:
     """Action units by databases, macro-F1 / F1 of `present`, last epoch; `-` where nobody shows the unit."""
     names = [name for name in summary["scores"] if name != "mean"]
-    folds = "database" if summary.get("leave_out") == "database" else "subject"
-    title = (
-        f"{summary['protocol']}: {summary['clips']} coded clips, one {folds} left out; macro-F1/F1 of present"
-    )
-    made = Table("", *names, title=title, title_justify="left")
-
-    def cell(values: Mapping[str, float] | None) -> str:
-        return (
-            "-"
-            if values is None
-            else "/".join(f"{values[k]:.3f}".removeprefix("0") for k in ("macro", "binary"))
-        )
-
+    fold = "database" if summary.get("leave_out") == "database" else "subject"
+    title = f"{summary['protocol']}: {summary['clips']} coded clips, one {fold} left out"
+    made = Table("", *names, title=f"{title}; macro-F1/F1 of present", title_justify="left")
     for unit, each in summary["units"].items():
-        made.add_row(unit, *(cell(each.get(name)) for name in names))
-    made.add_row("mean", *(cell(summary["scores"][name]) for name in names))
-    made.caption = f"mean over units, then databases: {cell(summary['scores']['mean'])}"
+        made.add_row(unit, *(_pair(each[name], "macro", "binary") if name in each else "-" for name in names))
+    means = {name: _pair(each, "macro", "binary") for name, each in summary["scores"].items()}
+    made.add_row("mean", *(means[name] for name in names))
+    made.caption = f"mean over units, then databases: {means['mean']}"
     return made
 
 
 def _cell(values: Mapping[str, float]) -> str:
-    """`.8943/.8967` as papers print it; with several seeds a second line gives the deviations."""
-    text = "/".join(f"{values[name]:.4f}".removeprefix("0") for name in ("uf1", "uar"))
-    if "uf1_std" in values:
-        spread = "/".join(f"{values[f'{name}_std']:.4f}".removeprefix("0") for name in ("uf1", "uar"))
-        text += f"\n±{spread}"
-    return text
+    """`.8943/.8967`; with several seeds a second line gives the deviations."""
+    text = _pair(values, "uf1", "uar", 4)
+    return f"{text}\n±{_pair(values, 'uf1_std', 'uar_std', 4)}" if "uf1_std" in values else text
+
+
+def _pair(values: Mapping[str, float], first: str, second: str, digits: int = 3) -> str:
+    """Two numbers in [0, 1] as papers print them."""
+    return "/".join(f"{values[name]:.{digits}f}".removeprefix("0") for name in (first, second))

@@ -13,10 +13,9 @@ summary["scores"]["last"]["full"]  # {"uf1": ..., "uar": ...}
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,7 +32,7 @@ from mefar.classifier.losses import TextAnchors
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, fingerprint, lock, replacing, source_fingerprint, write_text
+from mefar.files import code_fingerprint, code_of, fingerprint, lock, replacing, write_text
 from mefar.loso import adapting, callback, final, token_table, units
 from mefar.loso.folds import StudyTokens
 from mefar.loso.results import read_predictions, worst_mistakes
@@ -55,44 +54,22 @@ class Clips(Protocol):
 
     study: Any
 
-    def __len__(self) -> int:
-        """Number of clips."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One clip."""
-        ...
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def fingerprint(self) -> str:
         """Hash of the pictures."""
-        ...
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a study does besides training heads.
+    """What a study does besides training heads: the options of `mefar loso` of the same names.
 
-    Attributes:
-        seeds: heads per fold; scores are then means over seeds, with their deviation.
-        seed: the first of them.
-        edclip: align features with the emotion descriptions.
-        anchors: anchors file made by `mefar anchors`.
-        centred: take out of the anchors what all emotions have in common.
-        shuffle_sentences: give every class the sentences of another: EDCLIP without their meaning.
-        pixels: also test a linear classifier on pixel differences under the same folds.
-        shuffled_control: also train on shuffled labels, which must come out near chance.
-        shuffle_labels: run on shuffled labels only; everything written is marked.
-        adapt_tokenizer: weight of the squared error of rebuilding the fold's training pairs, by which every
-            fold adapts a copy of the tokenizer (published: 0.1); folds then run one after another, each on
-            all ranks. 0 = the same tokens for all folds, which run side by side.
-        keep_models: write the head of every fold, with its adapted tokenizer if it has one, into OUT/heads.
-        cache_dir: folder for tokens; made once, used by every later run.
-        zero_shot: class that is left out of all training; clips are then recognised by the nearest text, so
-            that classes without text are never answered.
-        task: `emotions`, the classes of the protocol, or `units`: per action unit whether it is shown, each
-            in a run directory of its own in `out`, and units.json over all.
-        leave_out: of every fold one subject, or one database.
-        final: afterwards train readers of the tokens on all subjects, into OUT/final.safetensors.
+    What each means and may be is said there (mefar.commands.loso.loso).
+
+    Raises:
+        UserError: options that do not go together, or no seed.
     """
 
     seeds: int = 1
@@ -197,24 +174,24 @@ def run(
     if options.adapt_tokenizer:
         if not isinstance(tokenizer, AdaptableTokenizer):
             raise UserError(f"{type(tokenizer).__qualname__}: cannot be adapted; leave adapt_tokenizer out")
-        weight, pairs = options.adapt_tokenizer, clips.fingerprint()
-        adaptation = adapting.Adaptation(tokenizer, clips, pairs, weight)  # type: ignore[arg-type]
+        weight = options.adapt_tokenizer
+        adaptation = adapting.Adaptation(tokenizer, clips, weight)  # type: ignore[arg-type]
         code = code_fingerprint("mefar.loso.adapting", *token_table.MADE_BY)
-        decides = {"adapt_tokenizer": weight, "pairs": pairs, "adapting": code}
+        decides = {"adapt_tokenizer": weight, "pairs": clips.fingerprint(), "adapting": code}
         notes["adapt_tokenizer"] = weight
 
     seeds = range(options.seed, options.seed + options.seeds)
+
+    def one(study: StudyTokens, out: Path) -> Run:
+        return Run(study, out, head, training, seeds, where, notes, decides, options.keep_models)
+
     if options.task == "units":
         if decides or options.zero_shot or options.shuffle_labels or options.shuffled_control:
             raise UserError(
                 "task units goes without adapt_tokenizer, zero_shot and shuffled labels; leave them out"
             )
-        return run_units(clips, study, out, head, training, seeds, where, notes)
+        return run_units(clips, study, out, one, where)
     main = study.shuffled() if options.shuffle_labels else study
-
-    def one(study: StudyTokens, out: Path) -> Run:
-        return Run(study, out, head, training, seeds, where, notes, decides, options.keep_models)
-
     runs = [one(main, out)]
     if options.shuffled_control and not options.shuffle_labels:
         runs.append(one(study.shuffled(), out / "shuffled"))
@@ -237,36 +214,27 @@ def run(
 
 
 def run_units(
-    clips: Clips,
-    study: StudyTokens,
-    out: Path,
-    head: HeadFactory,
-    training: HeadTraining,
-    seeds: Sequence[int],
-    where: Where,
-    notes: Mapping[str, Any],
+    clips: Clips, study: StudyTokens, out: Path, one: Callable[[StudyTokens, Path], Run], where: Where
 ) -> dict[str, Any]:
-    """A run per action unit, all trained together; units.json says how well each is known."""
+    """A run per action unit, made by `one`, all trained together; units.json says how well each is known."""
     shown = [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
     rows, uncoded = units.coded_rows(shown, study.databases)
     found, missing = units.studies(study, shown, rows)
-    runs = {
-        unit: Run(each, out / f"AU{unit}", head, training, seeds, where, notes)
-        for unit, each in found.items()
-    }
+    runs = {unit: one(each, out / f"AU{unit}") for unit, each in found.items()}
     if not callback.train(list(runs.values()), where):
         return {}
     scores = {unit: units.unit_scores(read_predictions(run.out)) for unit, run in runs.items()}
+    first = next(iter(runs.values()))
     summary = {
         "protocol": study.protocol,
         "task": "units",
         "clips": len(rows),
-        "seeds": list(seeds),
+        "seeds": list(first.seeds),
         "scores": units.summarise(scores),
         "units": {f"AU{unit}": each for unit, each in scores.items()},
         "not_tested": {f"AU{unit}": why for unit, why in missing.items()},
         "databases_without_units": uncoded,
-        **notes,
+        **first.notes,
     }
     write_text(out / "units.json", json.dumps(summary, indent=1))
     return summary
@@ -281,7 +249,7 @@ def finish(
     if options.pixels:
         labels = study.labels_of(options.seed)
         guesses = linear_control(table.pixels, labels, study.subjects, len(study.class_names))
-        controls["pixels"] = place_scores(study, guesses, options.seed)
+        controls["pixels"] = place_scores(labels, guesses, study.databases, len(study.class_names))
     for shuffled in runs[1:]:
         controls["shuffled"] = shuffled.summary()["scores"]["last"]
     summary["controls"] = controls
@@ -292,8 +260,7 @@ def finish(
     wrong = [] if study.control else worst_mistakes(read_predictions(out))
 
     def pair(row: int) -> tuple[Tensor, Tensor]:
-        onset, apex = clips[row]["onset"], clips[row]["apex"]
-        return (onset, apex) if onset.ndim == 3 else (onset[0], apex[0])
+        return adapting.pair_of(clips[row], 0)
 
     pictures = token_table.pictures(tokenizer, table, pair, _device(tokenizer), [each.clip for each in wrong])
     with replacing(out / "pictures.npz") as temporary, temporary.open("wb") as file:
@@ -305,9 +272,7 @@ def source_identity(source: ActionTokenizer | Method) -> str:
     """Hash of what decides the tokens, or what a baseline reads instead of them."""
     if not isinstance(source, Method):
         return token_table.tokenizer_fingerprint(source)
-    file = inspect.getsourcefile(type(source))
-    code = source_fingerprint(Path(file).read_bytes()) if file else type(source).__module__
-    return fingerprint([source.fingerprint(), code, code_fingerprint("mefar.baselines")])
+    return fingerprint([source.fingerprint(), code_of(type(source)), code_fingerprint("mefar.baselines")])
 
 
 def tokens_of(clips: Clips, tokenizer: ActionTokenizer | Method, folder: Path, key: str) -> TokenTable:
@@ -323,11 +288,9 @@ def tokens_of(clips: Clips, tokenizer: ActionTokenizer | Method, folder: Path, k
         found = TokenTable.load(path, key)
         if found is None:
             with shown("tokenizing", "clips") as progress:
-                began, done = time.monotonic(), 0
+                began = time.monotonic()
 
-                def tell(count: int) -> None:
-                    nonlocal done
-                    done += count
+                def tell(done: int) -> None:
                     progress(done, len(clips), done / (time.monotonic() - began))
 
                 loader: DataLoader[Any] = DataLoader(clips, batch_size=8)  # type: ignore[arg-type]
@@ -345,11 +308,7 @@ def _device(tokenizer: ActionTokenizer | Method) -> torch.device:
 
 
 def without_class(study: StudyTokens, name: str, training: HeadTraining) -> StudyTokens:
-    """The study whose heads are never trained on a class, and know it by its text.
-
-    Raises:
-        UserError: no such class, or nothing to know it by.
-    """
+    """The study whose heads are never trained on a class, and know it by its text, which it must have."""
     if name not in study.class_names:
         raise UserError(f"zero_shot: no class {name!r} in {study.protocol}: {', '.join(study.class_names)}")
     label = study.class_names.index(name)

@@ -6,7 +6,6 @@ What a baseline reads stands in the same table, without indices. The file rememb
 
 from __future__ import annotations
 
-import inspect
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from mefar.baselines.method import Method
 from mefar.baselines.pixels import pixel_differences
-from mefar.files import fingerprint, replacing, source_fingerprint
+from mefar.files import code_of, fingerprint, replacing
 from mefar.tokens import ActionTokenizer
 
 MADE_BY = ("mefar.tokenizer", "mefar.loso.token_table")
@@ -79,8 +78,7 @@ def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
     name = getattr(kind, "known_as", kind.__qualname__)
     parts: list[Any] = [name, tokenizer.num_codes, tokenizer.num_tokens, tokenizer.dim]
     if not kind.__module__.startswith("mefar."):
-        source = inspect.getsourcefile(kind)
-        parts.append(source_fingerprint(Path(source).read_bytes()) if source else kind.__module__)
+        parts.append(code_of(kind))
     if isinstance(tokenizer, nn.Module):
         for name, value in sorted(tokenizer.state_dict().items()):
             parts += [name, value]
@@ -101,39 +99,33 @@ def tokenize(
         source: a tokenizer on `device`, or a baseline.
         batches: onset, apex (B, 3, H, W) or (B, V, 3, H, W) uint8; clip, list of B keys.
         device: to work on.
-        progress: told the number of clips after every batch.
+        progress: told after every batch how many clips are read.
     """
     clips: list[str] = []
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in batches:
-        onset, apex = (batch[name] for name in ("onset", "apex"))
-        if onset.ndim == 4:
-            onset, apex = onset[:, None], apex[:, None]
+        onset, apex = (x if x.ndim == 5 else x[:, None] for x in (batch["onset"], batch["apex"]))
         B, V = onset.shape[:2]
-        keys = [clip for clip in batch["clip"] for _ in range(V)]
-        read, chosen = [], []
+        keys, read = [clip for clip in batch["clip"] for _ in range(V)], []
         for start in range(0, B * V, _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
-            pair = [images.flatten(0, 1)[part].to(device).float() / 255 for images in (onset, apex)]
+            before, after = (x.flatten(0, 1)[part].to(device).float() / 255 for x in (onset, apex))
             if isinstance(source, Method):
-                features = source.features(pair[0], pair[1], keys[part])
+                features = source.features(before, after, keys[part])
                 indices = torch.zeros(len(features), 0, dtype=torch.int64)
             else:
-                tokens = source.tokenize(pair[0], pair[1])
+                tokens = source.tokenize(before, after)
                 features, indices = tokens.features, tokens.indices
-            read.append(features.float().cpu())
-            chosen.append(indices.cpu())
-        embeddings, indices = torch.cat(read), torch.cat(chosen)
+            read.append((features.float().cpu(), indices.cpu()))
+        columns = (torch.cat(column) for column in zip(*read, strict=True))
+        embeddings, indices = (column.view(B, V, *column.shape[1:]) for column in columns)
         pixels = pixel_differences(onset[:, 0].float() / 255, apex[:, 0].float() / 255)
         # Through float16 as in the file: a run on stored tokens must see the same numbers.
-        embeddings = embeddings.view(B, V, *embeddings.shape[1:])
-        indices = indices.view(B, V, indices.shape[1])
         parts.append((embeddings, indices, pixels.half().float()))
         clips += batch["clip"]
         if progress is not None:
-            progress(B)
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return TokenTable(tuple(clips), columns[0], columns[1], columns[2])
+            progress(len(clips))
+    return TokenTable(tuple(clips), *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -183,20 +175,10 @@ def rebuilt(
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     """What a pair's tokens make of its onset.
 
-    Args:
-        tokenizer: on `device`.
-        onset: (3, H, W) uint8.
-        apex: (3, H, W) uint8.
-        device: to work on.
-
-    Returns:
-        `onset`, `apex`, `reconstruction`, each (H, W, 3) uint8.
+    Two (3, H, W) uint8 -> `onset`, `apex`, `reconstruction`, each (H, W, 3) uint8.
     """
     before, after = (image[None].to(device).float() / 255 for image in (onset, apex))
-    images = {
-        "onset": before,
-        "apex": after,
-        "reconstruction": tokenizer.reconstruct(before, tokenizer.tokenize(before, after)),
-    }
+    again = tokenizer.reconstruct(before, tokenizer.tokenize(before, after))
+    images = {"onset": before, "apex": after, "reconstruction": again}
     levels = {name: (image[0] * 255).round().clamp(0, 255) for name, image in images.items()}
     return {name: image.to(torch.uint8).permute(1, 2, 0).cpu().numpy() for name, image in levels.items()}

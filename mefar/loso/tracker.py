@@ -1,15 +1,13 @@
-"""A finished leave-one-subject-out run as an experiment tracker sees it: configuration, tables, summary.
+"""A finished leave-one-subject-out run as any experiment tracker sees it: configuration, tables, summary.
 
-Nothing here knows which tracker: `write` takes any of Lightning's loggers that can log tables. Names are
-those of the command's own table. `loso/uf1` and `loso/uar` are those of the last epoch, our score.
+Names are those of the command's own table. `loso/uf1` and `loso/uar` are of the last epoch, our score.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mefar.loso.folds import FULL
 from mefar.loso.ledger import Ledger
@@ -21,23 +19,6 @@ CONFIGURATION = (
     "num_codes", "num_tokens", "views", "apex", "edclip", "control", "identity", "command", "commit", "mefar",
 )  # fmt: skip
 """Entries of summary.json that say what was run; the rest is what came out."""
-
-
-class TableLogger(Protocol):
-    """What `write` needs of a logger; Lightning's WandbLogger is one."""
-
-    @property
-    def experiment(self) -> Any:
-        """The tracker's run: has `summary.update(mapping)`."""
-
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
-        """Keep the configuration."""
-
-    def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Keep numbers."""
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
-        """Keep a table."""
 
 
 def metrics(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -72,31 +53,28 @@ def tags(summary: Mapping[str, Any]) -> list[str]:
 
 def fold_table(run: FinishedRun) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows: one row per held-out subject and seed, with the epochs that were taken."""
-    selections: Sequence[str] = list(run.summary["scores"])
-    ledger = Ledger(run.folder, run.summary["identity"]).read()
-    epochs = {(fold.subject, fold.seed): result.epochs for fold, (result, _) in ledger.items()}
+    selections = list(run.summary["scores"])
     predictions = run.predictions or read_predictions(run.folder)  # says what is missing
-    right: dict[tuple[str, str, int], Counter[str]] = {}
-    for row, (subject, seed) in enumerate(zip(predictions.subjects, predictions.seeds, strict=True)):
-        counter = right.setdefault((*subject, seed), Counter())
-        hits = {name: int(predictions.chosen[name][row] == predictions.labels[row]) for name in selections}
-        counter.update(clips=1, **hits)
-    columns = ["database", "subject", "seed", "clips"]
     marks = {"oracle": " (leaks)"}
+    columns = ["database", "subject", "seed", "clips"]
     columns += [f"{what} {name}{marks.get(name, '')}" for name in selections for what in ("right", "epoch")]
     rows: list[list[Any]] = []
-    for (database, name, seed), counter in right.items():
-        chosen = epochs[f"{database}/{name}", seed]
-        numbers = [number for name in selections for number in (counter[name], chosen[name])]
-        rows.append([database, name, seed, counter["clips"], *numbers])
+    for fold, (result, _) in sorted(Ledger(run.folder, run.summary["identity"]).read().items()):
+        keys = zip(predictions.clips, predictions.seeds, strict=True)
+        own = [clip.startswith(f"{fold.subject}/") and seed == fold.seed for clip, seed in keys]
+        database, _, subject = fold.subject.partition("/")
+        row: list[Any] = [database, subject, fold.seed, sum(own)]
+        for name in selections:
+            right = predictions.chosen[name][own] == predictions.labels[own]
+            row += [int(right.sum()), result.epochs[name]]
+        rows.append(row)
     return columns, rows
 
 
-def write(logger: TableLogger, folder: Path) -> None:
+def write(logger: Any, folder: Path) -> None:
     """Log the finished run in a folder: configuration, fold table, confusion matrices, scores.
 
-    Raises:
-        UserError: no finished run there.
+    Any of Lightning's loggers that has log_table will do, WandbLogger for one.
     """
     run = read_run(folder)
     summary = run.summary

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +27,7 @@ CLASSES = ("absent", "present")
 
 
 def by_database(study: StudyTokens) -> StudyTokens:
-    """The same clips, whose folds leave one database out.
-
-    Raises:
-        UserError: a single database.
-    """
+    """The same clips, whose folds leave one database out; a UserError where there is but one."""
     if len(set(study.databases)) < 2:
         raise UserError(
             f"leave_out: {study.protocol} is one database, {study.databases[0]}; it needs 2 or more"
@@ -38,11 +36,7 @@ def by_database(study: StudyTokens) -> StudyTokens:
 
 
 def coded_rows(shown: Sequence[Sequence[int]], databases: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Rows of clips whose units are annotated, and databases without any.
-
-    Args:
-        shown: units of every clip; none are annotated where it is empty.
-        databases: of every clip.
+    """Rows of clips whose units are annotated (not empty), and databases without any.
 
     Raises:
         UserError: no clip has any.
@@ -65,73 +59,59 @@ def studies(
         shown: units of every clip.
         rows: of the clips that are coded.
     """
-    index = torch.tensor(rows)
+    subjects, clips = (tuple(names[row] for row in rows) for names in (study.subjects, study.clips))
+    tokens, every = study.tokens[rows], study.databases
+    databases = [every[row] for row in rows]
     found, missing = {}, {}
     for unit in UNITS:
         labels = torch.tensor([int(unit in shown[row]) for row in rows])
-        subjects = tuple(study.subjects[row] for row in rows)
         showing = {subject for subject, label in zip(subjects, labels.tolist(), strict=True) if label}
-        if len(showing) < 2 or bool(labels.all()):
-            missing[unit] = f"shown in {len(showing)} folds" if not labels.all() else "shown by every clip"
-            continue
-        found[unit] = replace(
-            study,
-            tokens=study.tokens[index],
-            labels=labels,
-            subjects=subjects,
-            clips=tuple(study.clips[row] for row in rows),
-            class_names=CLASSES,
-            anchors=None,
-            counts=_counts(study, rows, labels),
-        )
+        if labels.all():
+            missing[unit] = "shown by every clip"
+        elif len(showing) < 2:
+            missing[unit] = f"shown in {len(showing)} folds"
+        else:
+            found[unit] = replace(
+                study, tokens=tokens, labels=labels, subjects=subjects, clips=clips, class_names=CLASSES,
+                anchors=None, counts=_counts(clips, databases, labels),
+            )  # fmt: skip
     if not found:
         raise UserError("no action unit is shown in two folds; add data")
     return found, missing
 
 
-def _counts(study: StudyTokens, rows: Sequence[int], labels: Tensor) -> dict[str, Any]:
-    databases = [study.databases[row] for row in rows]
+def _counts(clips: Sequence[str], databases: Sequence[str], labels: Tensor) -> dict[str, Any]:
     counts = {}
     for name in sorted(set(databases)):
-        own = [i for i, database in enumerate(databases) if database == name]
-        shown = int(labels[own].sum())
-        counts[name] = {
-            "clips": len(own),
-            "subjects": len({study.clips[rows[i]].rpartition("/")[0] for i in own}),
-            "classes": {"absent": len(own) - shown, "present": shown},
-        }
+        own = [row for row, database in enumerate(databases) if database == name]
+        people, shown = {clips[row].rpartition("/")[0] for row in own}, int(labels[own].sum())
+        classes = {"absent": len(own) - shown, "present": shown}
+        counts[name] = {"clips": len(own), "subjects": len(people), "classes": classes}
     return counts
 
 
 def unit_scores(rows: Predictions, selection: str = "last") -> dict[str, dict[str, float]]:
     """Database -> `macro` and `binary` F1, means over seeds; no databases that never show the unit."""
-    databases = [clip.split("/", 1)[0] for clip in rows.clips]
     found: dict[str, dict[str, float]] = {}
-    for name in sorted(set(databases)):
+    for name in sorted(set(rows.databases)):
         values = []
         for seed in sorted(set(rows.seeds)):
-            own = [
-                i
-                for i, (d, s) in enumerate(zip(databases, rows.seeds, strict=True))
-                if (d, s) == (name, seed)
-            ]
+            own = (np.array(rows.databases) == name) & (np.array(rows.seeds) == seed)
             labels, guesses = (torch.from_numpy(each[own]) for each in (rows.labels, rows.chosen[selection]))
-            if labels.any():
-                values.append(f1_per_class(confusion(labels, guesses, 2)))
-        if values:
-            mean = torch.stack(values).mean(0)
-            found[name] = {"macro": float(mean.mean()), "binary": float(mean[1])}
+            f1 = f1_per_class(confusion(labels, guesses, 2))
+            values.append({"macro": float(f1.mean()), "binary": float(f1[1])})
+        if labels.any():  # those of every seed
+            found[name] = _mean(values)
     return found
 
 
 def summarise(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Means over units per database, and `mean` over the databases: {"casme2": {"macro", "binary"}, ...}."""
-    databases = sorted({name for each in scores.values() for name in each})
-    made: dict[str, dict[str, float]] = {}
-    for name in databases:
-        own = [each[name] for each in scores.values() if name in each]
-        made[name] = {kind: sum(each[kind] for each in own) / len(own) for kind in ("macro", "binary")}
-    made["mean"] = {
-        kind: sum(made[name][kind] for name in databases) / len(databases) for kind in ("macro", "binary")
-    }
-    return made
+    made = {}
+    for name in sorted({name for each in scores.values() for name in each}):
+        made[name] = _mean([each[name] for each in scores.values() if name in each])
+    return made | {"mean": _mean(list(made.values()))}
+
+
+def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {kind: fmean(each[kind] for each in values) for kind in ("macro", "binary")}

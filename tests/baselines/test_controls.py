@@ -53,10 +53,12 @@ def test_the_control_never_sees_the_held_out_subject() -> None:
     assert not torch.equal(base[~own], changed[~own])
 
 
-def test_two_subjects_are_enough() -> None:
+def test_two_subjects_are_enough_and_a_class_that_a_fold_lacks_is_never_answered() -> None:
     x, labels, _ = features(0.5)
-    guesses = linear_control(x, labels, ["a"] * 45 + ["b"] * 45, 3)
-    assert scores(labels, guesses, 3)["uf1"] > 0.8
+    subjects = ["a"] * 45 + ["b"] * 45
+    assert scores(labels, linear_control(x, labels, subjects, 3), 3)["uf1"] > 0.8
+    labels[45:] %= 2
+    assert (linear_control(x, labels, subjects, 3)[:45] != 2).all()
 
 
 def test_differences_are_averaged_down() -> None:

@@ -1,4 +1,7 @@
-"""Losses: equal to torch's where torch has them, a masked clip does not count, and they teach."""
+"""Losses: equal to torch's where torch has them, and a masked clip does not count.
+
+That every term is what it should be, gradients too, is seen where a fold is trained one by one.
+"""
 
 from __future__ import annotations
 
@@ -76,20 +79,6 @@ def test_temperature_and_margin_are_settings() -> None:
         assert {key for key in base if not torch.equal(base[key], other[key])} == {name}
 
 
-def test_balanced_weights() -> None:
-    found = losses.balanced(torch.tensor([6, 3, 0]))
-    assert found.tolist() == pytest.approx([9 / 18, 9 / 9, 0.0])
-    equal = losses.class_weights(torch.tensor([6, 3, 0]), replace(TRAINING, class_weights="equal"))
-    assert equal.tolist() == [1, 1, 1]
-
-
-def test_entropy_knows_sparse_from_even() -> None:
-    even, sparse = torch.full((2, 16), 1 / 16), torch.zeros(2, 16)
-    sparse[:, 3] = 1
-    assert losses.attention_entropy(even).tolist() == pytest.approx([float(torch.tensor(16.0).log())] * 2)
-    assert losses.attention_entropy(sparse).tolist() == pytest.approx([0, 0], abs=1e-6)
-
-
 def test_a_dimension_that_rests_is_not_blown_up() -> None:
     values = torch.randn(100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values[:, 1] = 5 + 1e-9 * values[:, 1]
@@ -116,23 +105,3 @@ def test_alignment_is_the_published_one() -> None:
     found = head_loss(output, labels, torch.ones(4), training, TextAnchors(anchors, described))
     ours = torch.stack([found["described"], found["others"] / 0.2, found["described"] + found["others"]])
     torch.testing.assert_close(ours, stored["edclip_expected.loss"], atol=1e-4, rtol=0)
-
-
-def test_alignment_pulls_described_classes_in_and_pushes_others_out() -> None:
-    generator = torch.Generator().manual_seed(0)
-    vectors = functional.normalize(torch.randn(3, 16, generator=generator), dim=-1)
-    vectors[2] = 0
-    anchors, labels = TextAnchors(vectors, torch.tensor([True, True, False])), torch.tensor([0, 1, 2] * 4)
-    free = torch.randn(12, 16, generator=generator).add_(vectors[0]).requires_grad_()
-    history = []
-    optimiser = torch.optim.Adam([free], 0.1)
-    for _ in range(20):
-        output = HeadOutput(torch.zeros(12, 3), None, functional.normalize(free, dim=-1))
-        terms = head_loss(output, labels, torch.ones(3), HeadTraining(others_weight=1.0), anchors)
-        history.append({name: float(value.detach()) for name, value in terms.items()})
-        optimiser.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimiser.step()
-    assert history[-1]["described"] < 0.3 * history[0]["described"]
-    assert history[0]["others"] > 0
-    assert history[-1]["others"] < 0.5 * history[0]["others"]

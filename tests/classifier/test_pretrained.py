@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from places import PARITY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mefar.__main__ import main
 from mefar.classifier.head import TokenHead
@@ -32,12 +32,10 @@ def test_both_published_halves_compute_what_they_computed_there(
     if not PARITY.exists():
         pytest.skip(f"no parity data at {PARITY}")
     stored = load_file(PARITY)
-    halves = {
-        part: {
-            name.removeprefix(f"{prefix}."): x for name, x in stored.items() if name.startswith(f"{prefix}.")
-        }
-        for part, prefix in (("laq", "tokenizer"), ("model", "classifier"))
-    }
+    halves: dict[str, Any] = {"laq": {}, "model": {}}
+    for name, value in stored.items():
+        prefix, _, rest = name.partition(".")
+        halves.get({"tokenizer": "laq", "classifier": "model"}.get(prefix, ""), {})[rest] = value
     torch.save(halves, tmp_path / "theirs.pt")
     words = ["import-dface", str(tmp_path / "theirs.pt"), str(tmp_path / "ours.ckpt"), "--image-size", "64"]
     assert main([*words, "--heads", "4"]) == 0
@@ -49,26 +47,21 @@ def test_both_published_halves_compute_what_they_computed_there(
     output, close = head(tokens), {"atol": 1e-4, "rtol": 0.0}
     torch.testing.assert_close(output.logits, stored["classifier_expected.logits"], **close)
     torch.testing.assert_close(output.text, stored["classifier_expected.text_space_embedding"], **close)
+    entropy = -(output.attention * output.attention.log()).sum(-1).mean()
+    torch.testing.assert_close(entropy[None], stored["classifier_expected.attention_entropy"], **close)
     assert main([*words, "--heads", "4"]) == 0, "the same file again"
     torch.save(halves | {"epoch": 1}, tmp_path / "theirs.pt")
     assert main([*words, "--heads", "4"]) == 2
     assert "ours-head.safetensors: is there already" in capsys.readouterr().err
 
 
-def test_a_head_comes_back_as_it_was(kept: tuple[TokenHead, Path]) -> None:
+def test_a_head_comes_back_as_it_was_and_other_classes_start_anew(kept: tuple[TokenHead, Path]) -> None:
     head, path = kept
     tokens = torch.rand(5, 16, 12)
-    again = PretrainedHead(16, 12, 3, 6, weights=path).eval()
+    again, other = (PretrainedHead(*sizes, weights=path).eval() for sizes in ((16, 12, 3, 6), (16, 12, 5)))
     assert torch.equal(again(tokens).logits, head(tokens).logits)
     assert torch.equal(again(tokens).text, head(tokens).text)
-
-
-def test_other_classes_start_anew_and_the_rest_is_kept(kept: tuple[TokenHead, Path]) -> None:
-    head, path = kept
-    torch.manual_seed(1)
-    other = PretrainedHead(16, 12, 5, weights=path).eval()
-    output = other(torch.rand(2, 16, 12))
-    assert output.logits.shape == (2, 5) and output.text is None
+    assert other(tokens).logits.shape == (5, 5) and other(tokens).text is None
     for name, value in head.state_dict().items():
         if name.split(".")[0] not in ("classes", "text"):
             assert torch.equal(other.state_dict()[name], value), name
@@ -82,27 +75,17 @@ def test_other_classes_start_anew_and_the_rest_is_kept(kept: tuple[TokenHead, Pa
         ((16, 12, 3), {"query": torch.full((8,), torch.inf)}, "query holds values that are not finite"),
         ((16, 12, 3), {"query": torch.zeros(9)}, "query"),
         ((16, 12, 3), {"surplus": torch.zeros(9)}, "surplus"),
+        ((16, 12, 3), None, "holds no TokenHead"),
     ],
 )
 def test_what_does_not_fit_is_refused(
-    sizes: tuple[int, int, int], changes: dict[str, Any], says: str, kept: tuple[TokenHead, Path]
+    sizes: tuple[int, int, int], changes: dict[str, Any] | None, says: str, kept: tuple[TokenHead, Path]
 ) -> None:
-    from safetensors.torch import save_file
-
     head, path = kept
-    save_file(dict(head.state_dict()) | changes, path, {"heads": "2"})
+    state = {"weight": torch.ones(1)} if changes is None else dict(head.state_dict()) | changes
+    save_file(state, path, {"heads": "2"})
     with pytest.raises(UserError, match=says) as caught:
         PretrainedHead(*sizes, weights=path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-
-
-def test_a_file_of_no_head_and_none(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"weight": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="holds no TokenHead"):
-        PretrainedHead(16, 12, 3, weights=tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="no such checkpoint"):
-        PretrainedHead(16, 12, 3, weights=tmp_path / "y.safetensors")
     with pytest.raises(UserError, match="give its weights"):
-        PretrainedHead(16, 12, 3)
+        PretrainedHead(*sizes)

@@ -318,6 +318,7 @@ def test_a_tokenizer_in_a_users_file(loso: Callable[..., int], tmp_path: Path) -
         (["--out", "runs/{run}"], "WANDB_RUN_ID, which a sweep sets"),
         (["--frobnicate", "1"], "frobnicate"),
         (["--adapt-tokenizer", "-0.1"], "adapt_tokenizer is -0.1"),
+        (["--adapt-tokenizer", ".nan"], "adapt_tokenizer is nan"),
         (["--adapt-tokenizer", "yes"], "adapt_tokenizer"),
         (["--tokenizer", "toys.NoTokenizer"], "toys.NoTokenizer"),
         (["--head", "foreign_heads.NoSuchHead"], "NoSuchHead"),

@@ -1,33 +1,31 @@
-"""Folds that adapt the tokenizer: what learns, what stays, who is never seen, ranks and kills."""
+"""Folds that adapt the tokenizer: what learns, what stays, who is never seen, ranks, going on."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from pair_sets import SUBJECTS, Pairs, adaptation, material, tokenizer
+from safetensors.torch import load_file
 from token_sets import CLASSES, anchors
 from torch import Tensor
 
 from mefar.classifier.head import TokenHead
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
+from mefar.files import lock
 from mefar.loso import adapting
 from mefar.loso.adapting import Adaptation, AdaptingFold
+from mefar.loso.callback import make_trainer
 from mefar.loso.engine import train_group
 from mefar.loso.folds import Fold, StudyTokens, View
-from mefar.loso.ledger import Ledger
 from mefar.loso.run import Run, Where
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokens import AdaptableTokenizer
@@ -45,17 +43,15 @@ def fit(
 ) -> AdaptingFold:
     """One fold, trained in this process."""
     module = AdaptingFold(study or material(), Fold(fold, 0), SMALL, training, given or adaptation())
-    fitting = L.Trainer(
-        accelerator="cpu", devices=1, max_epochs=training.epochs, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
-    fitting.fit(module)
+    make_trainer(CPU, 1, [], max_epochs=training.epochs).fit(module)
     return module
 
 
-def run(out: Path, devices: int = 1, given: Adaptation | None = None, **changes: Any) -> dict[str, Any]:
+def run(
+    out: Path, devices: int = 1, given: Adaptation | None = None, pairs: str = "", **changes: Any
+) -> dict[str, Any]:
     given, where = given or adaptation(), replace(CPU, devices=devices)
-    decides = {"adapt_tokenizer": given.weight, "pairs": given.fingerprint}
+    decides = {"adapt_tokenizer": given.weight, "pairs": pairs}
     settings: dict[str, Any] = {"study": material(), "head": SMALL, "training": TRAINING} | changes
     made = Run(out=out, where=where, adapting=decides, **settings)
     adapting.train(made, where, given)
@@ -103,19 +99,21 @@ def test_the_error_of_a_pair_is_its_own_and_reaches_every_parameter(network: str
 
 
 def test_it_is_the_frozen_fold_where_the_tokenizer_stands_still() -> None:
-    """Same clips, order, views, initial values, loss, class weights, scaling and schedule as the engine."""
+    """Same clips, order, views, initial values, loss, class weights, scaling and schedule as the engine.
+
+    It stands still where nothing is rebuilt: the head sends nothing into it.
+    """
     study = replace(material(), anchors=anchors())
     still = replace(TRAINING, weight_decay=0.0, epochs=3)
-    result = fit(given=adaptation(weight=0.0), study=study, training=still).result()
+    module, start = fit(given=adaptation(weight=0.0), study=study, training=still), tokenizer().state_dict()
+    assert all(torch.equal(start[name], value) for name, value in module.tokenizer.state_dict().items())
+    result = module.result()
     (frozen,), _ = train_group(study, [Fold("casme2/1", 0)], SMALL, still)
     for name in ("probabilities", "attention"):
         found, expected = (torch.tensor(getattr(each, name)) for each in (result, frozen))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert (result.rows, result.predictions, result.epochs) == (
-        frozen.rows,
-        frozen.predictions,
-        frozen.epochs,
-    )
+    for name in ("rows", "predictions", "epochs"):
+        assert getattr(result, name) == getattr(frozen, name)
 
 
 @pytest.mark.parametrize("network", ["warp", "published"])
@@ -133,16 +131,6 @@ def test_the_tokenizer_learns_and_the_starting_one_stays(network: str) -> None:
         assert torch.equal(before[name], value), f"{name}: nothing but the optimiser may move"
     rows = module.view.train.tolist()
     assert error(adapted, pairs, rows) < 0.95 * error(start, pairs, rows)
-
-
-def test_the_head_sends_nothing_into_the_tokenizer() -> None:
-    still = replace(TRAINING, weight_decay=0.0)
-    module = fit(given=adaptation(weight=0.0), training=still)
-    start = tokenizer().state_dict()
-    assert all(torch.equal(start[name], value) for name, value in module.tokenizer.state_dict().items())
-    fresh = AdaptingFold(material(), Fold("casme2/1", 0), SMALL, still, adaptation())
-    pairs = zip(module.head.parameters(), fresh.head.parameters(), strict=True)
-    assert not all(torch.equal(a, b) for a, b in pairs)
 
 
 # Leaks
@@ -177,34 +165,21 @@ def test_garbage_in_training_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert held_out_matters()
 
 
-def test_training_opens_the_training_clips_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = adaptation(views=1)
-    assert isinstance(given.pairs, Pairs)
-    monkeypatch.setattr(AdaptingFold, "predict_held_out", lambda self: (torch.full((4, 3), 1 / 3), None))
-    module = fit(given=given, study=material(views=1))
-    assert sorted(given.pairs.read) == sorted(module.view.train.tolist() * TRAINING.epochs)
-
-
 # Runs
 
 
-def test_a_run_feeds_ledger_table_and_summary_and_keeps_its_models(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
+def test_a_run_keeps_its_models_and_a_fold_is_the_same_alone_and_after_others(tmp_path: Path) -> None:
     summary = run(tmp_path, keep_heads=True)
-    rows = rows_of(tmp_path)
-    assert sorted(f"{row['database']}/{row['subject']}/{row['clip']}" for row in rows) == sorted(
-        material().clips
-    )
-    assert list(summary["scores"]) == ["last", "oracle"]
-    assert len((tmp_path / "folds.jsonl").read_text().splitlines()) == 3
+    assert list(summary["scores"]) == ["last", "oracle"] and summary["training_seconds"] > 0
     assert json.loads((tmp_path / "study.json").read_text())["adapt_tokenizer"] == 0.1
-    assert summary["training_seconds"] > 0
-    state = load_file(tmp_path / "heads" / "casme2-1-seed0.safetensors")
-    start = tokenizer().state_dict()
-    own = {name.removeprefix("tokenizer."): v for name, v in state.items() if name.startswith("tokenizer.")}
-    assert own.keys() == start.keys()
-    assert any(not torch.equal(start[name], value) for name, value in own.items())
+    alone, rows = fit("casme2/2"), rows_of(tmp_path)
+    assert len(rows) == len(material().clips)
+    p = [[float(row[f"p_{name}"]) for name in CLASSES] for row in rows if row["fold"] == "2"]
+    torch.testing.assert_close(torch.tensor(p), alone.path[-1], atol=1e-6, rtol=0)
+    state = load_file(tmp_path / "heads" / "casme2-2-seed0.safetensors")
+    assert state.keys() == alone.state().keys()
+    for name, value in alone.state().items():
+        torch.testing.assert_close(state[name], value, atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("devices", [2, 3])
@@ -223,32 +198,16 @@ def test_ranks_share_every_batch(tmp_path: Path, devices: int) -> None:
             assert float(here[name]) == pytest.approx(float(there[name]), abs=1e-4)
 
 
-def test_a_fold_is_the_same_alone_and_after_others(tmp_path: Path) -> None:
+def test_a_run_with_folds_left_goes_on_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves: a ledger with one fold, and a torn line of the next."""
     run(tmp_path)
-    module = fit("casme2/2")
-    p = [[float(row[f"p_{name}"]) for name in CLASSES] for row in rows_of(tmp_path) if row["fold"] == "2"]
-    torch.testing.assert_close(torch.tensor(p), module.path[-1], atol=1e-6, rtol=0)
-
-
-def _killed_after_a_fold(out: Path, training: HeadTraining) -> None:
-    append = Ledger.append
-
-    def last(self: Ledger, *words: Any) -> None:
-        append(self, *words)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    Ledger.append = last  # type: ignore[method-assign]
-    run(out, training=training)
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training, out = replace(TRAINING, epochs=3), tmp_path / "killed"
-    run(tmp_path / "whole", training=training)
-    process = get_context("fork").Process(target=_killed_after_a_fold, args=(out, training))
-    process.start()
-    process.join()
-    there = len((out / "folds.jsonl").read_text().splitlines())
-    assert process.exitcode == -signal.SIGKILL and there == 1
+    whole, ledger = (tmp_path / "predictions.csv").read_bytes(), tmp_path / "folds.jsonl"
+    first, second, _ = ledger.read_text().splitlines()
+    ledger.write_text(f"{first}\n{second[:50]}")
+    for name in ("predictions.csv", "summary.json"):
+        (tmp_path / name).unlink()
     trained: list[str] = []
     real = AdaptingFold.configure_optimizers
 
@@ -257,11 +216,10 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
         return real(self)
 
     monkeypatch.setattr(AdaptingFold, "configure_optimizers", counted)
-    run(out, training=training)
-    assert len(trained) == 3 - there
-    assert (out / "predictions.csv").read_bytes() == (tmp_path / "whole/predictions.csv").read_bytes()
-    run(out, training=training)
-    assert len(trained) == 3 - there, "a finished run trains nothing"
+    for _ in range(2):
+        run(tmp_path)
+        assert len(trained) == 2, "a finished fold is never trained again"
+        assert (tmp_path / "predictions.csv").read_bytes() == whole
 
 
 # What is refused
@@ -274,26 +232,9 @@ def test_adapted_and_frozen_folds_never_mix_and_two_commands_do_not_train_twice(
     with pytest.raises(UserError, match=r"adapt_tokenizer \(0.1 there, 0.2 asked for\)"):
         run(tmp_path, given=adaptation(weight=0.2))
     with pytest.raises(UserError, match="another pairs"):
-        run(tmp_path, given=replace(adaptation(), fingerprint="other"))
-    from mefar.files import lock
-
+        run(tmp_path, pairs="other")
     with lock(tmp_path / "locks" / "adapting.lock"), pytest.raises(UserError, match="another command trains"):
         run(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("weight", "inner", "group", "says"),
-    [
-        (-1.0, False, None, "adapt_tokenizer is -1.0"),
-        (float("nan"), False, None, "adapt_tokenizer is nan"),
-        (0.1, True, None, "inner"),
-        (0.1, False, 4, "group is 4"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(weight: float, inner: bool, group: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        adapting.check(weight, replace(TRAINING, inner=inner), group)
-    adapting.check(0.0, replace(TRAINING, inner=inner), group)
 
 
 def test_a_diverging_fold_ends_with_its_name(tmp_path: Path) -> None:
