@@ -16,8 +16,8 @@ from mefar.errors import UserError
 from mefar.files import code_fingerprint, fingerprint
 from mefar.generation import dictionary
 from mefar.generation.editing import steerable
-from mefar.loso.token_table import tokenizer_fingerprint
 from mefar.progress import shown
+from mefar.readers import weights_of
 from mefar.report.explore_page import write_exploration
 from mefar.tokenizer.plain import load
 from mefar.tokens import ActionTokens, SteerableTokenizer
@@ -52,7 +52,7 @@ def explore(
     if out.suffix != ".html":
         raise UserError(f"--out {out}: give a name that ends with .html")
     model = steerable(load(tokenizer))
-    made_by = tokenizer_fingerprint(model)
+    made_by = weights_of(model)
     words = read_out(model, made_by, cache_dir)
     people = list(unit_pairs(model.image_size, FACES, PAIRS, seed=1))
     faces = torch.cat([_images(person.onset[:1]) for person in people])

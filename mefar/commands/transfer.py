@@ -21,12 +21,12 @@ from mefar.commands.acting import Source, given, of_database
 from mefar.commands.recognise import claim_folder
 from mefar.errors import UserError
 from mefar.files import fingerprint, lock, replacing
-from mefar.generation import picking, token_file
+from mefar.generation import token_file
+from mefar.generation.dictionary import showing
 from mefar.generation.editing import kept, steerable
 from mefar.generation.transfer import Target, carry, clip
-from mefar.loso.results import read_run
-from mefar.loso.token_table import tokenizer_fingerprint
 from mefar.pictures import align
+from mefar.readers import weights_of
 from mefar.tokenizer.plain import load
 from mefar.tokens import SteerableTokenizer
 
@@ -97,10 +97,12 @@ def transfer(
         cache_dir: folder for the read-out.
     """
     if dataset is None and data is not None and run is not None:
+        from mefar.loso.results import read_run
+
         dataset = str(read_run(run).summary["protocol"])
     _check(strength, top, run, frames, fps, dataset, data, bool(source))
     model = steerable(load(tokenizer))
-    made_by = tokenizer_fingerprint(model)
+    made_by = weights_of(model)
     sources = list(given(source, model, made_by, source_face, faces, (onset, apex)))
     if dataset is not None and data is not None:
         sources += of_database(dataset, data, clips, model, faces)
@@ -173,7 +175,10 @@ def _picked(
 ) -> list[Source]:
     """Sources with the tokens that --top and --units ask for, the others at rest."""
     if top is not None and run is not None:
-        weights = picking.attention_of(run, made_by)
+        from mefar.generation import picking
+        from mefar.loso.token_table import tokenizer_fingerprint
+
+        weights = picking.attention_of(run, tokenizer_fingerprint(model))
         places = [picking.strongest(weights.get(one.key, weights[picking.ALL]), top) for one in sources]
         sources = [_kept(one, model, own) for one, own in zip(sources, places, strict=True)]
     if units:
@@ -185,7 +190,7 @@ def _picked(
                 f"--units {missing[0]}: is not read; choose from {', '.join(map(str, words.units))}"
             )
         rows = [words.units.index(unit) for unit in units]
-        places = [picking.showing(*words.of(one.tokens.indices[0]), rows) for one in sources]
+        places = [showing(*words.of(one.tokens.indices[0]), rows) for one in sources]
         sources = [_kept(one, model, own) for one, own in zip(sources, places, strict=True)]
     return sources
 

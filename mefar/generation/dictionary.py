@@ -124,6 +124,18 @@ def fit(
     return Dictionary(tuple(units), effects[0], effects[1], correlation, slope)
 
 
+def showing(contributions: Tensor, sure: Tensor, units: Sequence[int]) -> list[int]:
+    """Positions whose codes add to any of some action units, and surely so.
+
+    Args:
+        contributions: (U, L), what each position's code adds to each unit.
+        sure: (U, L) bool, that its sign is known.
+        units: numbers of the rows that are asked for.
+    """
+    rows = list(units)
+    return torch.nonzero(((contributions > 0) & sure)[rows].any(0))[:, 0].tolist()
+
+
 def _ridge(features: Tensor, targets: Tensor) -> Tensor:
     """(P, U) weights without a constant: no action shows no unit."""
     gram = features.T @ features

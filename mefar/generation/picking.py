@@ -1,10 +1,9 @@
-"""Which tokens of a clip are kept: those that a run's heads weighed most, or that show some action units."""
+"""Which tokens of a clip are kept: those that a run's heads weighed most, on average or of one clip."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,15 +46,3 @@ def attention_of(run: Path, tokenizer: str) -> dict[str, torch.Tensor]:
 def strongest(weights: torch.Tensor, count: int) -> list[int]:
     """The `count` positions of (L,) that weigh most, sorted."""
     return sorted(weights.topk(min(count, len(weights))).indices.tolist())
-
-
-def showing(contributions: torch.Tensor, sure: torch.Tensor, units: Sequence[int]) -> list[int]:
-    """Positions whose codes add to any of some action units, and surely so.
-
-    Args:
-        contributions: (U, L), what each position's code adds to each unit.
-        sure: (U, L) bool, that its sign is known.
-        units: numbers of the rows that are asked for.
-    """
-    rows = list(units)
-    return torch.nonzero(((contributions > 0) & sure)[rows].any(0))[:, 0].tolist()

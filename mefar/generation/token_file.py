@@ -1,7 +1,7 @@
 """A clip's tokens as a small JSON file: what a face did, and no face.
 
 {"format": "mefar tokens", "version": 1,
- "tokenizer": "sha256 of what made them",     other tokenizers read other things in the same numbers
+ "tokenizer": "sha256 of its weights",        other tokenizers read other things in the same numbers
  "indices": [30, 11, 3, ...],                 L codes in [0, K)
  "strength": 0.83}                            how much of it, 1 is typical of a talking face; or null
 """

@@ -13,7 +13,7 @@ from toy_tokenizer import QuadrantTokenizer
 from mefar.errors import UserError
 from mefar.files import fingerprint
 from mefar.generation import picking, token_file
-from mefar.generation.dictionary import fit
+from mefar.generation.dictionary import fit, showing
 from mefar.generation.editing import chosen, each_replaced, kept, resting, steerable
 from mefar.loso.folds import Fold, FoldResult
 from mefar.loso.ledger import Ledger
@@ -152,5 +152,5 @@ def test_tokens_are_picked_by_weight_or_by_unit() -> None:
     assert picking.strongest(torch.tensor([0.1, 0.9]), 5) == [0, 1]
     adds = torch.tensor([[0.5, -0.5, 0.4], [0.0, 0.3, 0.3]])
     sure = torch.tensor([[True, True, False], [True, True, False]])
-    assert picking.showing(adds, sure, [0]) == [0]
-    assert picking.showing(adds, sure, [0, 1]) == [0, 1]
+    assert showing(adds, sure, [0]) == [0]
+    assert showing(adds, sure, [0, 1]) == [0, 1]
