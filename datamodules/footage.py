@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.crops import read_image
+from datamodules.databases.folders import IMAGES, list_frames
 from datamodules.voxceleb import video
 from mefar.errors import UserError
 from mefar.files import replacing
@@ -24,9 +24,6 @@ from mefar.files import replacing
 UInt8 = NDArray[np.uint8]
 T = TypeVar("T")
 
-VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".mts",
-          ".3gp", ".gif")  # fmt: skip
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 _TICKS = 1000  # a second, in written videos
 
 
@@ -62,12 +59,12 @@ class Footage:
             yield from video.play(self.path)
             return
         for second, image in zip(self.seconds, self.images, strict=True):
-            yield second, _read(image)
+            yield second, read_image(image)
 
     def at(self, numbers: Sequence[int]) -> list[UInt8]:
         """Frames by number, counted from 0."""
         if self.images:
-            return [_read(self.images[number]) for number in numbers]
+            return [read_image(self.images[number]) for number in numbers]
         return list(video.frames(self.path, numbers)) if numbers else []
 
 
@@ -91,12 +88,12 @@ def footage(path: Path, fps: float | None = None) -> Footage:
 
 def films_in(folder: Path) -> list[Path]:
     """What `footage` reads under a folder: videos of any depth, and folders that hold images and no video."""
-    videos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS and p.is_file())
+    videos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in video.SUFFIXES and p.is_file())
     folders = {p.parent for p in folder.rglob("*") if p.suffix.lower() in IMAGES}
     taken = {p.parent for p in videos}
     found = sorted([*videos, *(folders - taken)])
     if not found:
-        raise UserError(f"{folder}: no video and no numbered images in it ({' '.join(VIDEOS)})")
+        raise UserError(f"{folder}: no video and no numbered images in it ({' '.join(video.SUFFIXES)})")
     return found
 
 
@@ -160,36 +157,18 @@ def write_video(path: Path, frames: Iterable[tuple[float, UInt8]], crf: int = 23
 
 
 def _sequence(folder: Path, fps: float | None) -> Footage:
-    numbered: dict[int, Path] = {}
-    for image in sorted(folder.iterdir()):
-        digits = re.findall(r"\d+", image.stem)
-        if image.suffix.lower() in IMAGES and digits:
-            number = int(digits[-1])
-            if number in numbered:
-                raise UserError(
-                    f"{folder}: {numbered[number].name} and {image.name} have one number; part them"
-                )
-            numbered[number] = image
-    if len(numbered) < 2:
+    listed = list_frames(folder)
+    if listed.twice:
+        raise UserError(listed.twice)
+    if len(listed.files) < 2:
         raise UserError(f"{folder}: fewer than two numbered images in it")
     if fps is None or not 0 < fps <= 10_000:
         raise UserError(f"{folder}: a folder of images does not say how fast it was filmed; give --fps")
-    numbers = sorted(numbered)
-    missing = numbers[-1] - numbers[0] + 1 - len(numbers)
-    notes = (
-        (f"{missing} images are missing between {numbers[0]} and {numbers[-1]}: gaps in time",)
-        if missing
-        else ()
-    )
+    numbers, images, notes = list(listed.files), tuple(listed.files.values()), []
+    if missing := numbers[-1] - numbers[0] + 1 - len(numbers):
+        notes.append(f"{missing} images are missing between {numbers[0]} and {numbers[-1]}: gaps in time")
+    if listed.strays:
+        notes.append(f"not called like the others and left out: {', '.join(listed.strays[:3])}")
     seconds = tuple((number - numbers[0]) / fps for number in numbers)
-    height, width = _read(numbered[numbers[0]]).shape[:2]
-    return Footage(
-        folder, len(numbers), fps, (width, height), notes, tuple(numbered[n] for n in numbers), seconds
-    )
-
-
-def _read(path: Path) -> UInt8:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: not an image that can be read")
-    return np.asarray(image[..., ::-1], np.uint8)
+    height, width = read_image(images[0]).shape[:2]
+    return Footage(folder, len(numbers), fps, (width, height), tuple(notes), images, seconds)

@@ -7,9 +7,11 @@ for it goes on. A fingerprint is a sha256 of everything that decides a result: s
 from __future__ import annotations
 
 import ast
+import csv
 import functools
 import hashlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ import subprocess
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from importlib import util
@@ -73,6 +75,16 @@ def check_ours(path: Path, sign: str) -> None:
     """
     if path.is_dir() or (path.exists() and sign not in path.read_text(encoding="utf-8", errors="replace")):
         raise UserError(f"{path}: a folder, or holds something else; give another --out")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> str:
+    """Text of a csv file; rows in the order of the columns, or by their names ("" where one has none)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([row.get(name, "") for name in columns] if isinstance(row, Mapping) else row)
+    return text.getvalue()
 
 
 def remove_leftovers(folder: Path) -> None:

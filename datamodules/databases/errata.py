@@ -31,8 +31,6 @@ from pathlib import Path
 
 from mefar.errors import UserError
 
-FIELDS = ("onset", "apex", "offset", "aus")
-
 
 @dataclass(frozen=True)
 class Coded:

@@ -101,11 +101,7 @@ def coding_rows(database: str, plans: Sequence[ClipPlan]) -> list[list[Cell]]:
 
 
 def write_coding(folder: Path, database: str, plans: Sequence[ClipPlan]) -> Path:
-    """Write the coding file of one replica into its folder; SMIC has none and must not be asked for.
-
-    Returns:
-        The file written.
-    """
+    """Write the coding file of one replica into its folder; SMIC has none and must not be asked for."""
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = {"casme2": "Sheet1", "samm": "MICRO_ONLY", "casme3": "label"}[database]

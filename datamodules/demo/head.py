@@ -140,10 +140,6 @@ class HeadModel:
             row[self.action_names.index(name)] = weight
         return row
 
-    def unit_weights(self, unit: int, side: Side = "") -> F32:
-        """Return the (52,) weights of one action unit at full intensity (see ``actions_of``)."""
-        return self.weights(actions_of(unit, side))
-
 
 def _names(array: npt.NDArray[np.str_]) -> tuple[str, ...]:
     return tuple(str(name) for name in array)

@@ -8,7 +8,6 @@ later and loses it some frames earlier.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from datamodules.demo.motion import (
 )
 from datamodules.demo.replicas import STUDIOS
 from datamodules.demo.scene import Scene
-from mefar.files import replacing
+from mefar.files import csv_text, replacing, write_text
 
 U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
@@ -225,15 +224,13 @@ def make_long_video(
 def _write_truth(path: Path, video: LongVideo) -> None:
     last = len(video.performance.pose) - 1
     truth = path.with_suffix(".truth.csv")
-    with replacing(truth) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        names = ["video", "kind", "onset", "offset", "emotion"]
-        writer.writerow([*names, "onset_s", "apex_s", "offset_s", "peak", "units"])
-        for event in video.events:
-            first, final = (min(last, round(s * video.fps)) for s in (event.onset, event.offset))
-            seconds = [f"{s:.4f}" for s in (event.onset, event.apex, event.offset)]
-            acted = "+".join(str(unit) for unit in event.units)
-            row = [path.stem, event.kind, first, final, event.emotion]
-            writer.writerow([*row, *seconds, f"{event.peak:.3f}", acted])
-        if not video.events:
-            writer.writerow([path.stem, *[""] * 9])
+    names = ["video", "kind", "onset", "offset", "emotion"]
+    columns = [*names, "onset_s", "apex_s", "offset_s", "peak", "units"]
+    rows = []
+    for event in video.events:
+        first, final = (min(last, round(s * video.fps)) for s in (event.onset, event.offset))
+        seconds = [f"{s:.4f}" for s in (event.onset, event.apex, event.offset)]
+        acted = "+".join(str(unit) for unit in event.units)
+        row = [path.stem, event.kind, first, final, event.emotion]
+        rows.append([*row, *seconds, f"{event.peak:.3f}", acted])
+    write_text(truth, csv_text(columns, rows or [{"video": path.stem}]))

@@ -38,7 +38,7 @@ from datamodules.voxceleb.stores import ROW, STORES, Store, bytes_on_disk, write
 from datamodules.voxceleb.utterances import Utterance, find_utterances
 from datamodules.voxceleb.windows import Window, read_windows
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, fingerprint, lock, remove_leftovers, replacing
+from mefar.files import code_fingerprint, csv_text, fingerprint, lock, remove_leftovers, replacing, write_text
 
 VERSION = 4
 NO_FACE = "no face found that stays in the picture"
@@ -198,8 +198,7 @@ def _build(
     _check_disk(out, settings, count)
     if count and tell is not None:
         tell(_announcement(out, settings, count, max(1, workers)))
-    with replacing(out / "plan.json") as temporary:
-        temporary.write_text(json.dumps(asdict(settings), indent=1))
+    write_text(out / "plan.json", json.dumps(asdict(settings), indent=1))
     remove_leftovers(out)
     try:
         _work(voxceleb, out, settings, chunks, todo, workers, progress)
@@ -387,8 +386,7 @@ def _make_shard(
         kept += found
     opening("")
     write_shard(out, shard, settings.store, kept, side)
-    with replacing(out / f"shard-{shard:05d}.json") as temporary:
-        temporary.write_text(json.dumps({"windows": windows, "bad": bad}))
+    write_text(out / f"shard-{shard:05d}.json", json.dumps({"windows": windows, "bad": bad}))
 
 
 def _read_windows(path: Path, name: str, aligner: FaceAligner, settings: _Settings) -> list[Window]:
@@ -423,10 +421,7 @@ def _finish(out: Path, settings: _Settings, chunks: list[list[Utterance]]) -> Ca
     with replacing(out / "index.npz") as temporary, temporary.open("wb") as file:
         table = np.array(windows, np.int64).reshape(-1, 4)
         np.savez(file, windows=table, times=np.array(moments, np.float64))
-    with replacing(out / "quarantine.csv") as temporary, temporary.open("w", newline="") as rows:
-        writer = csv.DictWriter(rows, ("path", "reason"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(bad)
+    write_text(out / "quarantine.csv", csv_text(("path", "reason"), bad))
     document = {
         "plan": asdict(settings),
         "summary": asdict(result),
@@ -434,8 +429,7 @@ def _finish(out: Path, settings: _Settings, chunks: list[list[Utterance]]) -> Ca
         "speakers": list(speakers),
         "paths": paths,
     }
-    with replacing(out / "index.json") as temporary:
-        temporary.write_text(json.dumps(document))
+    write_text(out / "index.json", json.dumps(document))
     return result
 
 

@@ -83,7 +83,7 @@ _TALKERS = (
 def run_function(function: Callable[..., int | None], argv: Sequence[str], prog: str) -> int:
     """Run a function as a command; its signature and Google docstring are the command line.
 
-    A required `Path` that may be given by position becomes a positional argument; every other
+    A required `Path` or `str` that may be given by position becomes a positional argument; every other
     parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`).
     Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these, and
     dataclasses of them (`--training.epochs 50`).
@@ -121,7 +121,7 @@ def _parser(function: Callable[..., Any], prog: str) -> ArgumentParser:
         for name, parameter in parameters.items()
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         and parameter.default is parameter.empty
-        and hints.get(name) is Path
+        and hints.get(name) in (str, Path)
     }
     text = inspect.getdoc(function) or ""
     description = re.split(r"\n(?:Args|Returns|Raises):", text)[0].strip()
@@ -149,7 +149,7 @@ def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
         if listing:
             continue
         words.append(f"--{name}{equals}{value}" if known else word)
-        if known and hints.get(name) is bool and not equals and following.startswith("-"):
+        if known and hints.get(name) is bool and not equals and following not in ("true", "false"):
             words.append("true")
     return words
 

@@ -15,8 +15,6 @@ from datamodules.databases.looking import Sight, look
 from datamodules.protocols import COMPOSITES
 from mefar.commands import run_function
 
-_FLAGS = ("--json",)
-
 
 def databases(*, folder: Path | None = None, json: bool = False) -> None:
     """List all databases, their classes and where to apply; with a folder, what it holds of them.
@@ -96,9 +94,9 @@ def _as_json(database: Database | LongDatabase, sight: Sight | None) -> dict[str
 
 def main(argv: Sequence[str]) -> int:
     """Run `mefar databases`."""
-    words = [f"{word}=true" if word in _FLAGS else word for word in argv]
+    words = list(argv)
     if words and not words[0].startswith("-"):
         words[0] = f"--folder={words[0]}"
-    elif len(words) > 1 and words[0] == "--json=true" and not words[1].startswith("-"):
+    elif len(words) > 1 and words[0] == "--json" and not words[1].startswith("-"):
         words[1] = f"--folder={words[1]}"
     return run_function(databases, words, "mefar databases")

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby, pairwise
+from itertools import groupby
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LISTED = 10  # findings of one kind that are listed without --verbose
-_FLAGS = ("--all-frames", "--verbose", "--json")
 _COLOURS = {"lost": "red", "warning": "yellow", "note": "dim"}
 
 
 def doctor(
+    dataset: str,
     data: Path,
     *,
-    dataset: str,
     classes: int | None = None,
     faces: FaceMode = "align",
     apex: ApexRule = "annotated",
@@ -45,10 +44,10 @@ def doctor(
     Nothing in the folder is changed.
 
     Args:
+        dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
+            describes one.
         data: for composite the folder with one folder per database, else the database's folder or its parent;
             of a database of long videos the movements are checked.
-        dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that
-            describes one; may be given as the first word.
         classes: number of classes; null = the protocol's own.
         faces: as for loso: `align` looks for raw frames first, `precropped` for cropped ones.
         apex: the apex rule that runs will use.
@@ -179,21 +178,6 @@ def _verdict(report: Report) -> str:
     )
 
 
-def _words(argv: Sequence[str]) -> list[str]:
-    """The command line with DATASET as an option, and flags that cannot take up what follows them."""
-    words = [
-        f"{word}=true" if word in _FLAGS and following not in ("true", "false") else word
-        for word, following in pairwise([*argv, ""])
-    ]
-    if any(word.split("=")[0] == "--dataset" for word in words):
-        return words
-    for index, (before, word) in enumerate(pairwise(["", *words])):
-        takes_it = before.startswith("--") and "=" not in before
-        if not word.startswith("-") and not takes_it:
-            return [*words[:index], f"--dataset={word}", *words[index + 1 :]]
-    return words
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `mefar doctor`."""
-    return run_function(doctor, _words(argv), "mefar doctor")
+    return run_function(doctor, argv, "mefar doctor")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from datamodules.faces.align import FaceAligner
 from datamodules.footage import Footage, ahead, films_in, footage, write_video
 from mefar.commands import USER_ERROR, run_function
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, fingerprint, first_difference, lock, write_text
+from mefar.files import code_fingerprint, csv_text, fingerprint, first_difference, lock, write_text
 from mefar.progress import shown
 from mefar.recognition.drawing import annotate
 from mefar.recognition.events import Event, Recognition
@@ -28,6 +27,7 @@ from mefar.recognition.intervals import Kind
 from mefar.recognition.motion import PARTS, REGIONS, SIDE, resized
 from mefar.recognition.spotting import LONGEST_MICRO, curves, spot
 from mefar.recognition.tracking import Followed, Follower, Track
+from mefar.report.recognition_page import write_recognition_report
 
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[int, int, float], None]
@@ -279,7 +279,7 @@ def _recognise_into(
         write_text(folder / "events.csv", found.events_csv())
         write_text(folder / "frames.csv", found.frames_csv())
         write_text(folder / "events.json", found.events_json())
-        _page(folder, found, crops, how.threshold)
+        write_recognition_report(folder, found, crops, how.threshold)
         if gap is not None and reader is not None and not (folder / "pairs.csv").is_file():
             write_text(folder / "pairs.csv", _pairs(film, found, reader.tokenizer, gap))
         if annotated and not (folder / "annotated.mp4").is_file():
@@ -464,11 +464,7 @@ def _pairs(film: Footage, found: Recognition, tokenizer: Any, gap: float) -> str
             if len(batch) >= 64:
                 tokenise()
     tokenise()
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["frame", "seconds", "person", "later_frame", "tokens"])
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(["frame", "seconds", "person", "later_frame", "tokens"], rows)
 
 
 def _told(
@@ -481,12 +477,6 @@ def _told(
             progress(done, total, done / (time.monotonic() - start))
 
 
-def _page(folder: Path, found: Recognition, crops: dict[int, tuple[UInt8, UInt8]], threshold: float) -> None:
-    from mefar.report.recognition_page import write_recognition_report
-
-    write_recognition_report(folder, found, crops, threshold)
-
-
 def _one_table(place: Path, folders: Sequence[Path]) -> None:
     """One events.csv over all videos of a folder, the video's name before each row."""
     columns, rows = ["video"], []
@@ -495,11 +485,7 @@ def _one_table(place: Path, folders: Sequence[Path]) -> None:
             reader = csv.DictReader(file)
             columns += [name for name in reader.fieldnames or () if name not in columns]
             rows += [{"video": str(folder.relative_to(place)), **row} for row in reader]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(place / "events.csv", buffer.getvalue())
+    write_text(place / "events.csv", csv_text(columns, rows))
 
 
 def main(argv: Sequence[str]) -> int:

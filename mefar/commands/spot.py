@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,7 @@ from datamodules.protocols import load_long_videos
 from mefar.commands import run_function
 from mefar.commands.recognise import claim_folder, follow
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, fingerprint, lock, write_text
+from mefar.files import code_fingerprint, csv_text, fingerprint, lock, write_text
 from mefar.progress import shown
 from mefar.recognition.intervals import Interval, write_intervals
 from mefar.recognition.motion import resized
@@ -40,6 +38,7 @@ from mefar.recognition.protocol import (
 from mefar.recognition.scores import CLASSES, GROUPS
 from mefar.recognition.spotting import spot as spot_events
 from mefar.recognition.tracking import Followed, Track
+from mefar.report.recognition_page import write_spotting_report
 
 Float = NDArray[np.float64]
 
@@ -73,7 +72,11 @@ def spot(*, dataset: str, data: Path, model: str | None = None, out: Path | None
         out: folder to write; left out, runs/spot-DATASET.
     """
     study = load_long_videos(dataset, data)
-    tokenizer = _tokenizer(model) if model is not None else None
+    tokenizer = None
+    if model is not None:
+        from mefar.tokenizer import load  # brings torch and Lightning
+
+        tokenizer = load(model)
     place = out or Path("runs") / f"spot-{dataset}"
     settings = {
         "dataset": dataset,
@@ -105,9 +108,7 @@ def spot(*, dataset: str, data: Path, model: str | None = None, out: Path | None
         ways = {
             "chosen on the other subjects": {video: chosen[who] for video, who in subjects.items()},
             "fixed in advance": dict.fromkeys(subjects, DEFAULT),
-            "oracle (leaks; only to compare with published tables)": {
-                v: oracle[w] for v, w in subjects.items()
-            },
+            ORACLE: {video: oracle[who] for video, who in subjects.items()},
         }
         scores = {name: pooled(truths, candidates, thresholds) for name, thresholds in ways.items()}
         first, fixed, _ = ways.values()
@@ -123,7 +124,7 @@ def spot(*, dataset: str, data: Path, model: str | None = None, out: Path | None
             "findings": [f"{f.clip or f.database}: {f.detail}" for f in study.findings],
         }  # fmt: skip
         write_text(place / "summary.json", json.dumps(summary, indent=1) + "\n")
-        _page(place, dataset, summary, folds, counts)
+        write_spotting_report(place / "report.html", dataset, summary, folds, counts)
     _print(dataset, study.counts(), scores, tokenizer is not None)
     for key, problem in problems:
         print(f"{key}: not spotted, all its expressions are missed: {problem}")
@@ -225,29 +226,14 @@ def _read(pairs: Sequence[_Pair], films: Mapping[str, Footage], tokenizer: Any) 
     return tokens_of(tokenizer, [crop[0] for crop in crops], [crop[1] for crop in crops]).features.flatten(1)
 
 
-def _tokenizer(model: str) -> Any:
-    from mefar.tokenizer import load  # brings torch and Lightning
-
-    return load(model)
-
-
 def _folds(folds: Sequence[Any], counts: Mapping[str, Mapping[str, tuple[int, int, int]]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     names = [f"{kind}_{name}" for kind in ("micro", "macro") for name in ("tp", "fp", "fn")]
-    writer.writerow(["subject", "threshold", "others_f1", "oracle_threshold", *names])
-    for fold in folds:
-        row = [fold.subject, fold.threshold, f"{fold.others_f1:.4f}", fold.oracle]
-        writer.writerow([*row, *counts[fold.subject]["micro"], *counts[fold.subject]["macro"]])
-    return buffer.getvalue()
-
-
-def _page(
-    place: Path, dataset: str, summary: Mapping[str, Any], folds: Sequence[Any], counts: Mapping[str, Any]
-) -> None:
-    from mefar.report.recognition_page import write_spotting_report
-
-    write_spotting_report(place / "report.html", dataset, summary, folds, counts)
+    rows = [
+        [fold.subject, fold.threshold, f"{fold.others_f1:.4f}", fold.oracle,
+         *counts[fold.subject]["micro"], *counts[fold.subject]["macro"]]
+        for fold in folds
+    ]  # fmt: skip
+    return csv_text(["subject", "threshold", "others_f1", "oracle_threshold", *names], rows)
 
 
 def _print(dataset: str, counts: Mapping[str, int], scores: Mapping[str, Any], classes: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from mefar.errors import UserError
-from mefar.files import remove_leftovers, replacing, write_text
+from mefar.files import csv_text, remove_leftovers, replacing, write_text
 from mefar.progress import LOG_SECONDS, time_left
 
 
@@ -168,12 +166,10 @@ class PredictionTable(BasePredictionWriter):
             return
         study = getattr(trainer.datamodule, "study", None)  # type: ignore[attr-defined]
         names = list(study.class_names) if study else [str(label) for label in range(len(found[0][1]))]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["clip", "predicted", *names])
-        for clip, probabilities in sorted(found):
-            guess = max(range(len(names)), key=probabilities.__getitem__)
-            writer.writerow([clip, names[guess], *(f"{value:.6f}" for value in probabilities)])
+        rows = []
+        for clip, shares in sorted(found):
+            guess = names[max(range(len(names)), key=shares.__getitem__)]
+            rows.append([clip, guess, *(f"{share:.6f}" for share in shares)])
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, text.getvalue())
+        write_text(self.path, csv_text(["clip", "predicted", *names], rows))
         print(f"{self.path}: {len(found)} clips")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mefar.files import csv_text
 from mefar.recognition.intervals import Kind
 from mefar.recognition.motion import PARTS, SIDE
 from mefar.recognition.spotting import curves
@@ -135,12 +134,12 @@ class Recognition:
 
     def events_csv(self) -> str:
         """Text of events.csv."""
-        return _csv(self.event_columns(), [event.row() for event in self.events])
+        return csv_text(self.event_columns(), [event.row() for event in self.events])
 
     def frames_csv(self) -> str:
         """Text of frames.csv."""
         rows = [row for track in self.tracks for row in self._frames_of(track)]
-        return _csv(FRAME_COLUMNS, sorted(rows, key=lambda row: (row["frame"], row["person"])))
+        return csv_text(FRAME_COLUMNS, sorted(rows, key=lambda row: (row["frame"], row["person"])))
 
     def events_json(self) -> str:
         """Text of events.json: the video, its people, its events with every number."""
@@ -185,11 +184,3 @@ def place(matrix: NDArray[np.float64]) -> tuple[float, float, float]:
     inverse = cv2.invertAffineTransform(matrix)
     x, y = inverse @ [0.5 * SIDE, 0.53 * SIDE, 1.0]
     return float(x), float(y), 0.64 * SIDE * float(np.hypot(*inverse[:, 0]))
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

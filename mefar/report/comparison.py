@@ -6,8 +6,6 @@ say that the 95 % interval of the paired difference of UF1 over the same draws o
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mefar.errors import UserError
-from mefar.files import check_ours, write_text
+from mefar.files import check_ours, csv_text, write_text
 from mefar.loso import bootstrap
 from mefar.loso.results import FinishedRun, ordered, read_run, title
 from mefar.report import figures
@@ -176,11 +174,9 @@ def _escaped(text: str) -> str:
 
 def long_csv(found: Sequence[Block]) -> str:
     """Every number: one row per run, place and selection."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ("protocol", "method", "run", "place", "selection", "uf1", "uar", "uf1_low", "uf1_high",
+    names = ("protocol", "method", "run", "place", "selection", "uf1", "uar", "uf1_low", "uf1_high",
             "parameters", "seconds", "against_first")  # fmt: skip
-    writer.writerow(head)
+    rows = []
     for block in found:
         for row in block.rows:
             summary = row.run.summary
@@ -190,12 +186,12 @@ def long_csv(found: Sequence[Block]) -> str:
                         summary.get("intervals", {}).get(selection, {}).get(scope, {}).get("uf1", ("", ""))
                     )
                     told = row.mark if (selection, scope) == ("last", "full") else ""
-                    writer.writerow([
+                    rows.append([
                         block.protocol, row.name, row.run.folder.name, scope, selection, values["uf1"],
                         values["uar"], *bounds, (summary.get("head") or {}).get("parameters", ""),
                         summary.get("training_seconds", ""), told,
                     ])  # fmt: skip
-    return text.getvalue()
+    return csv_text(names, rows)
 
 
 def write(found: Sequence[Block], path: Path) -> None:

@@ -106,9 +106,6 @@ def save(charts: Mapping[str, Figure], folder: Path) -> list[Path]:
     Args:
         charts: name -> chart.
         folder: where to; made.
-
-    Returns:
-        The files' paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -40,9 +40,6 @@ def write_report(run: Path) -> Path:
     Args:
         run: folder of a finished run.
 
-    Returns:
-        The page's path.
-
     Raises:
         UserError: no finished run there, or one of its files cannot be read.
     """
@@ -87,9 +84,6 @@ def write_figures(run: Path, folder: Path) -> list[Path]:
     Args:
         run: folder of a finished run.
         folder: where to write them; made.
-
-    Returns:
-        The files' paths.
 
     Raises:
         UserError: no finished run there, or one of its files cannot be read.

@@ -25,9 +25,6 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
         path: file to write.
         template: file of templates/.
         content: what the template names.
-
-    Returns:
-        The file's path.
     """
     write_text(path, _environment().get_template(template).render(content))
     return path

@@ -34,9 +34,6 @@ def write_recognition_report(
         found: the result.
         crops: number of an event -> its onset and apex, (S, S, 3) uint8, aligned.
         threshold: how many times larger than usual an event had to be.
-
-    Returns:
-        The page's path.
     """
     shown = sorted(sorted(found.events, key=lambda e: -e.certainty)[:MOST_EVENTS], key=lambda e: e.event)
     people = sorted({track.person for track in found.tracks})
@@ -93,9 +90,6 @@ def write_spotting_report(
         summary: what summary.json holds.
         folds: of recognition.protocol, one per subject.
         counts: subject -> kind -> true positives, false positives, misses.
-
-    Returns:
-        The page's path.
     """
     return write_page(
         path, "spotting.html", title=f"Spotting: {dataset}", summary=summary, folds=folds, counts=counts

@@ -35,9 +35,6 @@ def write_training_report(run: Path) -> Path:
     Args:
         run: folder of the training, finished or not.
 
-    Returns:
-        The page's path.
-
     Raises:
         UserError: no training of a tokenizer there, or its samples cannot be read.
     """
@@ -78,9 +75,6 @@ def write_training_figures(run: Path, folder: Path) -> list[Path]:
     Args:
         run: folder of the training.
         folder: where to write them; made.
-
-    Returns:
-        The files' paths.
 
     Raises:
         UserError: no training of a tokenizer there, or its samples cannot be read.

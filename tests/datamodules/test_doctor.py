@@ -443,7 +443,7 @@ def test_the_data_set_may_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureF
         ["smic", place, "--json"],
         ["--json", "smic", place],
         ["--apex", "middle", "--json", "smic", place],
-        [place, "--dataset", "smic", "--json", "true"],
+        ["smic", "--json", "true", place],
         ["--errata=false", "smic", "--json", place],
     ):
         assert main(["doctor", *words]) == 1

@@ -123,6 +123,8 @@ def test_numbered_images_with_a_gap_are_a_video_with_a_gap(tmp_path) -> None:
         (0.6, 14),
     ]
     assert look.notes == ("3 images are missing between 8 and 14: gaps in time",)
+    (tmp_path / "img9 2.png").write_bytes((tmp_path / "img9.png").read_bytes())
+    assert footage(tmp_path, fps=10).notes[1] == "not called like the others and left out: img9 2.png"
     assert films_in(tmp_path) == [tmp_path]
 
 

@@ -52,7 +52,7 @@ REGIONS = {
 @pytest.mark.parametrize("unit", sorted(FACS))
 def test_every_action_unit_moves_its_region(unit, person, renderer):
     still = renderer.render(person, {}).astype(float)
-    moved = renderer.render(person, head().unit_weights(unit)).astype(float)
+    moved = renderer.render(person, head().weights(actions_of(unit))).astype(float)
     change = np.abs(moved - still).sum(axis=(1, 2))
     region = rows_of(renderer, *REGIONS[unit])
     assert change.sum() > 3000
