@@ -9,8 +9,6 @@ other settings, changed frames or changed code never meet an old file.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import threading
@@ -39,6 +37,7 @@ from datamodules.look_alikes import from_afar
 from datamodules.views import draw_view
 from mefar.errors import UserError
 from mefar.files import code_fingerprint, lock, remove_leftovers, replacing
+from mefar.files import fingerprint as digest
 
 UInt8 = NDArray[np.uint8]
 Float = NDArray[np.float64]
@@ -236,12 +235,12 @@ def clip_fingerprint(clip: Clip, settings: PairSettings | None = None) -> str:
 
     With settings, of all that its pictures depend on: of the settings and of the code that makes them too.
     """
-    files = []
+    frames = []
     for number in clip.between():
         state = source(clip.frames[number]).stat()
-        files.append((number, str(clip.frames[number].absolute()), state.st_size, state.st_mtime_ns))
-    what = [clip.key, clip.onset, clip.apex, clip.offset, clip.fps, files]
-    return _digest([*what, asdict(settings), code_fingerprint(*MADE_BY)] if settings else what)
+        frames.append((number, str(clip.frames[number].absolute()), state.st_size, state.st_mtime_ns))
+    what = [clip.key, clip.onset, clip.apex, clip.offset, clip.fps, frames]
+    return digest([*what, asdict(settings), code_fingerprint(*MADE_BY)] if settings else what)
 
 
 def fingerprint(study: Study, settings: PairSettings | None = None) -> str:
@@ -250,11 +249,7 @@ def fingerprint(study: Study, settings: PairSettings | None = None) -> str:
     The same data read again gives the same value; a changed, added or removed clip or frame another.
     """
     clips = [(clip.label, clip.subject_key, clip_fingerprint(clip, settings)) for clip in study.clips]
-    return _digest([study.protocol, study.class_names, clips])
-
-
-def _digest(what: object) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return digest([study.protocol, study.class_names, clips])
 
 
 class PairStore:
