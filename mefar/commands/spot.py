@@ -72,7 +72,7 @@ def spot(*, dataset: str, data: Path, model: str | None = None, out: Path | None
         out: folder to write; left out, runs/spot-DATASET.
     """
     study = load_long_videos(dataset, data)
-    tokenizer = None
+    tokenizer: Any = None
     if model is not None:
         from mefar.tokenizer import load  # brings torch and Lightning
 

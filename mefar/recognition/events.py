@@ -139,7 +139,8 @@ class Recognition:
     def frames_csv(self) -> str:
         """Text of frames.csv."""
         rows = [row for track in self.tracks for row in self._frames_of(track)]
-        return csv_text(FRAME_COLUMNS, sorted(rows, key=lambda row: (row["frame"], row["person"])))
+        rows.sort(key=lambda row: (row["frame"], row["person"]))
+        return csv_text(FRAME_COLUMNS, rows)
 
     def events_json(self) -> str:
         """Text of events.json: the video, its people, its events with every number."""
