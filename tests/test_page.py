@@ -91,8 +91,8 @@ def test_a_port_that_is_taken_is_one_line(page: Any, capsys: pytest.CaptureFixtu
 
 
 @pytest.fixture
-def url(page: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The page, served by the command itself; its launch is told not to wait for Ctrl-C."""
+def url(page: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+    """The page, served by the command itself, which does not wait for Ctrl-C here."""
     import gradio
 
     served: dict[str, Any] = {}
@@ -100,16 +100,14 @@ def url(page: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     def started(blocks: Any, **how: Any) -> Any:
         served["blocks"], served["how"] = blocks, how
-        return launch(blocks, prevent_thread_lock=True, **how)
+        return launch(blocks, **how)
 
     monkeypatch.setattr(gradio.Blocks, "launch", started)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert main(["app", "--port", str(port), "--browser", "false"]) == 0
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda blocks: None)
+    assert main(["app", "--browser", "false"]) == 0
     assert served["how"]["server_name"] == "127.0.0.1" and not served["how"]["share"]
     assert served["how"]["max_file_size"] == "50mb" and not served["blocks"].analytics_enabled
-    yield f"http://127.0.0.1:{port}/"
+    yield capsys.readouterr().out.split()[0]
     served["blocks"].close()
 
 

@@ -32,10 +32,13 @@ def app(*, model: str = "demo", port: int | None = None, device: str = "cpu", br
 
     how: dict[str, Any] = {"share": False, "inbrowser": browser, "footer_links": [], "css": STYLE}
     how |= {"server_name": "127.0.0.1", "server_port": port, "max_file_size": f"{MEGABYTES}mb"}
+    page = build(made)
     try:
-        build(made).launch(**how)
+        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **how)
     except OSError as error:
         raise UserError(f"port {port or '7860 and the next'}: {error}; give another --port") from None
+    print(f"{url} is the page, for this machine alone; Ctrl-C ends it", flush=True)
+    page.block_thread()
 
 
 def main(argv: Sequence[str]) -> int:
