@@ -66,6 +66,10 @@ def test_every_option_of_loso_that_it_names_is_one() -> None:
     verbs = (loso, anchors, doctor, export, recognise_command, report, table, transfer)
     known = {f"--{name.replace('_', '-')}" for verb in verbs for name in signature(verb).parameters}
     others = {"--config", "--help", "--index-url", "--head.dropout", "--training.", "--model.init_args.head"}
+    others |= {
+        f"--{name}"
+        for name in ("model.init_args.weights", "model.init_args.learning_rate", "data.init_args.data")
+    }
     assert set(re.findall(r"(--[a-z][\w.-]+)", README)) <= known | others
 
 

@@ -49,8 +49,8 @@ class FacialActionTokenizer(TokenInterface, L.LightningModule):
         learning_rate: peak of AdamW's step size.
         weight_decay: of AdamW, on matrices only.
         lr_warmup_share: share of the steps of linear warm-up before the cosine decay.
-        weights: checkpoint whose network this training starts from: with another corpus, learning rate or
-            image size. To go on with an interrupted training give `--ckpt_path` instead.
+        weights: checkpoint, or demo, whose network this training starts from: with another corpus, learning
+            rate or image size. To go on with an interrupted training give `--ckpt_path` instead.
         compiled: train with blocks that torch.compile has fused: minutes at the start, then faster steps on
             a GPU. The same numbers up to rounding.
     """
@@ -231,6 +231,7 @@ def start_from(network: ActionNetwork, path: Path) -> str:
     Raises:
         UserError: no such checkpoint, damaged, or of a network whose weights have other names or shapes.
     """
+    path = located(path)
     checkpoint = read_checkpoint(path)
     state = {
         name.removeprefix("network."): value
