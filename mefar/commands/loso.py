@@ -127,7 +127,8 @@ def loso(
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
         shuffle_sentences: give every class the sentences of another: EDCLIP without their meaning.
-        zero_shot: class to leave out of all training: clips are then recognised by the nearest text.
+        zero_shot: class to leave out of all training: clips are then recognised by the nearest text, so that
+            classes without text are never answered.
         task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown,
             each in a folder of its own in OUT, and OUT/units.json over all.
         leave_out: of every fold one subject, or one database.

@@ -241,7 +241,7 @@ class FoldWriter(Callback):
         self.run, self.began = run, time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that all ranks are about the same fold: none was finished since some of them have looked."""
+        """A UserError unless all ranks are about the same fold: none was finished since some have looked."""
         assert isinstance(pl_module, AdaptingFold)
         if trainer.strategy.broadcast(pl_module.fold.key) != pl_module.fold.key:
             raise UserError(f"{self.run.out}: another run has worked here; give the same command again")

@@ -22,7 +22,7 @@ LEVEL = 0.95
 
 
 def subject_counts(rows: Predictions, selection: str) -> tuple[list[tuple[str, str]], Tensor]:
-    """The S subjects as (database, subject), sorted, and their confusion matrices, (S, C, C) counts."""
+    """The S subjects as (database, subject), sorted, and their (S, C, C) confusion counts in a selection."""
     names = sorted(set(rows.subjects))
     place = {name: number for number, name in enumerate(names)}
     number = torch.tensor([place[subject] for subject in rows.subjects])

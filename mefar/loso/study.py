@@ -308,7 +308,7 @@ def _device(tokenizer: ActionTokenizer | Method) -> torch.device:
 
 
 def without_class(study: StudyTokens, name: str, training: HeadTraining) -> StudyTokens:
-    """The study whose heads are never trained on a class, and know it by its text, which it must have."""
+    """The study whose heads never train on a class, and know it by its text; a UserError if it has none."""
     if name not in study.class_names:
         raise UserError(f"zero_shot: no class {name!r} in {study.protocol}: {', '.join(study.class_names)}")
     label = study.class_names.index(name)

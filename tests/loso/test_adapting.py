@@ -124,6 +124,7 @@ def test_the_tokenizer_learns_and_the_starting_one_stays(network: str) -> None:
     module = fit(given=given, study=material(network), training=training)
     adapted, pairs = module.tokenizer, given.pairs
     assert isinstance(adapted, FacialActionTokenizer) and isinstance(pairs, Pairs)
+    assert not module.train().tokenizer.training
     assert all(torch.equal(before[name], value) for name, value in start.named_parameters())
     still = {name for name, value in adapted.named_parameters() if torch.equal(before[name], value)}
     assert len(still) <= 1, "the last bias of an encoder falls out of the difference of the frames"

@@ -56,7 +56,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 # Scores
 
 
-def test_scores_are_scikit_learns_on_the_predictions(tmp_path: Path) -> None:
+def test_scores_are_scikit_learns_on_the_predictions_and_stand_in_the_table(tmp_path: Path) -> None:
     summary = run(tmp_path)
     rows = rows_of(tmp_path)
     assert ["/".join((row["database"], row["subject"], row["clip"])) for row in rows] == [*STUDY.clips]
@@ -77,6 +77,12 @@ def test_scores_are_scikit_learns_on_the_predictions(tmp_path: Path) -> None:
         assert max(range(3), key=lambda i: p[i]) == int(row["last"])
     folds = {(row["database"], row["subject"], int(row["fold"])) for row in rows}
     assert [number for *_, number in sorted(folds)] == list(range(6))
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(table(summary | {"controls": {"pixels": summary["scores"]["last"]}}))
+    text = console.export_text()
+    score = f"{summary['scores']['last']['full']['uf1']:.4f}".removeprefix("0") + "/"
+    for words in (ORACLE_WARNING, "last", "oracle*", "pixels", "smic", "34 clips, 6 subjects", score):
+        assert words in text
 
 
 def test_attention_is_the_mean_over_the_clips_of_a_class_in_a_place() -> None:
@@ -129,18 +135,6 @@ def test_a_clip_tested_twice_or_never_is_noticed() -> None:
     for wrong in (good[1:], [*good, good[0]]):
         with pytest.raises(RuntimeError, match="predictions for 34 clips"):
             predictions_csv(STUDY, wrong)
-
-
-def test_the_table_shows_both_selections_and_the_warning(tmp_path: Path) -> None:
-    summary = run(tmp_path) | {"controls": {"pixels": {}}}
-    summary["controls"]["pixels"] = summary["scores"]["last"]
-    console = Console(record=True, width=120, file=io.StringIO())
-    console.print(table(summary))
-    text = console.export_text()
-    assert ORACLE_WARNING in text
-    for word in ("last", "oracle*", "pixels", "casme2", "smic", "34 clips, 6 subjects"):
-        assert word in text
-    assert f"{summary['scores']['last']['full']['uf1']:.4f}".removeprefix("0") + "/" in text
 
 
 def test_a_shuffled_control_has_labels_of_its_own_for_every_seed_and_is_marked(tmp_path: Path) -> None:
