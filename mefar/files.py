@@ -154,6 +154,27 @@ def _locked(path: Path, blocking: bool) -> FileLock | None:
     return made
 
 
+def claim_folder(folder: Path, verb: str, settings: dict[str, Any]) -> None:
+    """Mark a folder with what it holds, or refuse one that holds something else.
+
+    Raises:
+        UserError: it holds another run, or files that the verb did not make.
+    """
+    mark = folder / f"{verb}.json"
+    if mark.is_file():
+        try:
+            there = json.loads(mark.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{mark}: not JSON ({error}); give another --out") from error
+        if there != settings:
+            differs = first_difference(there, settings)
+            raise UserError(f"{folder}: made otherwise ({differs}); give another --out, or remove it")
+    elif any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and was not made by `mefar {verb}`; give another --out")
+    else:
+        write_text(mark, json.dumps(settings, indent=1) + "\n")
+
+
 def fingerprint(*parts: Any) -> str:
     """sha256 of settings (anything JSON can say, dataclasses), bytes, tensors, arrays and files (Path)."""
     digest = hashlib.sha256()

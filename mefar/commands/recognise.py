@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,14 +18,12 @@ from datamodules.faces.align import FaceAligner
 from datamodules.footage import Footage, ahead, films_in, footage, write_video
 from mefar.commands import USER_ERROR, run_function
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, csv_text, fingerprint, first_difference, lock, write_text
+from mefar.files import claim_folder, code_fingerprint, csv_text, fingerprint, lock, write_text
 from mefar.progress import shown
 from mefar.recognition.drawing import annotate
-from mefar.recognition.events import Event, Recognition
-from mefar.recognition.intervals import Kind
-from mefar.recognition.motion import PARTS, REGIONS, SIDE, resized
-from mefar.recognition.spotting import LONGEST_MICRO, curves, spot
-from mefar.recognition.tracking import Followed, Follower, Track
+from mefar.recognition.events import Recognition, known, spotted, track_of
+from mefar.recognition.motion import SIDE, resized
+from mefar.recognition.tracking import Followed, Follower
 from mefar.report.recognition_page import write_recognition_report
 
 UInt8 = NDArray[np.uint8]
@@ -294,27 +291,6 @@ def _recognise_into(
         print(f"  {note}")
 
 
-def claim_folder(folder: Path, verb: str, settings: dict[str, Any]) -> None:
-    """Mark a folder with what it holds, or refuse one that holds something else.
-
-    Raises:
-        UserError: it holds another run, or files that the verb did not make.
-    """
-    mark = folder / f"{verb}.json"
-    if mark.is_file():
-        try:
-            there = json.loads(mark.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{mark}: not JSON ({error}); give another --out") from error
-        if there != settings:
-            differs = first_difference(there, settings)
-            raise UserError(f"{folder}: made otherwise ({differs}); give another --out, or remove it")
-    elif any(path.name != ".lock" for path in folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and was not made by `mefar {verb}`; give another --out")
-    else:
-        write_text(mark, json.dumps(settings, indent=1) + "\n")
-
-
 def follow(film: Footage, progress: Progress | None) -> Followed:
     """Follow all faces of a video."""
     follower, notes, last, start = Follower(FaceAligner(SIDE)), list(film.notes), 0.0, time.monotonic()
@@ -347,11 +323,11 @@ def _read(
     """Spot events, or take the one that is known, and read them; and each one's onset and apex crop."""
     notes, tracks = [*notes, *followed.notes], followed.tracks
     if how.onset is not None and how.apex is not None:
-        events = _known(tracks, how.onset, how.apex)
+        events = known(tracks, how.onset, how.apex)
         if not events:
             notes.append(f"no face is followed from {how.onset} s to {how.apex} s")
     else:
-        events = [event for track in tracks for event in _spotted(track, how.threshold)]
+        events = [event for track in tracks for event in spotted(track, how.threshold)]
     events.sort(key=lambda event: (event.onset, event.person))
     events = [replace(event, event=number) for number, event in enumerate(events, 1)]
     side = SIDE if reader is None else int(reader.tokenizer.image_size)
@@ -359,7 +335,7 @@ def _read(
     small: list[tuple[UInt8, UInt8]] = []
     for event in events:
         pair = film.at([event.onset_frame, event.apex_frame])
-        track = _track_of(tracks, event)
+        track = track_of(tracks, event)
         places = [track.matrix_at(number) for number in (event.onset_frame, event.apex_frame)]
         crops[event.event] = _cut(pair, places, SIDE)
         small.append(_cut(pair, places, side))
@@ -381,55 +357,6 @@ def _cut(pair: Sequence[UInt8], places: Sequence[NDArray[np.float64]], side: int
         aligner.crop(frame, resized(place, side)) for frame, place in zip(pair, places, strict=True)
     )
     return onset, apex
-
-
-def _track_of(tracks: Sequence[Track], event: Event) -> Track:
-    return next(
-        track for track in tracks
-        if track.person == event.person and track.frames[0] <= event.onset_frame <= track.frames[-1]
-    )  # fmt: skip
-
-
-def _spotted(track: Track, threshold: float) -> Iterator[Event]:
-    """The events of one track, numbered later."""
-    seconds = np.array(track.seconds)
-    for one in spot(track.traces(), threshold):
-        first, top, final = (
-            track.frames[int(np.abs(seconds - moment).argmin())]
-            for moment in (one.onset, one.apex, one.offset)
-        )
-        yield Event(
-            0, track.person, one.kind, one.onset, one.apex, one.offset, first, top, final, one.strength,
-            one.certainty, one.parts,
-        )  # fmt: skip
-
-
-def _known(tracks: Sequence[Track], onset: float, apex: float) -> list[Event]:
-    """The event that the user knows of, on every face that is there from onset to apex."""
-    if not 0 <= onset < apex:
-        raise UserError(f"--onset {onset} --apex {apex}: give seconds, the onset before the apex")
-    found = []
-    for track in tracks:
-        seconds = np.array(track.seconds)
-        if not (seconds[0] - 0.05 <= onset and apex <= seconds[-1] + 0.05):
-            continue
-        first, top = (int(np.abs(seconds - moment).argmin()) for moment in (onset, apex))
-        change = track.motions[top].regions - track.motions[first].regions
-        sizes = {
-            part: float(np.sqrt(np.mean(change[[list(REGIONS).index(name) for name in names]] ** 2)))
-            for part, names in PARTS.items()
-        }
-        parts = sorted((p for p in sizes if sizes[p] >= 0.5 * max(sizes.values())), key=lambda p: -sizes[p])
-        kind: Kind = "micro" if 2 * (apex - onset) <= LONGEST_MICRO else "macro"
-        above = float(curves(track.traces())[0][top].max())
-        found.append(
-            Event(
-                0, track.person, kind, float(seconds[first]), float(seconds[top]), float(seconds[top]),
-                track.frames[first], track.frames[top], track.frames[top], max(sizes.values()), above,
-                tuple(parts),
-            )
-        )  # fmt: skip
-    return found
 
 
 def _pairs(film: Footage, found: Recognition, tokenizer: Any, gap: float) -> str:

@@ -20,9 +20,9 @@ from datamodules.faces.align import FaceAligner
 from datamodules.footage import Footage, footage
 from datamodules.protocols import load_long_videos
 from mefar.commands import run_function
-from mefar.commands.recognise import claim_folder, follow
+from mefar.commands.recognise import follow
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, csv_text, fingerprint, lock, write_text
+from mefar.files import claim_folder, code_fingerprint, csv_text, fingerprint, lock, write_text
 from mefar.progress import shown
 from mefar.recognition.intervals import Interval, write_intervals
 from mefar.recognition.motion import resized

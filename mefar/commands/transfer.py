@@ -18,9 +18,8 @@ from datamodules.footage import write_video
 from datamodules.loose_clips import picture_at
 from mefar.commands import run_function
 from mefar.commands.acting import Source, given, of_database
-from mefar.commands.recognise import claim_folder
 from mefar.errors import UserError
-from mefar.files import fingerprint, lock, replacing
+from mefar.files import claim_folder, fingerprint, lock, replacing
 from mefar.generation import token_file
 from mefar.generation.dictionary import showing
 from mefar.generation.editing import kept, steerable

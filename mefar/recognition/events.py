@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mefar.errors import UserError
 from mefar.files import csv_text
 from mefar.recognition.intervals import Kind
-from mefar.recognition.motion import PARTS, SIDE
-from mefar.recognition.spotting import curves
+from mefar.recognition.motion import PARTS, REGIONS, SIDE
+from mefar.recognition.spotting import LONGEST_MICRO, curves, spot
 from mefar.recognition.tracking import Track
 
 EVENT_COLUMNS = (
@@ -178,6 +179,56 @@ class Recognition:
                 "quality": round(track.motions[k].quality, 3), **motion,
                 "blink": int(shut[k]), "talking": int(talking[k]), "event": on,
             }  # fmt: skip
+
+
+def spotted(track: Track, threshold: float) -> Iterator[Event]:
+    """The events of one track, numbered later."""
+    seconds = np.array(track.seconds)
+    for one in spot(track.traces(), threshold):
+        first, top, final = (
+            track.frames[int(np.abs(seconds - moment).argmin())]
+            for moment in (one.onset, one.apex, one.offset)
+        )
+        yield Event(
+            0, track.person, one.kind, one.onset, one.apex, one.offset, first, top, final, one.strength,
+            one.certainty, one.parts,
+        )  # fmt: skip
+
+
+def known(tracks: Sequence[Track], onset: float, apex: float) -> list[Event]:
+    """The event that the user knows of, on every face that is there from onset to apex."""
+    if not 0 <= onset < apex:
+        raise UserError(f"--onset {onset} --apex {apex}: give seconds, the onset before the apex")
+    found = []
+    for track in tracks:
+        seconds = np.array(track.seconds)
+        if not (seconds[0] - 0.05 <= onset and apex <= seconds[-1] + 0.05):
+            continue
+        first, top = (int(np.abs(seconds - moment).argmin()) for moment in (onset, apex))
+        change = track.motions[top].regions - track.motions[first].regions
+        sizes = {
+            part: float(np.sqrt(np.mean(change[[list(REGIONS).index(name) for name in names]] ** 2)))
+            for part, names in PARTS.items()
+        }
+        parts = sorted((p for p in sizes if sizes[p] >= 0.5 * max(sizes.values())), key=lambda p: -sizes[p])
+        kind: Kind = "micro" if 2 * (apex - onset) <= LONGEST_MICRO else "macro"
+        above = float(curves(track.traces())[0][top].max())
+        found.append(
+            Event(
+                0, track.person, kind, float(seconds[first]), float(seconds[top]), float(seconds[top]),
+                track.frames[first], track.frames[top], track.frames[top], max(sizes.values()), above,
+                tuple(parts),
+            )
+        )  # fmt: skip
+    return found
+
+
+def track_of(tracks: Sequence[Track], event: Event) -> Track:
+    """The track that an event is on."""
+    return next(
+        track for track in tracks
+        if track.person == event.person and track.frames[0] <= event.onset_frame <= track.frames[-1]
+    )  # fmt: skip
 
 
 def place(matrix: NDArray[np.float64]) -> tuple[float, float, float]:
