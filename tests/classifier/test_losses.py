@@ -1,6 +1,7 @@
-"""Losses: equal to torch's where torch has them, and a masked clip does not count.
+"""Losses: equal to torch's where torch has them; parts of a batch add up to it.
 
-That every term is what it should be, gradients too, is seen where a fold is trained one by one.
+That every term is what it should be, that masked clips do not count, and gradients, are seen where a group of
+folds is trained one by one (tests/loso/test_engine.py).
 """
 
 from __future__ import annotations
@@ -42,20 +43,6 @@ def test_classification_is_torchs_weighted_cross_entropy(seed: int, smoothing: f
     torch.testing.assert_close(ours["classification"], theirs)
     assert set(ours) == {"classification", "entropy"}
     assert set(head_loss(HeadOutput(output.logits), labels, weights, TRAINING, ANCHORS)) == {"classification"}
-
-
-@given(st.integers(0, 1000), st.lists(st.booleans(), min_size=7, max_size=7))
-@settings(max_examples=30, deadline=None)
-def test_masked_clips_do_not_count(seed: int, kept: list[bool]) -> None:
-    output, labels, weights = batch(seed)
-    inside = torch.tensor(kept)
-    masked = head_loss(output, labels, weights, TRAINING, ANCHORS, inside.double())
-    if not any(kept):
-        assert all(value == 0 for value in masked.values())
-        return
-    cut = HeadOutput(*(each[inside] for each in output))
-    for name, value in head_loss(cut, labels[inside], weights, TRAINING, ANCHORS).items():
-        torch.testing.assert_close(masked[name], value, msg=name)
 
 
 @given(st.integers(0, 1000), st.integers(1, 6))
