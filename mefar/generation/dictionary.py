@@ -36,7 +36,7 @@ class Dictionary:
         units: U action units.
         effect: (U, L, K) share of the unit's full action that the code adds at this position, at strength 1.
         deviation: (U, L, K) of that, over draws of the people.
-        correlation: (U,) of what is read with the truth, on people left out.
+        correlation: (U,) of what is read with the truth, on people left out; 0 where nothing is read.
         slope: (U,) of what is read over the truth, there: below 1 strong actions are read too weak.
     """
 
@@ -119,7 +119,7 @@ def fit(
     shape = (L, K, len(units))
     effects = [each.view(shape).permute(2, 0, 1) for each in (effect, torch.stack(drawn).std(0))]
     both = zip(read.T, intensity.T, strict=True)
-    correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in both])
+    correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in both]).nan_to_num(0)
     slope = (read * intensity).sum(0) / intensity.square().sum(0)
     return Dictionary(tuple(units), effects[0], effects[1], correlation, slope)
 
@@ -139,6 +139,7 @@ def showing(contributions: Tensor, sure: Tensor, units: Sequence[int]) -> list[i
 def _ridge(features: Tensor, targets: Tensor) -> Tensor:
     """(P, U) weights without a constant: no action shows no unit."""
     gram = features.T @ features
-    gram += PENALTY * gram.diagonal().mean() * torch.eye(len(gram))
+    # The floor is for tokens that never say anything.
+    gram += PENALTY * gram.diagonal().mean().clamp_min(1e-6) * torch.eye(len(gram))
     weights: Tensor = torch.linalg.solve(gram, features.T @ targets)
     return weights

@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from filming import film
 from PIL import Image
 from rendering import face
@@ -16,6 +17,7 @@ from rendering import face
 from datamodules.demo.head import actions_of
 from datamodules.demo.render import Pose
 from mefar.__main__ import main
+from mefar.generation.dictionary import Dictionary
 
 SMILE = {name: 0.8 * weight for unit in (6, 12) for name, weight in actions_of(unit).items()}
 
@@ -187,3 +189,21 @@ def test_a_video_acts_from_its_first_frame_to_the_most_moved_one(
     assert still.max() < 0.3 * moved.max()
     assert run(pictures, *words, tmp_path / "late", "--onset", 0.2, "--apex", 0.1) == 2
     assert "has 0.24 s; give an onset before the apex in it" in capsys.readouterr().err
+
+
+def test_tokens_are_kept_by_what_they_say_of_an_action_unit(
+    pictures: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    effect = torch.zeros(2, 16, 32)
+    effect[0, 3:5], effect[1, 9] = 0.3, 0.3  # positions 3 and 4 say AU12, position 9 AU4, whatever their code
+    words = Dictionary((12, 4), effect, torch.full_like(effect, 0.1), torch.ones(2), torch.ones(2))
+    monkeypatch.setattr("mefar.commands.explore.read_out", lambda *_: words)
+    given = ["--source", "onset", "smile", "--target", "other", "--out"]
+    assert run(pictures, *given, tmp_path / "one", "--units", 12) == 0
+    assert "smile: tokens kept at positions 3, 4" in capsys.readouterr().out
+    assert run(pictures, *given, tmp_path / "two", "--units", 12, 4) == 0
+    assert "smile: tokens kept at positions 3, 4, 9" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "one" / "smile.json").read_text())["indices"]
+    assert len({code for place, code in enumerate(kept) if place not in (3, 4)}) == 1  # no action
+    assert run(pictures, *given, tmp_path / "three", "--units", 26) == 2
+    assert "--units 26: is not read; choose from 12, 4" in capsys.readouterr().err
