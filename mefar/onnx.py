@@ -68,13 +68,13 @@ def write(model: Model, folder: Path) -> list[Path]:
         folder: that exists.
 
     Raises:
-        UserError: the package onnxscript is not installed.
+        UserError: the package onnxscript is not installed; a network whose code fixes the size of a batch.
     """
     if find_spec("onnxscript") is None:
         raise UserError("ONNX files need the packages onnx and onnxscript: pip install 'mefar[onnx]'")
     model = model.to("cpu").eval()
     S = model.image_size
-    onset, apex = torch.rand(2, 2, 3, S, S).unbind()
+    onset, apex = torch.rand(2, 3, 3, S, S).unbind()
     tokens = model.tokenizer.tokenize(onset, apex)
     said = [tokens.embeddings] if tokens.strength is None else [tokens.embeddings, tokens.strength]
     names = ["embeddings", "strength"][: len(said)]
@@ -91,9 +91,17 @@ def write(model: Model, folder: Path) -> list[Path]:
         batch = torch.export.Dim("batch", min=1)
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            torch.onnx.export(
+            program = torch.onnx.export(
                 module.eval(), tuple(given), path, input_names=inputs, output_names=outputs, dynamo=True,
                 dynamic_shapes=tuple({0: batch} for _ in given), external_data=False, verbose=False,
             )  # fmt: skip
+        assert program is not None
+        shape = program.model.graph.inputs[0].shape
+        if shape is not None and isinstance(shape[0], int):  # the exporter would not say so
+            path.unlink()
+            raise UserError(
+                f"{name}.onnx: the network's code fixes the size of a batch; ask a tensor for its .shape[0], "
+                "not for its len()"
+            )
         paths.append(path)
     return paths

@@ -17,6 +17,8 @@ from mefar.__main__ import main
 from mefar.errors import UserError
 from mefar.model import Model
 from mefar.readers import Readers
+from mefar.tokenizer.plain import PlainTokenizer
+from mefar.tokenizer.published_network import PublishedNetwork
 from mefar.tokens import ActionTokens
 
 PAIR = [mefar.example("onset"), mefar.example("apex")]
@@ -211,6 +213,26 @@ def test_onnx_files_say_the_same_to_1e_4(demo: Model, tmp_path: Path) -> None:
             demo.readers(read.features), run("classify", read.embeddings, read.strength), strict=True
         ):
             assert np.abs(ours.detach().numpy() - theirs).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_the_published_network_goes_too_and_has_no_strength(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("torch", "2.9")
+    from mefar.onnx import write
+
+    model = Model(PlainTokenizer(PublishedNetwork(64, 4, 32, 1, 1, 2, 8)))
+    assert [path.name for path in write(model, tmp_path)] == ["tokenize.onnx", "reconstruct.onnx"]
+    onset, apex = torch.rand(2, 5, 3, 64, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    read = model.tokenizer.tokenize(onset, apex)
+    assert read.strength is None
+    pair = {"onset": onset.numpy(), "apex": apex.numpy()}
+    indices, embeddings = runtime.InferenceSession(tmp_path / "tokenize.onnx").run(None, pair)
+    assert np.array_equal(indices, read.indices) and np.abs(embeddings - read.embeddings.numpy()).max() < 1e-4
+    given = {"onset": onset.numpy(), "embeddings": read.embeddings.numpy()}
+    [moved] = runtime.InferenceSession(tmp_path / "reconstruct.onnx").run(None, given)
+    assert np.abs(model.tokenizer.reconstruct(onset, read).numpy() - moved).max() < 1e-4
 
 
 def test_a_missing_exporter_is_one_line(

@@ -239,7 +239,8 @@ class PublishedNetwork(ActionNetwork):
         tokens = self.spatial_encoder(self.patch_embedding(frames), grid, self.position_bias())
         tokens = rearrange(tokens, "(b t) p d -> (b p) t d", t=2)
         tokens = self.temporal_encoder(tokens, grid)  # the same grid for another order of tokens: quirk Q2
-        before, after = self.bottleneck(rearrange(tokens, "(b p) t d -> (t b) p d", b=size)).chunk(2)
+        cells = self.bottleneck(rearrange(tokens, "(b p) t d -> (t b) p d", b=size))
+        before, after = rearrange(cells, "(t b) l d -> t b l d", t=2).unbind()
         action: Tensor = after - before
         return action
 

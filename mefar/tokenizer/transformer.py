@@ -42,13 +42,15 @@ class PositionConvolution(nn.Module):
         for back in range(1, min(time, 3)):  # frame t reads frames t - 1 and t - 2
             past = self._tap(frames[:, :-back], 2 - back, None)
             now = now + functional.pad(past, (0, 0, 0, 0, 0, 0, back, 0))
-        out: Tensor = rearrange(rearrange(now, "b t d h w -> (b t h w) d"), "(n s) d -> n s d", n=len(tokens))
+        out: Tensor = rearrange(
+            rearrange(now, "b t d h w -> (b t h w) d"), "(n s) d -> n s d", n=tokens.shape[0]
+        )
         return out
 
     def _tap(self, frames: Tensor, tap: int, bias: Tensor | None) -> Tensor:
         flat = rearrange(frames, "b t d h w -> (b t) d h w")
         seen = functional.conv2d(flat, self.weight[:, :, tap], bias, padding=1, groups=flat.shape[1])
-        out: Tensor = rearrange(seen, "(b t) d h w -> b t d h w", b=len(frames))
+        out: Tensor = rearrange(seen, "(b t) d h w -> b t d h w", b=frames.shape[0])
         return out
 
 
@@ -127,7 +129,7 @@ class Attention(nn.Module):
         query = rearrange(self.query(self.norm(tokens)), "n s (h d) -> n h s d", h=self.heads)
         key, value = rearrange(self.key_value(source), "n m (kv h d) -> kv n h m d", kv=2, h=self.heads)
         if self.null_key_value is not None:
-            null = self.null_key_value.to(key.dtype).expand(len(tokens), -1, -1, -1)
+            null = self.null_key_value.to(key.dtype).expand(tokens.shape[0], -1, -1, -1)
             key, value = torch.cat([null[:, :, 0::2], key], 2), torch.cat([null[:, :, 1::2], value], 2)
         query = (functional.normalize(query, dim=-1) * self.query_scale).to(
             value.dtype
