@@ -25,6 +25,7 @@ UInt8 = NDArray[np.uint8]
 T = TypeVar("T")
 
 _TICKS = 1000  # a second, in written videos
+_BT601 = 6  # as FFmpeg counts: how it makes YUV of RGB
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ def write_video(path: Path, frames: Iterable[tuple[float, UInt8]], crf: int = 23
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf), "preset": "ultrafast"}
         stream.codec_context.time_base = Fraction(1, _TICKS)
+        # Untold, a browser takes pictures of 720 rows or more for BT.709, and shows other colours.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT601
         last = -1
         for number, (seconds, frame) in enumerate(frames):
             even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]

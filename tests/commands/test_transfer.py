@@ -91,6 +91,7 @@ def test_strength_0_changes_no_byte_and_a_clip_goes_there_and_back(
     with av.open(str(out / "other.smile.mp4")) as film:
         stream = film.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.codec_context.colorspace == stream.codec_context.color_primaries == 6  # BT.601, told
         frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in film.decode(stream)]
     assert len(frames) == 5 and frames[0].shape == before.shape
     moved = [np.abs(frame - frames[0]).mean() for frame in frames]
