@@ -9,12 +9,13 @@ import pytest
 import torch
 from token_sets import anchors, token_set
 
+from mefar.baselines.chance import Majority
 from mefar.classifier.head import TokenHead
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import Anchors, Description
 from mefar.errors import UserError
 from mefar.loso import final
-from mefar.loso.study import Options
+from mefar.loso.study import Options, run
 from mefar.readers import Readers
 
 TRAINING = HeadTraining(epochs=15, batch_size=8)
@@ -81,3 +82,9 @@ def test_without_units_or_sentences_there_are_none() -> None:
 def test_what_it_does_not_go_with_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match="final"):
         Options(final=True, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_baseline_has_no_tokens_to_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a baseline has none"):
+        run(None, Majority(), tmp_path, options=Options(final=True))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
