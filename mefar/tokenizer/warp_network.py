@@ -142,7 +142,6 @@ class WarpNetwork(ActionNetwork):
         even_weight: 0: large motions count as much more in the loss as their error is larger; 1: all alike.
         twin_share: where the loader gives every pair beside another face's with the same action (`partner`,
             see VoxCelebDataModule), share of the faces that are moved by the other one's tokens.
-        agree_weight: of how unlike such two are read.
     """
 
     unit: Tensor
@@ -168,7 +167,6 @@ class WarpNetwork(ActionNetwork):
         head_jitter: float = 2.0,
         even_weight: float = 0.5,
         twin_share: float = 0.5,
-        agree_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if image_size % 16 or image_size < 48:
@@ -181,7 +179,7 @@ class WarpNetwork(ActionNetwork):
         self.smooth_weight, self.residual_weight = smooth_weight, residual_weight
         self.strength, self.still_share = strength, still_share
         self.head_jitter, self.even_weight = head_jitter, even_weight
-        self.twin_share, self.agree_weight = twin_share, agree_weight
+        self.twin_share = twin_share
         stem = dim // 2
         self.stem = nn.Sequential(
             nn.Conv2d(1, stem // 2, 5, stride=2, padding=2), nn.GELU(),
@@ -264,7 +262,7 @@ class WarpNetwork(ActionNetwork):
         """
         onset, apex = batch["onset"], batch["apex"]
         seen, target = batch.get("onset_view", onset), batch.get("apex_view", apex)
-        strength = head = both = None
+        strength = head = None
         if self.strength:
             still, (apex, target) = self._vary((onset, seen), (apex, target))
             action = self._read(onset, apex)
@@ -274,8 +272,7 @@ class WarpNetwork(ActionNetwork):
             quantized = self.quantize(action.shape[~still])
             codes = action.shape.index_put((torch.nonzero(~still)[:, 0],), quantized.values)
             if "partner" in batch:
-                both = ~(still | still[batch["partner"]])
-                source = self._sources(batch["partner"], both)
+                source = self._sources(batch["partner"], still)
                 codes, strength = codes[source], strength[source]
         else:
             quantized = self.quantize(self.encode(onset, apex))
@@ -287,22 +284,19 @@ class WarpNetwork(ActionNetwork):
             copied = charbonnier(seen, target, weight).detach()
             even = (copied + NOISE_ERROR) ** -self.even_weight
             weight = weight * (even / even.mean()).view(-1, 1, 1, 1)
-        terms = {
+        return {
             "reconstruction": charbonnier(decoded.image, target, weight).mean(),
             "commitment": self.commitment_weight * quantized.commitment,
             "smooth": self.smooth_weight * total_variation(decoded.flow),
             "residual": self.residual_weight * decoded.residual.abs().mean(),
         }
-        if both is not None and self.agree_weight:
-            terms["agreement"] = self.agree_weight * unlikeness(action, batch["partner"], both)
-        return terms
 
-    def _sources(self, partner: Tensor, both: Tensor) -> Tensor:
+    def _sources(self, partner: Tensor, still: Tensor) -> Tensor:
         """Whose action each face is to show, (B,) rows: its own, or its partner's where both show one."""
         dice = self.vq.dice(2 * _STREAM + ranks.rank())
         u = torch.rand(len(partner), device=partner.device, generator=dice)
         own = torch.arange(len(partner), device=partner.device)
-        return torch.where(both & (u < self.twin_share), partner, own)
+        return torch.where((u < self.twin_share) & ~(still | still[partner]), partner, own)
 
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
         """(B,) squared error against the apex in the light of its onset, as trained; see vq.relaxed."""
@@ -432,15 +426,6 @@ class WarpNetwork(ActionNetwork):
         flow, residual = painted[:, :2], painted[:, 2:]
         moved = flow if head is None else flow + torch.einsum("bk,kchw->bchw", head.float(), self.rigid)
         return Decoded(warp(onset.float(), moved) + residual, flow, residual)
-
-
-def unlikeness(action: Action, partner: Tensor, rows: Tensor) -> Tensor:
-    """How unlike two faces with one action are read, what and how much: 0 alike, 2 like any two actions."""
-    apart = action.shape.new_zeros(())
-    for read in (action.shape.flatten(1), (action.strength + 0.05).log()[:, None]):
-        any_two = 2 * read[rows].var(0, correction=0).mean()
-        apart = apart + (read - read[partner])[rows].square().mean() / any_two.clamp_min(1e-6)
-    return apart
 
 
 def rigid_flows(size: int) -> Tensor:

@@ -7,15 +7,7 @@ import torch
 
 from mefar.errors import UserError
 from mefar.tokenizer.image_losses import psnr
-from mefar.tokenizer.warp_network import (
-    FLOOR,
-    Action,
-    WarpNetwork,
-    luminance,
-    noise_level,
-    unlikeness,
-    warp,
-)
+from mefar.tokenizer.warp_network import FLOOR, WarpNetwork, luminance, noise_level, warp
 
 
 def faces(count: int, size: int, seed: int) -> torch.Tensor:
@@ -144,14 +136,6 @@ def test_a_face_is_moved_by_the_tokens_of_its_partner() -> None:
     own = codec.losses({"onset": onset, "apex": apex, "partner": torch.arange(2)} | seen)
     assert torch.allclose(crossed["reconstruction"], by_hand["reconstruction"])
     assert not torch.allclose(crossed["reconstruction"], own["reconstruction"])
-
-
-def test_unlikeness_is_0_for_the_same_action_and_2_for_any_two() -> None:
-    torch.manual_seed(15)
-    action = Action(torch.randn(512, 4, 4), torch.rand(512), torch.zeros(512, 6))
-    rows, everybody = torch.arange(512), torch.ones(512, dtype=torch.bool)
-    assert unlikeness(action, rows, everybody) == 0
-    assert unlikeness(action, rows.roll(1), everybody) == pytest.approx(2, rel=0.1)
 
 
 def test_codec_learns_what_moves() -> None:
