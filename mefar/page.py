@@ -29,6 +29,8 @@ UInt8 = NDArray[np.uint8]
 MEGABYTES = 50
 LONGEST = 20.0
 """Seconds of a video."""
+KEPT = (3600, 3600)
+"""How often uploaded files are looked through, and after how long they are removed, in seconds."""
 SHOWN = 320
 """Pixels of a face on the page."""
 FACES = 12
@@ -108,7 +110,7 @@ class Page:
 def build(model: Model) -> gr.Blocks:
     """The page of a model."""
     page, L, K = Page(model), model.tokenizer.num_tokens, model.tokenizer.num_codes
-    with gr.Blocks(title="mefar", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="mefar", analytics_enabled=False, delete_cache=KEPT) as blocks:
         codes, strength, place = gr.State([]), gr.State(1.0), gr.State(0)
         gr.Markdown(HELP)
         with gr.Row():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -134,6 +136,21 @@ def asked_for(browser: Any) -> set[str]:
         each["params"]["request"]["url"] for each in told if each["method"] == "Network.requestWillBeSent"
     ]
     return {url for url in sent if url.startswith(("http", "ws"))}
+
+
+@pytest.mark.slow
+def test_a_file_that_is_too_large_is_refused(url: str) -> None:
+    start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    for size, right in ((1 << 20, True), (51 << 20, False)):
+        request = urllib.request.Request(
+            f"{url}gradio_api/upload", start + bytes(size) + b"\r\n--x--\r\n", kind
+        )
+        if right:
+            assert urllib.request.urlopen(request).status == 200
+        else:
+            with pytest.raises(urllib.error.HTTPError, match="413"):
+                urllib.request.urlopen(request)
 
 
 @pytest.mark.slow
