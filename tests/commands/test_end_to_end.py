@@ -15,7 +15,6 @@ import torch
 import yaml
 from pages import check_alone
 from places import ROOT
-from sklearn.metrics import f1_score, recall_score
 from waiting import wait_for
 
 import mefar
@@ -77,20 +76,12 @@ def test_training_leaves_what_repeats_it(made: Path) -> None:
     assert page.count("<img") == 6 * 6 and "mefar fit --config" in page
 
 
-def test_scores_are_scikit_learns_on_the_predictions(made: Path) -> None:
+def test_a_study_leaves_predictions_controls_and_a_page(made: Path) -> None:
     with (made / "run" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     summary = json.loads((made / "run" / "summary.json").read_text())
     assert len(rows) == summary["clips"] == 36 and summary["folds"] == 9
     assert len({(row["database"], row["subject"], row["clip"]) for row in rows}) == len(rows)
-    for selection in ("last", "oracle"):
-        for place, found in summary["scores"][selection].items():
-            inside = [row for row in rows if place in ("full", row["database"])]
-            truth = [int(row["label"]) for row in inside]
-            guess = [int(row[selection]) for row in inside]
-            options = {"average": "macro", "labels": range(3), "zero_division": 0}
-            assert found["uf1"] == pytest.approx(f1_score(truth, guess, **options))
-            assert found["uar"] == pytest.approx(recall_score(truth, guess, **options))
     assert set(summary["controls"]) == {"pixels", "shuffled"}
     assert len(summary["tokenizer"]["sha256"]) == 64 and summary["command"].startswith("mefar loso")
     page = (made / "run" / "report.html").read_text()
