@@ -17,6 +17,7 @@ from datamodules.demo.long_videos import make_long_video
 from datamodules.footage import ahead, films_in, footage
 from datamodules.voxceleb.video import info
 from mefar.__main__ import main
+from mefar.commands.recognise import _for_a_challenge
 from mefar.errors import UserError
 from mefar.recognition.events import EVENT_COLUMNS, FRAME_COLUMNS
 
@@ -95,6 +96,18 @@ def test_a_folder_gives_one_table_and_names_what_it_left_out(rendered, tmp_path,
     assert "two.mp4: left out:" in said
     assert {row["video"] for row in rows(out / "events.csv")} == {"a/one"}
     assert not (out / "a" / "one" / "annotated.mp4").exists()
+    asked, table = rows(out / "challenge.csv"), rows(out / "events.csv")
+    assert [row["pred_onset"] for row in asked] == [row["onset_frame"] for row in table] != []
+    assert {(row["vid"], row["type"]) for row in asked} <= {("one", "me"), ("one", "mae")}
+
+
+def test_a_challenge_counts_frames_by_the_names_of_their_files(tmp_path) -> None:
+    for number in range(1001, 1010):
+        cv2.imwrite(str(tmp_path / f"img{number}.png"), np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / "events.csv").write_text("video,kind,onset_frame,offset_frame\ns7,macro,2,7\n")
+    _for_a_challenge(tmp_path, {"s7": tmp_path})
+    found = (tmp_path / "challenge.csv").read_text().splitlines()
+    assert found == ["vid,pred_onset,pred_offset,type", f"{tmp_path.stem},1003,1008,mae"]
 
 
 def test_nobody_there_is_told_and_is_no_error(tmp_path, capsys) -> None:
