@@ -50,7 +50,7 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0, size: Literal["demo", 
                 f"composite leave-one-subject-out, micro-expressions {title}",
                 "loso", "--dataset", "composite", "--data", str(data), "--tokenizer", str(checkpoint),
                 "--out", str(folder), "--cache-dir", str(cache),
-                *(("--shuffled-control", "true") if data is micro else ()),  # once is enough, and takes a minute
+                *(("--shuffled-control", "true") if data is micro else ()),  # a minute; once tells
                 *(TINY_LOSO if size == "tiny" else ()),
             )  # fmt: skip
     pages = f"{out / 'micro' / 'report.html'}, {out / 'report.html'}"
