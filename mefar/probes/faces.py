@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from mefar.probes.tokens import IMAGES_AT_ONCE, other_faces, tokenize
 from mefar.tokenizer.image_losses import match_light, moving_region, psnr
@@ -95,7 +96,9 @@ def carried_movements(
 
     Returns:
         For `brows`, `lids`, `mouth`: `slope_*`, carried over source by least squares (1 = as large), and
-        `correlation_*`; `tokens_kept`, share of the tokens that are read off the moved face again.
+        `correlation_*`; `tokens_kept`, share of the tokens that are read off the moved face again;
+        `identity_carried`, distance of a face from itself moved so, and `identity_frames`, from its own other
+        frame, 1 - cosine of 16 x 16 gray levels: the first should not be the larger.
     """
     order = other_faces(subjects)
     sent = tokenize(tokenizer, onset, apex).select(order).without_head()
@@ -104,7 +107,12 @@ def carried_movements(
     source = _movement(before, landmarks(apex))[order]
     found = _compared(source, _movement(before, landmarks(moved)))
     kept = tokenize(tokenizer, onset, moved).indices == sent.indices
-    return found | {"tokens_kept": float(kept.float().mean())}
+    own, carried, frames = (_looks(images) for images in (onset, moved, match_light(apex, onset)))
+    return found | {
+        "tokens_kept": float(kept.float().mean()),
+        "identity_carried": float((1 - (own * carried).sum(1)).mean()),
+        "identity_frames": float((1 - (own * frames).sum(1)).mean()),
+    }
 
 
 @torch.no_grad()
@@ -157,6 +165,12 @@ def _movement(before: Tensor, after: Tensor) -> Tensor:
     eyes = (before[:, _EYES[0]] - before[:, _EYES[1]]).norm(dim=-1).clamp_min(1e-6)
     moved: Tensor = (torch.view_as_real(laid) - before) / eyes[:, None, None]
     return moved
+
+
+def _looks(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 256) unit vectors of what a face looks like from afar, whatever the light."""
+    gray = adaptive_avg_pool2d(images.mean(1, keepdim=True), 16).flatten(1)
+    return normalize(gray - gray.mean(1, keepdim=True))
 
 
 def _rebuilt(tokenizer: ActionTokenizer, onset: Tensor, tokens: ActionTokens) -> Tensor:

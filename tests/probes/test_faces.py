@@ -73,6 +73,8 @@ def test_size_of_carried_movements_is_read_off_landmarks_whatever_the_head_does(
     assert found["slope_mouth"] == pytest.approx(share, abs=0.02)
     assert found["correlation_mouth"] > 0.99
     assert found["tokens_kept"] == (share == 1.0)
+    # Half the way leaves a face nearer to what it was than its own next frame.
+    assert (found["identity_carried"] < found["identity_frames"]) == (share < 1)
 
 
 def test_a_mesh_that_is_not_there_is_one_line(tmp_path) -> None:
