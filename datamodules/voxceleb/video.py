@@ -284,14 +284,19 @@ def _aspect(stream: Any) -> float:
     return aspect if 0.1 < aspect < 10 else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Screen:
-    """What a player decides when a stream begins: width and height as coded, and how wide a pixel is."""
+    """What a player decides when a stream begins: width and height as coded, how wide a pixel is, what is up.
+
+    The first frame says what is up; others are not asked, since a frame whose side data were looked at lives
+    until Python collects its garbage: hundreds of megabytes of them.
+    """
 
     path: Path
     width: int
     height: int
     aspect: float
+    turn: _Turn | None = None
 
 
 def _screen(path: Path, stream: Any) -> _Screen:
@@ -307,7 +312,9 @@ def _as_shown(screen: _Screen, frame: Any) -> UInt8:
     if (frame.width, frame.height) != (screen.width, screen.height):
         change = f"from {screen.width} x {screen.height} to {frame.width} x {frame.height}"
         raise UserError(f"{screen.path}: changes its size midway, {change}; cut it there")
-    image, turn = frame.to_ndarray(format="rgb24"), _turn(frame)
+    if screen.turn is None:
+        screen.turn = _turn(frame)
+    image, turn = frame.to_ndarray(format="rgb24"), screen.turn
     if screen.aspect != 1.0:
         size = (round(screen.width * screen.aspect), screen.height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
