@@ -32,6 +32,7 @@ from datamodules.demo.motion import Performance, StrengthName, micro_expression,
 from datamodules.demo.replicas import STUDIOS, SUBJECTS, ClipPlan, plan
 from datamodules.demo.scene import Scene, street_scene
 from mefar.errors import UserError
+from mefar.files import claim_folder
 
 U8 = npt.NDArray[np.uint8]
 SizeName = Literal["demo", "tiny"]
@@ -207,23 +208,12 @@ def _cast(task: _Task, rng: np.random.Generator) -> tuple[Identity, npt.NDArray[
 def _claim(root: Path, seed: int, size: SizeName, strength: StrengthName, twins: bool) -> None:
     """Mark the folder with what it holds, or refuse one that holds something else."""
     root.mkdir(parents=True, exist_ok=True)
-    note = root / "demo.json"
     wanted: dict[str, object] = {"corpus": "mefar demo", "seed": seed, "size": size}
     if strength != "demo":  # which folders made before there was a choice do not name
         wanted["strength"] = strength
     if twins:
         wanted["twins"] = True
-    if note.exists():
-        try:
-            found = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{note}: not JSON ({error}); remove {root} and start again") from error
-        if found != wanted:
-            raise UserError(f"{note}: made otherwise ({found}); choose another folder or remove {root}")
-        return
-    partial = root / ".demo.json.partial"
-    partial.write_text(json.dumps(wanted), encoding="utf-8")
-    os.replace(partial, note)
+    claim_folder(root, "demo", wanted)
 
 
 def _work(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> None:

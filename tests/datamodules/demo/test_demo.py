@@ -197,7 +197,7 @@ def test_an_interrupted_run_is_finished_and_finished_files_are_left_alone(corpor
 
 
 def test_a_folder_of_another_seed_is_refused(corpora, capsys):
-    with pytest.raises(UserError, match=r"demo\.json: made otherwise"):
+    with pytest.raises(UserError, match=r"made otherwise \(seed"):
         make_voxceleb(corpora, 1, "tiny")
     assert main([str(corpora)]) == 2
     error = capsys.readouterr().err
