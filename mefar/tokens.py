@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mefar.errors import UserError
@@ -98,6 +100,11 @@ class ActionTokens:
             torch.cat(strengths) if strengths else None,
             torch.cat(heads) if heads else None,
         )
+
+
+def as_images(crops: NDArray[np.uint8]) -> Tensor:
+    """Crops (N, H, W, 3) uint8, as files and cameras give them -> images (N, 3, H, W) float in [0, 1]."""
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
 
 
 @runtime_checkable

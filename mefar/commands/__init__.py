@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
@@ -138,7 +139,7 @@ def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
     hints = get_type_hints(function)
     words: list[str] = []
     listing = ""
-    for word, following in zip(argv, [*argv[1:], "--"], strict=False):
+    for word, following in pairwise([*argv, "--"]):
         option, equals, value = word.partition("=")
         name = option[2:].replace("-", "_")
         known = option.startswith("--") and name.split(".")[0] in hints
@@ -238,7 +239,7 @@ def _mendable(error: BaseException | None) -> str | None:
 
 def _configs(argv: Sequence[str]) -> list[str]:
     found = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+    for word, following in pairwise([*argv, ""]):
         if word in ("-c", "--config"):
             found.append(following)
         elif word.startswith("--config="):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from datamodules.crops import PairSettings, render
@@ -18,7 +17,7 @@ from datamodules.protocols import load
 from mefar.errors import UserError
 from mefar.generation import token_file
 from mefar.pictures import align, pair
-from mefar.tokens import ActionTokens, SteerableTokenizer
+from mefar.tokens import ActionTokens, SteerableTokenizer, as_images
 
 UInt8 = NDArray[np.uint8]
 
@@ -143,7 +142,7 @@ def _is(key: str, name: str) -> bool:
 
 
 def _tokenized(name: str, tokenizer: SteerableTokenizer, onset: UInt8, apex: UInt8) -> Source:
-    both = torch.from_numpy(np.stack([onset, apex])).permute(0, 3, 1, 2).float() / 255
+    both = as_images(np.stack([onset, apex]))
     tokens = tokenizer.tokenize(both[:1], both[1:])
     if tokens.strength is not None and not tokens.strength.any():
         print(f"{name}: no action is seen from onset to apex: nothing will move")

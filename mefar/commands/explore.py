@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from datamodules.demo.unit_pairs import UNITS, unit_pairs
 from mefar.commands import run_function
@@ -20,7 +19,7 @@ from mefar.progress import shown
 from mefar.readers import weights_of
 from mefar.report.explore_page import write_exploration
 from mefar.tokenizer.plain import load
-from mefar.tokens import ActionTokens, SteerableTokenizer
+from mefar.tokens import ActionTokens, SteerableTokenizer, as_images
 
 PEOPLE, PAIRS = 80, 20
 """Rendered for the read-out."""
@@ -55,8 +54,8 @@ def explore(
     made_by = weights_of(model)
     words = read_out(model, made_by, cache_dir)
     people = list(unit_pairs(model.image_size, FACES, PAIRS, seed=1))
-    faces = torch.cat([_images(person.onset[:1]) for person in people])
-    tokens = ActionTokens.cat([model.tokenize(_images(one.onset), _images(one.apex)) for one in people])
+    faces = torch.cat([as_images(person.onset[:1]) for person in people])
+    tokens = ActionTokens.cat([model.tokenize(as_images(one.onset), as_images(one.apex)) for one in people])
     intensity = np.concatenate([one.intensity for one in people])
     row = int(intensity[:, UNITS.index(12)].argmax())
     smile = " + ".join(f"AU{unit}" for unit, much in zip(UNITS, intensity[row], strict=True) if much)
@@ -75,7 +74,7 @@ def read_out(model: SteerableTokenizer, made_by: str, cache_dir: Path) -> dictio
         with shown("reading rendered people", "people") as progress:
             began, tokens, intensity, people = time.monotonic(), [], [], []
             for number, one in enumerate(unit_pairs(model.image_size, PEOPLE, PAIRS)):
-                tokens.append(model.tokenize(_images(one.onset), _images(one.apex)))
+                tokens.append(model.tokenize(as_images(one.onset), as_images(one.apex)))
                 intensity.append(torch.from_numpy(one.intensity))
                 people += [number] * len(one.onset)
                 progress(number + 1, PEOPLE, (number + 1) / (time.monotonic() - began))
@@ -84,10 +83,6 @@ def read_out(model: SteerableTokenizer, made_by: str, cache_dir: Path) -> dictio
         )
         found.save(path)
     return dictionary.Dictionary.load(path)
-
-
-def _images(crops: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ from mefar.probes import faces as face_probes
 from mefar.probes import tokens as probes
 from mefar.progress import shown
 from mefar.tokenizer.module import load as load_tokenizer
+from mefar.tokens import as_images
 
 READERS = ("tokens", "embeddings", "pixels")
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -197,7 +198,7 @@ def _truth(data: Path, clips: MicroExpressionDataset, size: int, faces: FaceMode
     actors = [(study[row], clips.apexes[study[row].key].number) for row in partners]
     with shown("rendering the true transfers", "clips") as progress:
         pictures = demo_truth.true_frames(data, actors, study, size, faces, progress)
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return as_images(pictures)
 
 
 def _list(title: str, numbers: dict[str, float]) -> Table:

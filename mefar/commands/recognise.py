@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from mefar.recognition.motion import SIDE, resized
 from mefar.recognition.tracking import Followed, Follower
 from mefar.report.recognition_page import write_recognition_report
 
+if TYPE_CHECKING:
+    from mefar.model import Model
+
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[int, int, float], None]
 
@@ -38,7 +41,7 @@ class How:
     """Everything besides the video that decides what is found."""
 
     model: str
-    head: str
+    weights: str
     onset: float | None
     apex: float | None
     threshold: float
@@ -48,8 +51,7 @@ class How:
 def recognise(
     path: str | Path,
     *,
-    model: str | None = None,
-    head: str | Path | None = None,
+    model: str = "demo",
     onset: float | None = None,
     apex: float | None = None,
     threshold: float = 4.5,
@@ -59,9 +61,8 @@ def recognise(
 
     Args:
         path: video file, or folder of numbered images.
-        model: "demo" for the one that mefar brings, which is also taken where this is left out; a folder that
-            `mefar export` wrote; checkpoint of a tokenizer; "none" for none.
-        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer, instead of the model's.
+        model: what reads events: "demo", which comes with mefar; a folder that `mefar export` wrote; a
+            tokenizer's checkpoint (tokens alone); or "none".
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
         threshold: how many times larger than usual a motion must be.
@@ -73,7 +74,7 @@ def recognise(
     Raises:
         UserError: the video or the model cannot be read.
     """
-    how, reader, notes = _model(model, head, onset, apex, threshold, fps)
+    how, reader, notes = _model(model, onset, apex, threshold, fps)
     film = footage(Path(path), fps)
     return _read(film, how, reader, follow(film, None), notes)[0]
 
@@ -81,8 +82,7 @@ def recognise(
 def recognise_command(
     video: Path,
     *,
-    model: str | None = None,
-    head: Path | None = None,
+    model: str = "demo",
     out: Path | None = None,
     onset: float | None = None,
     apex: float | None = None,
@@ -102,9 +102,8 @@ def recognise_command(
 
     Args:
         video: video file, folder of videos, or folder of numbered images.
-        model: demo for the one that mefar brings, which is also taken where this is left out; a folder that
-            `mefar export` wrote; checkpoint of a tokenizer; none for none.
-        head: checkpoint of a classifier that `mefar fit` trained on this tokenizer, for the model's own.
+        model: what reads events: demo, which comes with mefar; a folder that `mefar export` wrote; a
+            tokenizer's checkpoint (tokens alone); or none.
         out: folder to write; left out, runs/recognise/NAME. A killed run goes on, a finished one is kept.
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
@@ -120,9 +119,9 @@ def recognise_command(
         raise UserError("give --onset and --apex together, in seconds")
     if not gap > 0:
         raise UserError(f"--gap is {gap}; give seconds above 0")
-    how, reader, notes = _model(model, head, onset, apex, threshold, fps)
+    how, reader, notes = _model(model, onset, apex, threshold, fps)
     if every_pair and reader is None:
-        raise UserError("--every-pair needs a tokenizer; give --model CHECKPOINT")
+        raise UserError("--every-pair needs a tokenizer; give another --model than none")
     films = films_in(video) if video.is_dir() else [video]
     several = films != [video]
     place = out or Path("runs/recognise") / video.resolve().with_suffix("").name
@@ -155,110 +154,28 @@ def _name(film: Path, folder: Path, films: Sequence[Path]) -> Path:
     return inner if twins > 1 else plain if str(plain) != "." else Path("images")
 
 
-@dataclass(frozen=True)
-class _Reader:
-    tokenizer: Any
-    classifier: Any  # recognition.reading.Classifier or None
-
-
-def _weights(reader: _Reader) -> str:
-    learned = "" if reader.classifier is None else reader.classifier.weights
-    return fingerprint(*reader.tokenizer.state_dict().values(), learned)
-
-
 def _model(
-    model: str | None,
-    head: str | Path | None,
-    onset: float | None,
-    apex: float | None,
-    threshold: float,
-    fps: float | None,
-) -> tuple[How, _Reader | None, list[str]]:
-    """The settings, what reads events, or None, and what to say about it."""
+    model: str, onset: float | None, apex: float | None, threshold: float, fps: float | None
+) -> tuple[How, Model | None, list[str]]:
+    """The settings, what reads events, and what to say about it."""
     if not threshold > 0:
         raise UserError(f"threshold is {threshold}; give a number above 0, 4.5 is usual")
-    reader, notes = None, []
-    if model != "none":
-        tokenizer, classifier = _tokenizer(model or "demo")
-        if head is not None:
-            classifier = _classifier(Path(head), tokenizer)
-        elif classifier is not None and (model or "demo") == "demo":
-            notes = ["classes, action units and descriptions are read by what rendered faces taught"]
-        reader = _Reader(tokenizer, classifier)
-    elif head is not None:
-        raise UserError("--head reads tokens; give --model too")
-    name = (model or "demo") if reader is not None else ""
-    return How(name, str(head or ""), onset, apex, threshold, fps), reader, notes
-
-
-def _tokenizer(model: str) -> tuple[Any, Any]:
-    """The tokenizer of a model, and what reads its tokens, if it has that."""
-    if model != "demo" and not Path(model).is_dir():
-        from mefar.tokenizer import load as load_tokenizer  # brings Lightning; the class may be anybody's
-
-        return load_tokenizer(model), None
-    from mefar.model import load
+    if model == "none":
+        return How("", "", onset, apex, threshold, fps), None, []
+    from mefar.model import load  # brings torch
     from mefar.readers import weights_of
-    from mefar.recognition.reading import Classifier
 
+    rendered = "classes, action units and descriptions are read by what rendered faces taught"
     made = load(model)
-    if made.readers is None:
-        return made.tokenizer, None
-    about, readers = made.readers.about, made.readers
-    units = made.units if about.units else None
-    sentences = made.describe if about.sentences else None
-
-    def probabilities(features: Any) -> Any:
-        return readers(features)[0]
-
-    learned = weights_of(readers)
-    return made.tokenizer, Classifier(about.classes, probabilities, units, sentences, learned)
-
-
-def _classifier(path: Path, tokenizer: Any) -> Any:
-    """The head of a TokenClassifier's checkpoint, with the names of its classes."""
-    import torch
-
-    from datamodules.protocols import find_databases
-    from mefar.classifier.module import TokenClassifier
-    from mefar.recognition.reading import Classifier
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state, classes = content["state_dict"], int(content["hyper_parameters"]["num_classes"])
-    except Exception as error:  # whatever a file may hold
-        raise UserError(f"{path}: not a classifier's checkpoint that can be read ({error})"[:200]) from None
-    theirs = {
-        name.removeprefix("tokenizer."): v for name, v in state.items() if name.startswith("tokenizer.")
-    }
-    ours = tokenizer.state_dict()
-    if set(theirs) != set(ours) or any(not torch.equal(theirs[name], ours[name]) for name in ours):
-        raise UserError(f"{path}: was trained on the tokens of another tokenizer than --model; give that one")
-    try:
-        module = TokenClassifier(tokenizer, classes)
-        module.load_state_dict(state)
-    except (RuntimeError, UserError) as error:
-        raise UserError(f"{path}: has another head than TokenHead ({str(error)[:120]})") from None
-    module.eval()
-    data = content.get("datamodule_hyper_parameters", {})
-    names = tuple(f"class{number}" for number in range(classes))
-    with suppress(UserError, KeyError):
-        _, databases = find_databases(str(data["dataset"]))
-        names = next(iter(databases.values())).protocols[classes].names
-
-    def probabilities(features: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            told: torch.Tensor = module(features.to(module.mean.dtype)).logits.softmax(-1)
-            return told
-
-    return Classifier(tuple(names), probabilities)
+    how = How(model, weights_of(made), onset, apex, threshold, fps)
+    return how, made, [rendered] if model == "demo" else []
 
 
 def _recognise_into(
     folder: Path,
     film: Footage,
     how: How,
-    reader: _Reader | None,
+    reader: Model | None,
     notes: list[str],
     annotated: bool,
     gap: float | None,
@@ -267,7 +184,6 @@ def _recognise_into(
     settings = asdict(how) | {
         "video": film.path.name,
         "content": fingerprint(*(film.images or [film.path])),
-        "weights": "" if reader is None else _weights(reader),
         "code": code_fingerprint("mefar.recognition", "mefar.commands.recognise"),
     }
     with lock(folder / ".lock"):
@@ -321,7 +237,7 @@ def follow(film: Footage, progress: Progress | None) -> Followed:
 
 
 def _read(
-    film: Footage, how: How, reader: _Reader | None, followed: Followed, notes: Sequence[str]
+    film: Footage, how: How, reader: Model | None, followed: Followed, notes: Sequence[str]
 ) -> tuple[Recognition, dict[int, tuple[UInt8, UInt8]]]:
     """Spot events, or take the one that is known, and read them; and each one's onset and apex crop."""
     notes, tracks = [*notes, *followed.notes], followed.tracks
@@ -333,7 +249,7 @@ def _read(
         events = [event for track in tracks for event in spotted(track, how.threshold)]
     events.sort(key=lambda event: (event.onset, event.person))
     events = [replace(event, event=number) for number, event in enumerate(events, 1)]
-    side = SIDE if reader is None else int(reader.tokenizer.image_size)
+    side = SIDE if reader is None else reader.image_size
     crops: dict[int, tuple[UInt8, UInt8]] = {}
     small: list[tuple[UInt8, UInt8]] = []
     for event in events:
@@ -346,7 +262,7 @@ def _read(
         from mefar.recognition.reading import read
 
         onsets, apexes = zip(*small, strict=True)
-        events = read(reader.tokenizer, events, onsets, apexes, reader.classifier)
+        events = read(reader.tokenizer, reader.readers, events, onsets, apexes)
     found = Recognition(
         str(film.path), followed.seconds, followed.frames, film.fps, film.size, how.model, tuple(events),
         tracks, followed.cuts, tuple(notes),

@@ -74,13 +74,14 @@ def spot(*, dataset: str, data: Path, model: str | None = None, out: Path | None
     study = load_long_videos(dataset, data)
     tokenizer: Any = None
     if model is not None:
+        from mefar.readers import weights_of
         from mefar.tokenizer import load  # brings torch and Lightning
 
         tokenizer = load(model)
     place = out or Path("runs") / f"spot-{dataset}"
     settings = {
         "dataset": dataset,
-        "model": "" if tokenizer is None else fingerprint(*tokenizer.state_dict().values()),
+        "model": "" if tokenizer is None else weights_of(tokenizer),
         "videos": fingerprint([[v.key, str(v.source), len(v.frames)] for v in study.videos]),
         "truth": fingerprint([asdict(one) for video in study.videos for one in video.movements]),
         "code": code_fingerprint("mefar.recognition"),

@@ -35,7 +35,7 @@ def attention_of(run: Path, tokenizer: str) -> dict[str, torch.Tensor]:
     identity = fingerprint(json.loads((run / "study.json").read_text(encoding="utf-8")))
     weights: dict[str, list[list[float]]] = defaultdict(list)
     for result, _ in Ledger(run, identity).read().values():
-        for row, one in zip(result.rows, result.attention, strict=False):
+        for row, one in zip(result.rows, result.attention, strict=True) if result.attention else ():
             weights[clips[row]].append(one)
     if not weights:
         raise UserError(f"{run}: its heads weighed no tokens; give a run of a head with attention")

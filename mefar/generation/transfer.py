@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mefar.generation.pasting import paste
-from mefar.tokens import ActionTokens, Movement, SteerableTokenizer
+from mefar.tokens import ActionTokens, Movement, SteerableTokenizer, as_images
 
 UInt8 = NDArray[np.uint8]
 
@@ -65,7 +64,7 @@ def clip(
 def _movement(
     tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float
 ) -> Movement:
-    onset = torch.from_numpy(target.crop)[None].permute(0, 3, 1, 2).to(tokens.embeddings) / 255
+    onset = as_images(target.crop[None]).to(tokens.embeddings)
     tokens = tokens.without_head()
     if tokens.strength is not None:
         return tokenizer.move(onset, tokens.scaled(strength))

@@ -19,7 +19,11 @@ from datamodules.voxceleb.video import info
 from mefar.__main__ import main
 from mefar.commands.recognise import _for_a_challenge
 from mefar.errors import UserError
-from mefar.recognition.events import EVENT_COLUMNS, FRAME_COLUMNS
+from mefar.pictures import pair
+from mefar.recognition.events import EVENT_COLUMNS, FRAME_COLUMNS, Event
+from mefar.recognition.reading import NOTHING, read
+
+EVENT = Event(1, 1, "micro", 0, 0.1, 0.2, 0, 3, 6, 1.0, 5.0, ("brows",))
 
 
 @pytest.fixture(scope="module")
@@ -231,76 +235,44 @@ def test_what_is_fetched_ahead_is_the_same_and_errors_come_through() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> tuple[Path, Path]:
-    """A tokenizer that has learned nothing, and a head on its tokens."""
+def model(tmp_path_factory) -> Path:
+    """A tokenizer that has learned nothing."""
     import torch
 
-    from mefar.classifier.module import TokenClassifier
     from mefar.tokenizer.module import FacialActionTokenizer
     from mefar.tokenizer.warp_network import WarpNetwork
 
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    tokenizer = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, code_dim=4))
-    head = TokenClassifier(tokenizer, 3)
-    for module, name in ((tokenizer, "tokenizer"), (head, "head")):
-        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
-        content["datamodule_hyper_parameters"] = {"dataset": "composite"}
-        torch.save(content, folder / f"{name}.ckpt")
-    with torch.no_grad():
-        next(tokenizer.parameters()).add_(0.1)
-    torch.save(
-        {"state_dict": tokenizer.state_dict(), "hyper_parameters": dict(tokenizer.hparams)}, folder / "2.ckpt"
-    )
-    return folder / "tokenizer.ckpt", folder / "head.ckpt"
+    path = tmp_path_factory.mktemp("model") / "tokenizer.ckpt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, code_dim=4))
+    torch.save({"state_dict": made.state_dict(), "hyper_parameters": dict(made.hparams)}, path)
+    return path
 
 
-def test_a_model_gives_tokens_classes_and_every_pair(rendered, model, tmp_path, capsys) -> None:
-    import torch
-
-    from mefar.recognition.reading import NOTHING
-
-    words = ["--model", model[0], "--head", model[1], "--annotated", "false", "--every-pair"]
-    assert run(rendered[0], *words, "--out", tmp_path / "out") == 0
-    [event] = rows(tmp_path / "out" / "events.csv")
-    chances = {name: float(event[f"p_{name}"]) for name in ("negative", "positive", "surprise")}
-    assert sum(chances.values()) == pytest.approx(1, abs=1e-3)
-    assert event["emotion"] in (NOTHING, max(chances, key=lambda name: chances[name]))
-    pairs = rows(tmp_path / "out" / "pairs.csv")
+def test_a_tokenizer_gives_tokens_and_every_pair(rendered, model, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert run(rendered[0], "--model", model, "--annotated", "false", "--every-pair", "--out", out) == 0
+    [event] = rows(out / "events.csv")
+    assert event["emotion"] in ("", NOTHING) and not event["action_units"]
+    pairs = rows(out / "pairs.csv")
     assert len(pairs) == 150 - 9  # 0.3 s are nine frames
     assert {int(pair["later_frame"]) - int(pair["frame"]) for pair in pairs} == {9}
     assert {len(row["tokens"].split()) for row in (event, *pairs)} == {16}
-
-    other = model[0].with_name("2.ckpt")
-    assert run(rendered[0], "--model", other, "--head", model[1], "--out", tmp_path / "other") == 2
-    assert "was trained on the tokens of another tokenizer" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
-    torch.manual_seed(0)
+    assert run(rendered[0], "--model", "demo", "--annotated", "false", "--out", out) == 2
+    assert "made otherwise (model" in capsys.readouterr().err
 
 
 def test_at_rest_the_answer_is_nothing(model) -> None:
-    from mefar.recognition.events import Event
-    from mefar.recognition.reading import NOTHING, read
-    from mefar.tokenizer import load
-
     still = np.full((48, 48, 3), 99, np.uint8)
-    event = Event(1, 1, "micro", 0, 0.1, 0.2, 0, 3, 6, 1.0, 5.0, ("brows",))
-    [told] = read(load(model[0]), [event], [still], [still])
-    assert told.emotion == NOTHING
-    assert len(told.tokens) == 16
+    [told] = read(mefar.load(model).tokenizer, None, [EVENT], [still], [still])
+    assert told.emotion == NOTHING and len(told.tokens) == 16
 
 
 def test_the_model_that_comes_along_reads_classes_units_and_sentences() -> None:
-    import mefar
-    from mefar.commands.recognise import _tokenizer
-    from mefar.pictures import pair
-    from mefar.recognition.events import Event
-    from mefar.recognition.reading import NOTHING, read
-
-    tokenizer, classifier = _tokenizer("demo")
-    onset, apex = pair(mefar.example("onset"), mefar.example("apex"), tokenizer.image_size)
-    events = [Event(n, 1, "micro", 0, 0.1, 0.2, 0, 3, 6, 1.0, 5.0, ("brows",)) for n in (1, 2)]
-    moved, still = read(tokenizer, events, [onset, onset], [apex, onset], classifier)
+    made = mefar.load("demo")
+    onset, apex = pair(mefar.example("onset"), mefar.example("apex"), made.image_size)
+    moved, still = read(made.tokenizer, made.readers, [EVENT, EVENT], [onset, onset], [apex, onset])
     assert moved.emotion == "surprise" and {"1", "2", "5"} <= set(moved.action_units)
     assert "brow" in moved.description and sum(moved.probabilities.values()) == pytest.approx(1)
     assert still.emotion == NOTHING and not still.action_units and not still.description
