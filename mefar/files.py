@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,26 @@ def source_fingerprint(source: bytes) -> str:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 del body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def class_at(class_path: str, where: str) -> Any:
+    """What a file names by a dotted path: a class, perhaps; whoever asks looks at it before it is called.
+
+    Args:
+        class_path: module and name.
+        where: what names it, for the message.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{where}: {class_path} cannot be imported ({line}); add the folder of its file to PYTHONPATH"
+        ) from None
 
 
 def code_of(kind: type) -> str:

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from mefar.classifier.head import HeadOutput, build_head
 from mefar.errors import UserError
-from mefar.files import fingerprint, replacing
+from mefar.files import class_at, fingerprint, replacing
 
 NOTHING = "nothing"
 """What tokens of a face at rest are called."""
@@ -135,13 +134,10 @@ def weights_of(model: Any) -> str:
 
 
 def _head_class(told: Mapping[str, Any]) -> Any:
-    module, _, name = str(told.get("class_path")).rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        kind = None
+    class_path = str(told.get("class_path"))
+    kind = class_at(class_path, "head")
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise UserError(f"head {module}.{name}: no such class; add the folder of its file to PYTHONPATH")
+        raise UserError(f"head {class_path}: no torch.nn.Module")
     return partial(kind, **told.get("init_args", {}))
 
 

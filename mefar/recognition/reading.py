@@ -20,7 +20,7 @@ _BATCH = 32
 
 def tokens_of(tokenizer: ActionTokenizer, onsets: Sequence[UInt8], apexes: Sequence[UInt8]) -> ActionTokens:
     """Tokens of N pairs of crops, (S, S, 3) uint8, a few pairs at a time."""
-    before, after = (as_images(np.stack(crops)).split(_BATCH) for crops in (onsets, apexes))
+    before, after = (torch.split(as_images(np.stack(crops)), _BATCH) for crops in (onsets, apexes))
     return ActionTokens.cat([tokenizer.tokenize(*pair) for pair in zip(before, after, strict=True)])
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from mefar.errors import UserError
+from mefar.files import class_at
 from mefar.tokenizer import earlier, ranks
 from mefar.tokenizer.image_losses import match_light
 from mefar.tokenizer.network import ActionNetwork, describe
@@ -295,14 +295,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenize
 
 def _tokenizer_class(class_path: str, path: Path) -> type[nn.Module]:
     """The class that a checkpoint names; nothing but a tokenizer's class is ever called."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{path}: is of class {class_path}, which cannot be imported ({first_line(error)}); add the "
-            "folder of its file to PYTHONPATH"
-        ) from None
+    kind = class_at(class_path, f"{path}: its class")
     methods = ("tokenize", "reconstruct")
     if not (
         isinstance(kind, type) and issubclass(kind, nn.Module) and all(hasattr(kind, m) for m in methods)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +117,10 @@ def build(described: Mapping[str, Any], weights: Mapping[str, Tensor], path: Pat
     Raises:
         UserError: no such network, or its weights and settings do not fit together or are not finite.
     """
-    module, _, name = str(described.get("class_path")).rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{path}: its network {module}.{name} cannot be imported ({first_line(error)}); add the folder "
-            "of its file to PYTHONPATH"
-        ) from None
+    class_path = str(described.get("class_path"))
+    kind = files.class_at(class_path, f"{path}: its network")
     if not (isinstance(kind, type) and issubclass(kind, ActionNetwork)):
-        raise UserError(f"{path}: {module}.{name} is no ActionNetwork")
+        raise UserError(f"{path}: {class_path} is no ActionNetwork")
     try:
         network = kind(**described.get("init_args", {}))
         network.load_state_dict(dict(weights))
