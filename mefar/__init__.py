@@ -10,11 +10,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mefar.commands.model import Model as Model
+    from mefar.commands.model import load as load
+    from mefar.commands.pictures import align as align
+    from mefar.commands.pictures import example as example
     from mefar.commands.recognise import recognise as recognise
-    from mefar.model import Model as Model
-    from mefar.model import load as load
-    from mefar.pictures import align as align
-    from mefar.pictures import example as example
 
 __version__ = "0.1.0"
 
@@ -30,10 +30,10 @@ for _switch, _value in {
 
 _PUBLIC = {
     "recognise": "mefar.commands.recognise",
-    "load": "mefar.model",
-    "Model": "mefar.model",
-    "align": "mefar.pictures",
-    "example": "mefar.pictures",
+    "load": "mefar.commands.model",
+    "Model": "mefar.commands.model",
+    "align": "mefar.commands.pictures",
+    "example": "mefar.commands.pictures",
 }
 """What `import mefar` offers -> where it is; imported when asked for, since `mefar --help` must be quick."""
 

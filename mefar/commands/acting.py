@@ -14,9 +14,9 @@ from datamodules.databases.folders import IMAGES
 from datamodules.faces.align import FaceAligner, FaceMode
 from datamodules.loose_clips import loose_clip
 from datamodules.protocols import load
+from mefar.commands.pictures import align, pair
 from mefar.errors import UserError
 from mefar.generation import token_file
-from mefar.pictures import align, pair
 from mefar.tokens import ActionTokens, SteerableTokenizer, as_images
 
 UInt8 = NDArray[np.uint8]

@@ -24,11 +24,11 @@ def app(*, model: str = "demo", port: int | None = None, device: str = "cpu", br
     """
     if find_spec("gradio") is None:
         raise UserError("the page needs the package gradio: pip install 'mefar[app]'")
-    from mefar.model import load
+    from mefar.commands.model import load
 
     made = load(model, device)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
-    from mefar.page import MEGABYTES, STYLE, build
+    from mefar.commands.app_page import MEGABYTES, STYLE, build
 
     how: dict[str, Any] = {"share": False, "inbrowser": browser, "footer_links": [], "css": STYLE}
     how |= {"server_name": "127.0.0.1", "server_port": port, "max_file_size": f"{MEGABYTES}mb"}

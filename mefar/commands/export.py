@@ -82,7 +82,7 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> None:
         out: folder to make.
         onnx: also write tokenize.onnx, reconstruct.onnx and classify.onnx (`pip install mefar[onnx]`).
     """
-    from mefar import model as models
+    from mefar.commands import model as models
     from mefar.tokenizer.plain import load as load_tokenizer
 
     if out.exists():
@@ -98,7 +98,7 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> None:
         folder = Path(place) / "model"
         made.save_pretrained(folder)
         if onnx:
-            from mefar.onnx import write
+            from mefar.commands.onnx_files import write
 
             write(made, folder)
         folder.rename(out)

@@ -28,7 +28,7 @@ from mefar.recognition.tracking import Followed, Follower
 from mefar.report.recognition_page import write_recognition_report
 
 if TYPE_CHECKING:
-    from mefar.model import Model
+    from mefar.commands.model import Model
 
 UInt8 = NDArray[np.uint8]
 Progress = Callable[[int, int, float], None]
@@ -162,7 +162,7 @@ def _model(
         raise UserError(f"threshold is {threshold}; give a number above 0, 4.5 is usual")
     if model == "none":
         return How("", "", onset, apex, threshold, fps), None, []
-    from mefar.model import load  # brings torch
+    from mefar.commands.model import load  # brings torch
     from mefar.readers import weights_of
 
     rendered = "classes, action units and descriptions are read by what rendered faces taught"

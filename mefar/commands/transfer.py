@@ -18,13 +18,13 @@ from datamodules.footage import write_video
 from datamodules.loose_clips import picture_at
 from mefar.commands import run_function
 from mefar.commands.acting import Source, given, of_database
+from mefar.commands.pictures import align
 from mefar.errors import UserError
 from mefar.files import claim_folder, fingerprint, lock, replacing
 from mefar.generation import token_file
 from mefar.generation.dictionary import showing
 from mefar.generation.editing import kept, steerable
 from mefar.generation.transfer import Target, carry, clip
-from mefar.pictures import align
 from mefar.readers import weights_of
 from mefar.tokenizer.plain import load
 from mefar.tokens import SteerableTokenizer

@@ -17,9 +17,9 @@ from datamodules.demo.long_videos import make_long_video
 from datamodules.footage import ahead, films_in, footage
 from datamodules.voxceleb.video import info
 from mefar.__main__ import main
+from mefar.commands.pictures import pair
 from mefar.commands.recognise import _for_a_challenge
 from mefar.errors import UserError
-from mefar.pictures import pair
 from mefar.recognition.events import EVENT_COLUMNS, FRAME_COLUMNS, Event
 from mefar.recognition.reading import NOTHING, read
 

@@ -18,8 +18,8 @@ from rendering import face as rendered
 
 import mefar
 from datamodules.demo.render import Pose
+from mefar.commands.model import Model
 from mefar.errors import UserError
-from mefar.model import Model
 
 ONSET, APEX, OTHER = (mefar.example(name) for name in ("onset", "apex", "other"))
 
@@ -29,7 +29,7 @@ def model() -> Model:
     return mefar.load("demo")
 
 
-@pytest.mark.parametrize("name", ["mefar.model", "mefar.pictures"])
+@pytest.mark.parametrize("name", ["mefar.commands.model", "mefar.commands.pictures"])
 def test_examples_in_docstrings_are_true(name: str) -> None:
     found = doctest.testmod(import_module(name))
     assert found.attempted and not found.failed

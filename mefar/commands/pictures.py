@@ -80,7 +80,7 @@ def align(picture: Picture, face: int = 1, faces: FaceMode = "align") -> Aligned
     """Find the face in a picture.
 
     Args:
-        picture: see the head of mefar/pictures.py.
+        picture: see the head of mefar/commands/pictures.py.
         face: which one where there are several: 1 the largest, 2 the next.
         faces: `precropped` takes the whole picture for a face crop.
 
@@ -147,7 +147,7 @@ def arrays(given: Pictures, name: str, count: int | None = None) -> list[Array]:
     """Pictures as (H, W, 3) arrays, uint8 or float32 in [0, 1].
 
     Args:
-        given: one or many, see the head of mefar/pictures.py.
+        given: one or many, see the head of mefar/commands/pictures.py.
         name: what they are, for messages.
         count: how many there must be; None: any number.
 
@@ -171,7 +171,7 @@ def example(name: str) -> Path:
     Raises:
         UserError: another name.
     """
-    path = Path(__file__).parent / "assets" / f"example_{name}.png"
+    path = Path(__file__).parents[1] / "assets" / f"example_{name}.png"
     if not path.is_file():
         raise UserError(f"{name}: no such example; there are onset, apex and other")
     return path

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import mefar
 from mefar.__main__ import main
+from mefar.commands.model import Model
 from mefar.errors import UserError
-from mefar.model import Model
 from mefar.readers import Readers
 from mefar.tokenizer.plain import PlainTokenizer
 from mefar.tokenizer.published_network import PublishedNetwork
@@ -100,7 +100,7 @@ def test_any_sentence_where_the_tower_is_here(demo: Model, tokens: ActionTokens)
 def test_a_missing_tower_is_one_line(
     demo: Model, tokens: ActionTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mefar.model.locate", lambda name: ("no-such-tower", "no-such-tower"))
+    monkeypatch.setattr("mefar.commands.model.locate", lambda name: ("no-such-tower", "no-such-tower"))
     with pytest.raises(UserError, match=r"no-such-tower.*minilm"):
         demo.describe(tokens, ["a sentence that nobody knows"])
 
@@ -188,7 +188,7 @@ def test_onnx_files_say_the_same_to_1e_4(demo: Model, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     pytest.importorskip("torch", "2.9")
-    from mefar.onnx import write
+    from mefar.commands.onnx_files import write
 
     write(demo, tmp_path)
 
@@ -220,7 +220,7 @@ def test_the_published_network_goes_too_and_has_no_strength(tmp_path: Path) -> N
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     pytest.importorskip("torch", "2.9")
-    from mefar.onnx import write
+    from mefar.commands.onnx_files import write
 
     model = Model(PlainTokenizer(PublishedNetwork(64, 4, 32, 1, 1, 2, 8)))
     assert [path.name for path in write(model, tmp_path)] == ["tokenize.onnx", "reconstruct.onnx"]
@@ -238,7 +238,7 @@ def test_the_published_network_goes_too_and_has_no_strength(tmp_path: Path) -> N
 def test_a_missing_exporter_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mefar.onnx.find_spec", lambda name: None)
+    monkeypatch.setattr("mefar.commands.onnx_files.find_spec", lambda name: None)
     assert main(["export", "demo", str(tmp_path / "out"), "--onnx"]) == 2
     assert "pip install 'mefar[onnx]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

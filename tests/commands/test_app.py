@@ -39,7 +39,7 @@ def test_a_missing_gradio_is_one_line(
 @pytest.fixture(scope="module")
 def page() -> Any:
     pytest.importorskip("gradio")
-    from mefar.page import Page
+    from mefar.commands.app_page import Page
 
     return Page(mefar.load("demo"))
 

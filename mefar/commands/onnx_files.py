@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mefar.commands.model import Model
 from mefar.errors import UserError
-from mefar.model import Model
 from mefar.tokens import ActionTokens
 
 

@@ -40,11 +40,11 @@ from datamodules.faces.align import FaceMode
 from mefar import __version__
 from mefar.classifier.text_anchors import encode_descriptions
 from mefar.commands.anchors import locate
+from mefar.commands.pictures import AlignedFace, Picture, Pictures, align, arrays, as_uint8, pair
 from mefar.errors import UserError
 from mefar.files import replacing, write_text
 from mefar.generation.editing import steerable
 from mefar.generation.transfer import Target, carry
-from mefar.pictures import AlignedFace, Picture, Pictures, align, arrays, as_uint8, pair
 from mefar.readers import FAINTEST, NOTHING, About, Readers, encoded, weights_of
 from mefar.tokenizer.network import describe
 from mefar.tokenizer.plain import PlainTokenizer, build, located
@@ -54,14 +54,14 @@ from mefar.tokens import ActionTokens, feature_dim
 UInt8 = NDArray[np.uint8]
 AT_ONCE = 32
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_READERS = Path(__file__).parent / "assets" / "readers_demo.safetensors"
+_READERS = Path(__file__).parents[1] / "assets" / "readers_demo.safetensors"
 
 
 class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
     """Reads facial actions as tokens, and shows tokens on faces.
 
-    Pictures are given as mefar/pictures.py says: paths, PIL images, arrays, tensors, one or many. Where many
-    onsets and one apex are given, or the other way round, the one goes with all.
+    Pictures are given as mefar/commands/pictures.py says: paths, PIL images, arrays, tensors, one or many.
+    Where many onsets and one apex are given, or the other way round, the one goes with all.
 
     `save_pretrained(folder)`, `from_pretrained(folder or hub id)` and `push_to_hub(hub id)` are those of
     huggingface_hub; nothing else here uses a network.

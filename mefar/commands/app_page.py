@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.footage import footage
+from mefar.commands.model import Model
+from mefar.commands.pictures import align, example
 from mefar.commands.recognise import recognise
 from mefar.errors import UserError
-from mefar.model import Model
-from mefar.pictures import align, example
 from mefar.tokens import ActionTokens
 
 UInt8 = NDArray[np.uint8]
