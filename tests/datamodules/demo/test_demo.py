@@ -202,7 +202,7 @@ def test_a_folder_of_another_seed_is_refused(corpora, capsys):
     assert main([str(corpora)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "choose another folder" in error
+    assert "give another --out" in error
 
 
 def test_the_truth_has_its_largest_intensity_at_the_apex(corpora):
