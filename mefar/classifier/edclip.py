@@ -28,7 +28,8 @@ class EDCLIP(TokenClassifier):
         protocol: protocol id, which picks the descriptions.
         class_names: names of the classes in label order.
         anchors: anchors file made by `mefar anchors`; the default is the shipped one.
-        head: class of the head, which must take `text_dim`, and its options.
+        centred: take out of the anchors what all emotions have in common.
+        head: class of the head, which must take `text_dim`, and its options (`learn_temperature`).
         training: how to train it; weight, temperature and margin of the alignment are among it.
         held_out: who is held out; with the seed it names the fold that this training is.
         seed: of initial values, views and order.
@@ -44,8 +45,9 @@ class EDCLIP(TokenClassifier):
         training: HeadTraining = HeadTraining(),  # noqa: B008  frozen
         held_out: str | None = None,
         seed: int = 0,
+        centred: bool = False,
     ) -> None:
-        vectors, described = Anchors.load(Path(anchors)).select(protocol, class_names)
+        vectors, described = Anchors.load(Path(anchors)).select(protocol, class_names, centred)
         super().__init__(tokenizer, len(class_names), head, training, held_out, seed)
         self.save_hyperparameters(ignore=["tokenizer", "head", "training"])
         if not takes_text(head):

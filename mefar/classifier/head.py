@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -42,11 +43,13 @@ class HeadOutput(NamedTuple):
         logits: (B, C).
         attention: (B, L) weights over the tokens, each row sums to 1; None for a head that has none.
         text: (B, E) unit vectors in the text space; None for a head without text.
+        temperature: () learned factor of the temperature of the alignment with texts; None leaves it as set.
     """
 
     logits: Tensor
     attention: Tensor | None = None
     text: Tensor | None = None
+    temperature: Tensor | None = None
 
 
 class FittedHead(nn.Module):
@@ -121,7 +124,11 @@ class TokenHead(nn.Module):
         embedding: `shared`, one matrix reads the codes of every position (published);
             `per_position`, each position has its own, so that the same code may mean different things
             in different places without a layer having to find that out from a few hundred clips.
-        pooling: `attention`, one learned query picks tokens (published); `mean` looks at all alike.
+        position: what a `shared` embedding is told of the place of a token: `1d`, a learned vector per
+            position (published); `2d`, one per row and one per column of the square grid; `none`.
+        pooling: `attention`, one learned query picks tokens (published); `mean` looks at all alike; `cls`, a
+            learned token among them, which the layers fill.
+        learn_temperature: learn a factor of the temperature of the alignment with texts.
         initial: `small`, uniform in +-1/sqrt(inputs), position and query N(0, 0.02); `published`,
             xavier for all linears, position and query N(0, 1).
 
@@ -142,7 +149,9 @@ class TokenHead(nn.Module):
         dropout: float = 0.2,
         embedding: Literal["per_position", "shared"] = "per_position",
         initial: Literal["small", "published"] = "small",
-        pooling: Literal["attention", "mean"] = "attention",
+        pooling: Literal["attention", "mean", "cls"] = "attention",
+        position: Literal["1d", "2d", "none"] = "1d",
+        learn_temperature: bool = False,
     ) -> None:
         super().__init__()
         if dim < 1 or heads < 1 or dim % heads:
@@ -151,16 +160,29 @@ class TokenHead(nn.Module):
             raise UserError(f"head: dropout {dropout} is not in [0, 1)")
         if depth < 0 or feedforward < 1:
             raise UserError(f"head: depth {depth}, feedforward {feedforward} must be positive")
+        if embedding == "per_position" and position != "1d":
+            raise UserError(f"head: position {position} goes with embedding shared; set that, or 1d")
+        if pooling == "cls" and not depth:
+            raise UserError("head: a cls token learns of the others in a layer; give a depth, or mean pooling")
         own = num_tokens if embedding == "per_position" else 1
         self.embed = nn.Parameter(torch.empty(own, dim, token_dim))
         self.embed_bias = nn.Parameter(torch.zeros(own, dim))
         # With a matrix and a bias of its own a position needs no further vector.
-        self.position = nn.Parameter(torch.empty(num_tokens, dim)) if own == 1 else None
+        one_d, two_d = (own == 1 and position == kind for kind in ("1d", "2d"))
+        self.position = nn.Parameter(torch.empty(num_tokens, dim)) if one_d else None
+        side = math.isqrt(num_tokens)
+        if two_d and side * side != num_tokens:
+            raise UserError(f"head: {num_tokens} tokens are no square grid; take position 1d")
+        self.grid = nn.Parameter(torch.empty(2, side, dim)) if two_d else None  # rows, columns
         self.layers = nn.Sequential(*[EncoderLayer(dim, heads, feedforward, dropout) for _ in range(depth)])
         self.pool_norm = nn.LayerNorm(dim)
         self.query = nn.Parameter(torch.empty(dim)) if pooling == "attention" else None
+        self.cls = nn.Parameter(torch.empty(dim)) if pooling == "cls" else None
         self.classes = nn.Linear(dim, num_classes)
         self.text = None if text_dim is None else nn.Linear(dim, text_dim)
+        # The logarithm of the factor: weight decay draws it to the temperature that is set.
+        learned = learn_temperature and text_dim is not None
+        self.temperature = nn.Parameter(torch.zeros(())) if learned else None
         self._initialise(initial == "published")
 
     def _initialise(self, published: bool) -> None:
@@ -173,25 +195,34 @@ class TokenHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        for vector in (self.query, self.position):
+        for vector in (self.query, self.cls, self.position, self.grid):
             if vector is not None:
                 nn.init.normal_(vector, 0, 1 if published else 0.02)
 
     def forward(self, tokens: Tensor) -> HeadOutput:
         """(B, L, D) token embeddings -> what they say."""
-        if self.position is None:
+        if len(self.embed) > 1:
             x = torch.einsum("bld,lwd->blw", tokens, self.embed) + self.embed_bias
         else:
-            x = F.linear(tokens, self.embed[0], self.embed_bias[0]) + self.position
+            x = F.linear(tokens, self.embed[0], self.embed_bias[0])
+        if self.position is not None:
+            x = x + self.position
+        elif self.grid is not None:
+            x = x + (self.grid[0].unsqueeze(1) + self.grid[1]).flatten(0, 1)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)
         x = self.pool_norm(self.layers(x))
         attention = None
-        if self.query is None:
-            pooled = x.mean(1)  # (B, W)
+        if self.cls is not None:
+            pooled = x[:, 0]  # (B, W)
+        elif self.query is None:
+            pooled = x.mean(1)
         else:
             attention = (x @ self.query * x.shape[-1] ** -0.5).softmax(-1)  # (B, L)
             pooled = (attention.unsqueeze(1) @ x).squeeze(1)
         text = None if self.text is None else F.normalize(self.text(pooled), dim=-1)
-        return HeadOutput(self.classes(pooled), attention, text)
+        temperature = None if self.temperature is None else self.temperature.exp()
+        return HeadOutput(self.classes(pooled), attention, text, temperature)
 
 
 def build_head(

@@ -19,6 +19,10 @@ from mefar.classifier.head import HeadOutput
 from mefar.classifier.settings import HeadTraining
 
 
+COLDEST = 0.01
+"""Least temperature that is learned, as CLIP's own training has it."""
+
+
 @dataclass(frozen=True)
 class TextAnchors:
     """What EDCLIP aligns to.
@@ -121,12 +125,20 @@ def head_loss(
     if anchors is not None and output.text is not None and training.edclip_weight > 0:
         has_text = anchors.described.to(mask.dtype)
         described = one_hot(whole, has_text) @ has_text * counted  # (B,) 1 = its class has a text
-        near, far = alignment_losses(output.text, labels, anchors, training.temperature, training.margin)
+        temperature = temperature_of(output, training)
+        near, far = alignment_losses(output.text, labels, anchors, temperature, training.margin)
         weight = training.edclip_weight
         terms["described"] = weight * (near * mask).sum() / described.sum().clamp(min=1)
         apart = (counted - described).sum().clamp(min=1)
         terms["others"] = weight * training.others_weight * (far * mask).sum() / apart
     return terms
+
+
+def temperature_of(output: HeadOutput, training: HeadTraining) -> float | Tensor:
+    """Of the softmax over cosines with the texts: as it is set, or times the factor that a head learns."""
+    if output.temperature is None:
+        return training.temperature
+    return (training.temperature * output.temperature).clamp(min=COLDEST)
 
 
 def one_hot(labels: Tensor, like: Tensor) -> Tensor:
@@ -152,7 +164,7 @@ def attention_entropy(attention: Tensor) -> Tensor:
 
 
 def alignment_losses(
-    embedding: Tensor, labels: Tensor, anchors: TextAnchors, temperature: float, margin: float
+    embedding: Tensor, labels: Tensor, anchors: TextAnchors, temperature: float | Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
     """EDCLIP: near the text anchor of the own class, or, without one, far from all anchors.
 

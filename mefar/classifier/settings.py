@@ -30,7 +30,8 @@ class HeadTraining:
         entropy_weight: of the entropy of the attention over tokens, where a head has one (published: 1e-3).
         edclip_weight: of the alignment with text, where anchors are given (published: 0.3).
         others_weight: of classes without text inside the alignment (published: 0.2).
-        temperature: of the softmax over cosines with the texts (published: 0.07).
+        temperature: of the softmax over cosines with the texts (published: 0.07); fixed, or where a head
+            learns a factor of it (TokenHead's learn_temperature) the one it begins with.
         margin: cosine in [-1, 1] that clips of classes without text must stay under (published: 0.2).
         normalise: scale token dimensions to mean 0 and deviation 1 over the training clips.
         eval_views: a held-out clip is predicted from the mean probability over this many of its views;

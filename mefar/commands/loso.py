@@ -76,6 +76,7 @@ def loso(
     anchors: Path = SHIPPED_ANCHORS,
     centred: bool = False,
     shuffle_sentences: bool = False,
+    shuffle_slots: bool = False,
     zero_shot: str = "",
     task: Literal["emotions", "units"] = "emotions",
     leave_out: Literal["subject", "database"] = "subject",
@@ -127,6 +128,7 @@ def loso(
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
         shuffle_sentences: give every class the sentences of another: EDCLIP without their meaning.
+        shuffle_slots: give the tokens of every clip an order of their own: what order is worth.
         zero_shot: class to leave out of all training: clips are then recognised by the nearest text, so that
             classes without text are never answered.
         task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown,
@@ -158,7 +160,7 @@ def loso(
     where = Where(accelerator, devices, num_nodes, group, compiled)
     options = loso_study.Options(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
-        cache_dir, centred, shuffle_sentences, zero_shot, task, leave_out, final,
+        cache_dir, centred, shuffle_sentences, shuffle_slots, zero_shot, task, leave_out, final,
     )  # fmt: skip
     out = sweeps.fill(
         out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"

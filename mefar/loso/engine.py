@@ -26,7 +26,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import default_collate
 
 from mefar.classifier.head import FittedHead, HeadFactory, HeadOutput, build_head, name_of
-from mefar.classifier.losses import class_weights, head_loss, token_statistics
+from mefar.classifier.losses import class_weights, head_loss, temperature_of, token_statistics
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.loso.folds import (
@@ -131,7 +131,7 @@ class Heads:
             logits = output.logits
             if self.by_text is not None:
                 assert output.text is not None
-                cosines = output.text @ self.by_text.vectors.T / self.training.temperature
+                cosines = output.text @ self.by_text.vectors.T / temperature_of(output, self.training)
                 logits = cosines.masked_fill(~self.by_text.described, -1e4)
             parts = [logits.softmax(-1), *([] if output.attention is None else [output.attention])]
             return [part.view(*tokens.shape[:2], -1).mean(1) for part in parts]
@@ -283,7 +283,7 @@ class Trainer:
                 ) from error
             self._step(gradients)
         for name, value in self.heads.values.items():
-            broken = (~value.isfinite()).flatten(1).any(1).nonzero()
+            broken = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero()
             if len(broken):
                 raise UserError(
                     f"fold {self.views[int(broken[0])].key}: training diverged in epoch {epoch + 1}: "
@@ -292,7 +292,7 @@ class Trainer:
 
     def _step(self, gradients: State) -> None:
         """Clip every head's gradient to its own norm, and move all heads by one step."""
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)  # (G,)
+        norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in gradients.values()]).norm(dim=0)  # (G,)
         shrink = (self.training.clip_norm / (norms + 1e-6)).clamp(max=1)
         for name, parameter in self.heads.values.items():
             parameter.grad = gradients[name] * shrink.view(-1, *[1] * (parameter.ndim - 1))

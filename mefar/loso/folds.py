@@ -85,6 +85,17 @@ class StudyTokens:
         """The control: the same clips, whose labels are permuted over all of them, anew for every seed."""
         return replace(self, control=SHUFFLED)
 
+    def without_order(self) -> StudyTokens:
+        """The same tokens, those of every clip in an order of their own: what order is worth, as a control."""
+        orders = [
+            torch.randperm(
+                self.tokens.shape[2], generator=torch.Generator().manual_seed(seed_of(clip, "slots"))
+            )
+            for clip in self.clips
+        ]
+        index = torch.stack(orders)[:, None, :, None].to(self.tokens.device)
+        return replace(self, tokens=self.tokens.gather(2, index.expand_as(self.tokens)))
+
     def labels_of(self, seed: int) -> Tensor:
         """(N,) int64: the labels that heads of a seed are trained and tested on."""
         if self.control != SHUFFLED:

@@ -84,6 +84,7 @@ class Options:
     cache_dir: Path = Path("runs/cache")
     centred: bool = False
     shuffle_sentences: bool = False
+    shuffle_slots: bool = False
     zero_shot: str = ""
     task: Literal["emotions", "units"] = "emotions"
     leave_out: Literal["subject", "database"] = "subject"
@@ -94,7 +95,7 @@ class Options:
             raise UserError("zero_shot goes with neither shuffled labels nor adapt_tokenizer; leave one out")
         if self.seeds < 1:
             raise UserError(f"seeds is {self.seeds}; give at least 1")
-        wrong = ("zero_shot", "adapt_tokenizer", "shuffle_labels", "shuffle_sentences")
+        wrong = ("zero_shot", "adapt_tokenizer", "shuffle_labels", "shuffle_sentences", "shuffle_slots")
         for name in wrong if self.final else ():
             if getattr(self, name):
                 raise UserError(f"final goes without {name}; leave one of them out")
@@ -153,6 +154,11 @@ def run(
     if options.shuffle_sentences and study.anchors is not None:
         study = replace(study, anchors=study.anchors.shuffled())
         notes["shuffle_sentences"] = True
+    if options.shuffle_slots:
+        if options.adapt_tokenizer:
+            raise UserError("shuffle_slots is of tokens made once; leave it or adapt_tokenizer out")
+        study = study.without_order()
+        notes["shuffle_slots"] = True
     if options.leave_out == "database":
         study = units.by_database(study)
         notes["leave_out"] = "database"
