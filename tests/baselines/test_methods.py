@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from token_sets import study, token_set
 from torch import Tensor
+from torch.nn import functional
 
 from mefar.baselines.chance import Majority, MajorityHead, PriorHead
 from mefar.baselines.flow import flow_between, match_files, strain_of
@@ -21,7 +22,7 @@ from mefar.baselines.lbp_top import LBPTOP
 from mefar.baselines.off_apexnet import OFFApexNet, OFFApexNetHead
 from mefar.baselines.pixels import Pixels, RidgeHead, linear_control
 from mefar.baselines.resnet import DifferenceCNN, FlowResNet, ResNetHead
-from mefar.baselines.ststnet import STSTNet, STSTNetHead
+from mefar.baselines.ststnet import STREAMS, STSTNet, STSTNetHead
 from mefar.baselines.svm import LinearSVM
 from mefar.classifier.head import FittedHead, build_head
 from mefar.classifier.settings import HeadTraining
@@ -85,6 +86,17 @@ def test_networks_have_the_size_that_is_stated_and_train_in_turns(head: Any, par
         assert sum(parameter.numel() for parameter in made.parameters()) == parameters
     images = token_set(clips=(2, 2, 3), views=1, L=3, D=784)
     assert not can_map(head, images, HeadTraining())
+
+
+def test_ststnet_is_three_streams_that_are_joined() -> None:
+    head, images = STSTNetHead(3, 784, 3), torch.rand(2, 3, 784) - 0.5
+    weights, biases = head.streams.weight.split(STREAMS), head.streams.bias.split(STREAMS)
+    streams = []
+    for weight, bias in zip(weights, biases, strict=True):
+        convolved = functional.conv2d(images.view(2, 3, 28, 28), weight, bias, padding=1)
+        streams.append(functional.max_pool2d(convolved.relu(), 3, 3, 1))
+    joined = functional.avg_pool2d(torch.cat(streams, 1), 2)
+    torch.testing.assert_close(head(images).logits, head.classes(joined.flatten(1)))
 
 
 @pytest.mark.parametrize("head", [LinearSVM, RidgeHead, MajorityHead, PriorHead])

@@ -96,10 +96,12 @@ def one_by_one(
             if study.anchors is not None and output.text is not None:
                 cosines, has = output.text @ study.anchors.vectors[:2].T, labels < 2
                 if has.any():
-                    loss = loss + 0.3 * functional.cross_entropy(cosines[has] / 0.07, labels[has])
+                    warm = 0.07 if output.temperature is None else 0.07 * output.temperature
+                    loss = loss + 0.3 * functional.cross_entropy(cosines[has] / warm, labels[has])
                 if not has.all():
                     loss = loss + 0.3 * 0.2 * (cosines[~has].amax(-1) - 0.2).relu().mean()
-            optimiser.zero_grad()
+            for parameter in head.parameters():  # not None, which AdamW passes over
+                parameter.grad = torch.zeros_like(parameter)
             loss.backward()
             nn.utils.clip_grad_norm_(head.parameters(), training.clip_norm)
             optimiser.param_groups[0]["lr"] = training.learning_rate * training.rate(
@@ -115,6 +117,10 @@ def one_by_one(
 KINDS: dict[str, HeadFactory] = {
     "token": SMALL,
     "shared": partial(SMALL, embedding="shared", initial="published"),
+    "cls on a grid": partial(SMALL, embedding="shared", position="2d", pooling="cls"),
+    "no position, learned temperature": partial(
+        SMALL, embedding="shared", position="none", learn_temperature=True
+    ),
     "mean": partial(MeanHead, dropout=0.0),
     "convolution": ConvolutionHead,
     "one hot": OneHotHead,
