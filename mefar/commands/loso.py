@@ -44,7 +44,11 @@ from mefar.tokenizer.module import load as load_tokenizer
 from mefar.tokenizer.plain import SHIPPED, located
 from mefar.tokens import ActionTokenizer
 
-SHORT = {"--epochs": "--training.epochs"}
+SHORT = {
+    "--epochs": "--training.epochs",
+    "--flow": "--method.flow_dir",
+    "--flow-list": "--method.flow_list",
+}
 TRAINING = HeadTraining()
 BASELINES = (
     chance.Majority, chance.Prior, pixel_baseline.Pixels, lbp_top.LBPTOP, flow_svm.FlowSVM, ststnet.STSTNet,
@@ -101,7 +105,9 @@ def loso(
 
     Prints pooled UF1 / UAR of the last epoch (the score) beside the oracle epoch (which leaks), and
     writes predictions.csv, summary.json, confusion.json and report.html. A run that was interrupted is
-    continued by the same command. `--epochs N` is short for `--training.epochs N`.
+    continued by the same command. `--epochs N` is short for `--training.epochs N`, `--flow DIR` for
+    `--method.flow_dir DIR`: ready-made images `<subject>_<clip>.png` (u, v, strain as red, green, blue), and
+    `--flow-list CSV` for `--method.flow_list CSV`, their list (columns subject or sub, clip or filename_o).
 
     Args:
         dataset: composite, a database's name (`mefar databases` lists them), or the path of a file that

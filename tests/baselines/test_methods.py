@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mefar.baselines.chance import Majority, MajorityHead, PriorHead
-from mefar.baselines.flow import flow_between, match_files, strain_of
+from mefar.baselines.flow import flow_between, match_files, read_list, strain_of
 from mefar.baselines.flow_svm import FlowSVM, histograms
 from mefar.baselines.lbp_top import LBPTOP
 from mefar.baselines.off_apexnet import OFFApexNet, OFFApexNetHead
@@ -173,6 +173,39 @@ def test_missing_flow_images_are_named(tmp_path: Path) -> None:
         match_files(["a/b/c"], tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"2 of 2 clips have no image .*samm/006/006_1_2"):
         match_files(["samm/006/006_1_2", "samm/007/x"], tmp_path)
+
+
+def test_a_list_names_the_images_as_public_lists_do(tmp_path: Path) -> None:
+    images, listed = tmp_path / "images", tmp_path / "list.csv"
+    images.mkdir()
+    rows = [("casme2", "sub01", "EP02_01f"), ("samm", "006", "006_1_2"), ("smic", "s03", "s3_ne_01")]
+    for _, subject, clip in rows:
+        Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(images / f"{subject}_{clip} .png")
+    text = "".join(f"{number},{db},{subject},{clip},1,9\n" for number, (db, subject, clip) in enumerate(rows))
+    listed.write_text("\ufeff,dataset,sub,filename_o,onset,apex\n" + text, encoding="utf-8")
+    clips = ["casme2/sub01/EP02_01f", "samm/006/006_1_2", "smic/s3/s3_ne_01"]
+    method = FlowSVM(flow_dir=images, flow_list=listed)
+    method.prepare(clips)
+    assert method.features(torch.zeros(3, 3, 8, 8), torch.zeros(3, 3, 8, 8), clips).shape == (3, 36, 9)
+    with pytest.raises(UserError, match=r"1 of 3 clips are not in it: samm/007/007_1 \(it has 6 1_2"):
+        method.prepare([clips[0], "samm/007/007_1", clips[2]])
+    (images / "006_006_1_2 .png").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 clips have no image .*samm/006/006_1_2"):
+        method.prepare(clips)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,b\n", "no column subject or sub"), ("sub,b\n", "no column clip or filename_o"),
+     ("sub,clip\n", "lists no clip"), (None, "no such file")],
+)  # fmt: skip
+def test_what_is_no_list_is_said_in_a_line(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "list.csv")
+    with pytest.raises(UserError, match="without a folder"):
+        STSTNet(flow_list=tmp_path / "list.csv")
 
 
 @pytest.mark.parametrize("library", ["sklearn", "skimage"])
