@@ -1,6 +1,6 @@
 """What heads are trained for. The only place of a head's loss.
 
-    cross-entropy with class weights and label smoothing
+    cross-entropy with class weights and label smoothing, of one choice or of every class by itself
     + entropy_weight * entropy of the attention over tokens
     + edclip_weight * (alignment with the texts + others_weight * distance of what has no text)
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mefar.classifier.head import HeadOutput
 from mefar.classifier.settings import HeadTraining
@@ -66,6 +67,24 @@ def class_weights(counts: Tensor, training: HeadTraining) -> Tensor:
     return balanced(counts) if training.class_weights == "balanced" else torch.ones(len(counts)).double()
 
 
+def label_weights(labels: Tensor, num_classes: int, training: HeadTraining) -> Tensor:
+    """Weights of a fold's training labels, float64.
+
+    Args:
+        labels: (n,) int64 in [0, C): one class per clip; or (n, C) of 0 and 1: several.
+        num_classes: C.
+        training: balanced or equal.
+
+    Returns:
+        (C,) of the classes; or (2, C), of not having a class and of having it.
+    """
+    if labels.ndim == 1:
+        return class_weights(torch.bincount(labels, minlength=num_classes), training)
+    having = labels.sum(0)
+    pairs = torch.stack([len(labels) - having, having])  # (2, C)
+    return torch.stack([class_weights(pair, training) for pair in pairs.unbind(1)], 1)
+
+
 def token_statistics(mean: Tensor, square: Tensor, training: HeadTraining) -> tuple[Tensor, Tensor]:
     """Mean and 1 / deviation that tokens are normalised with.
 
@@ -96,8 +115,8 @@ def head_loss(
 
     Args:
         output: of the head, for B clips.
-        labels: (B,) int64 in [0, C).
-        weights: (C,) of the classes.
+        labels: (B,) int64 in [0, C); or (B, C) of 0 and 1, several classes per clip, which go without texts.
+        weights: `label_weights`, (C,) or (2, C).
         training: smoothing, weights of the terms, temperature and margin.
         anchors: what is aligned to, for heads that speak to texts.
         mask: (B,) of 0 and 1; clips with 0 do not count.
@@ -109,16 +128,13 @@ def head_loss(
     """
     mask = torch.ones_like(output.logits[..., 0]) if mask is None else mask
     whole, counted = (labels, mask) if batch is None else (batch, torch.ones_like(batch, dtype=mask.dtype))
-    terms = {
-        "classification": classification_loss(
-            output.logits,
-            labels,
-            weights,
-            mask,
-            training.label_smoothing,
-            (one_hot(whole, weights) @ weights * counted).sum(),
-        )
-    }
+    smoothing = training.label_smoothing
+    if weights.ndim == 2:
+        terms = {"classification": several_classes_loss(output.logits, labels, weights, mask, smoothing)}
+    else:
+        total = (one_hot(whole, weights) @ weights * counted).sum()
+        loss = classification_loss(output.logits, labels, weights, mask, smoothing, total)
+        terms = {"classification": loss}
     if output.attention is not None:
         entropy = attention_entropy(output.attention) * mask
         terms["entropy"] = training.entropy_weight * entropy.sum() / counted.sum().clamp(min=1)
@@ -156,6 +172,21 @@ def classification_loss(
     """
     targets = (1 - smoothing) * one_hot(labels, weights) + smoothing / len(weights)  # (B, C)
     return -(targets * weights * logits.log_softmax(-1) * mask.unsqueeze(-1)).sum() / total.clamp(min=1e-12)
+
+
+def several_classes_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, mask: Tensor, smoothing: float
+) -> Tensor:
+    """Weighted binary cross-entropy of every class, the mean over classes and clips that count.
+
+    Logits and labels (B, C), weights (2, C), mask (B,), smoothing in [0, 1) -> () scalar.
+    """
+    labels = labels.to(logits.dtype)
+    own = weights[0] + labels * (weights[1] - weights[0])  # (B, C)
+    targets = (1 - smoothing) * labels + smoothing / 2
+    errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    counted = own * mask.unsqueeze(-1)
+    return (errors * counted).sum() / counted.sum().clamp(min=1e-12)
 
 
 def attention_entropy(attention: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import default_collate
 
 from mefar.classifier.head import FittedHead, HeadFactory, HeadOutput, build_head, name_of
-from mefar.classifier.losses import class_weights, head_loss, temperature_of, token_statistics
+from mefar.classifier.losses import head_loss, label_weights, temperature_of, token_statistics
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.loso.folds import (
@@ -35,6 +35,7 @@ from mefar.loso.folds import (
     StudyTokens,
     View,
     best_epoch,
+    decided,
     fold_result,
     fold_view,
     inner_view,
@@ -78,7 +79,8 @@ class Heads:
         statistics = [_statistics(study, view.train, training) for view in views]
         self.mean, self.scale = (torch.stack(each).to(tokens) for each in zip(*statistics, strict=True))
         labels = [study.labels[view.train.to(study.labels.device)] for view in views]
-        weights = [class_weights(torch.bincount(each, minlength=C), training) for each in labels]
+        weights = [label_weights(each, C, training) for each in labels]
+        self.several = study.several
         self.weights = torch.stack(weights).to(tokens)
 
     def _mapped(self, function: Callable[..., Any], *batches: Tensor) -> Any:
@@ -94,7 +96,7 @@ class Heads:
     def gradients(self, tokens: Tensor, labels: Tensor, mask: Tensor) -> State:
         """Gradient of every head's loss by its values: name -> (G, ...).
 
-        Tokens (G, B, L, D), labels (G, B) int64, mask (G, B) of 0 and 1.
+        Tokens (G, B, L, D), labels (G, B) or (G, B, C) int64, mask (G, B) of 0 and 1.
         """
 
         def loss(values: State, buffers: State, mean: Tensor, scale: Tensor, *batch: Tensor) -> Tensor:
@@ -133,7 +135,8 @@ class Heads:
                 assert output.text is not None
                 cosines = output.text @ self.by_text.vectors.T / temperature_of(output, self.training)
                 logits = cosines.masked_fill(~self.by_text.described, -1e4)
-            parts = [logits.softmax(-1), *([] if output.attention is None else [output.attention])]
+            said = logits.sigmoid() if self.several else logits.softmax(-1)
+            parts = [said, *([] if output.attention is None else [output.attention])]
             return [part.view(*tokens.shape[:2], -1).mean(1) for part in parts]
 
         self.head.eval()
@@ -167,8 +170,8 @@ def can_map(factory: HeadFactory, study: StudyTokens, training: HeadTraining) ->
     if isinstance(head, FittedHead) or getattr(head, "in_turns", False):
         return False
     view = View("try", torch.arange(2), torch.arange(2))
-    tokens, labels = study.tokens[:2, 0].expand(2, -1, -1, -1), study.labels[:2].expand(2, -1)
-    mask = torch.ones_like(labels, dtype=tokens.dtype)
+    tokens, labels = (torch.stack([each, each]) for each in (study.tokens[:2, 0], study.labels[:2]))
+    mask = torch.ones(2, 2, dtype=tokens.dtype, device=tokens.device)
 
     def attempt(together: bool) -> Heads:
         heads = Heads([view, view], factory, study, training, together)
@@ -362,7 +365,7 @@ def train_group(
             chosen = [views[fold] for fold in alike]
             paths = Trainer(study, chosen, factory, training, together, compiled).run()
             for fold, view, path in zip(alike, chosen, paths, strict=True):
-                inner[fold] = best_epoch(path.argmax(-1), labels[view.test])
+                inner[fold] = best_epoch(decided(path, study.several), labels[view.test])
     outer = [fold_view(study, fold) for fold in group]
     trainer = Trainer(study, outer, factory, training, together, compiled)
     paths, results = trainer.run(each_epoch), []

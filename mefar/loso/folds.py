@@ -30,7 +30,7 @@ class StudyTokens:
     Attributes:
         protocol: composite, casme2, samm, smic, ...
         tokens: (N, V, L, D) float, view 0 of the untouched clip.
-        labels: (N,) int64 in [0, C).
+        labels: (N,) int64 in [0, C); or (N, C) of 0 and 1, where a clip may have several of the classes.
         subjects: N subject keys; a subject is (database, number), so keys never collide.
         clips: N clip keys "database/subject/clip".
         class_names: C names.
@@ -67,12 +67,17 @@ class StudyTokens:
             raise UserError(
                 f"leave-one-subject-out needs at least 2 subjects, found {len(set(self.subjects))}; add data"
             )
-        counts = torch.bincount(self.labels, minlength=C)
+        counts = self.labels.sum(0) if self.several else torch.bincount(self.labels, minlength=C)
         if len(counts) > C:
             raise ValueError(f"label {len(counts) - 1} but only {C} classes")
         if not counts.all():
             absent = self.class_names[int(counts.argmin())]
             raise UserError(f"no clip of class {absent!r} in the study; add data or take another protocol")
+
+    @property
+    def several(self) -> bool:
+        """Whether a clip may have several of the classes."""
+        return self.labels.ndim == 2
 
     def fingerprint(self) -> str:
         """Hash of everything the training sees."""
@@ -97,7 +102,7 @@ class StudyTokens:
         return replace(self, tokens=self.tokens.gather(2, index.expand_as(self.tokens)))
 
     def labels_of(self, seed: int) -> Tensor:
-        """(N,) int64: the labels that heads of a seed are trained and tested on."""
+        """(N,) or (N, C) int64: the labels that heads of a seed are trained and tested on."""
         if self.control != SHUFFLED:
             return self.labels
         order = torch.randperm(len(self.clips), generator=torch.Generator().manual_seed(seed))
@@ -110,7 +115,9 @@ class StudyTokens:
     @property
     def learnable(self) -> Tensor:
         """(N,) bool: clips that heads may be trained on, but for who is held out."""
-        return self.labels != (-1 if self.unseen is None else self.unseen)
+        if self.unseen is None:
+            return torch.ones(len(self.labels), dtype=torch.bool)
+        return self.labels != self.unseen
 
     @property
     def databases(self) -> tuple[str, ...]:
@@ -139,7 +146,8 @@ class FoldResult:
         fold: subject and seed.
         rows: n row numbers of the subject's clips in the study.
         probabilities: n x C, of the last epoch.
-        predictions: selection -> n class indices; `last`, `oracle` and, when asked for, `inner`.
+        predictions: selection -> n class indices, or n x C of 0 and 1 where a clip may have several classes;
+            `last`, `oracle` and, when asked for, `inner`.
         epochs: selection -> the epoch it took, counted from 1.
         attention: n x L weights of the last epoch, to 4 digits; no rows for heads without attention.
     """
@@ -147,7 +155,7 @@ class FoldResult:
     fold: Fold
     rows: list[int]
     probabilities: list[list[float]]
-    predictions: dict[str, list[int]]
+    predictions: dict[str, list[Any]]
     epochs: dict[str, int]
     attention: list[list[float]] = field(default_factory=list)
 
@@ -232,12 +240,12 @@ def fold_result(
     Args:
         fold: subject and seed.
         rows: (n,) int64 rows of its held-out clips.
-        labels: (n,) int64, theirs.
+        labels: (n,) or (n, C) int64, theirs.
         path: (epochs, n, C) probabilities after each epoch.
         attention: (n, L) weights of the last epoch, where the head has them.
         inner: epoch chosen by training subjects, from 1, where asked for.
     """
-    guesses = path.argmax(-1)  # (epochs, n)
+    guesses = decided(path, labels.ndim == 2)
     # Ties go to the earliest epoch, as in published scripts, which keep strict improvements.
     epochs = {"last": len(path), "oracle": best_epoch(guesses, labels)}
     if inner is not None:
@@ -248,7 +256,12 @@ def fold_result(
     return FoldResult(fold, rows.tolist(), path[-1].tolist(), chosen, epochs, weights)
 
 
+def decided(probabilities: Tensor, several: bool) -> Tensor:
+    """What is answered: (..., C) -> the likeliest class (...), or each that is likelier than not (..., C)."""
+    return (probabilities > 0.5).long() if several else probabilities.argmax(-1)
+
+
 def best_epoch(guesses: Tensor, labels: Tensor) -> int:
-    """First epoch, from 1, with the most right guesses: (epochs, n), (n,)."""
-    right = (guesses == labels).sum(1)
+    """First epoch, from 1, with the most right guesses: (epochs, n), (n,), or both with C more."""
+    right = (guesses == labels).flatten(1).sum(1)
     return int((right == right.max()).nonzero()[0]) + 1

@@ -222,11 +222,15 @@ class Run:
             rows = read_predictions(self.out)
             files.write_text(self.out / "confusion.json", json.dumps(pooled_confusion(rows)))
             files.write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
-            made = self._summarise(rows, [seconds for _, seconds in done.values()])
+            made = self._summarise(rows)
             files.write_text(self.out / "summary.json", json.dumps(made, indent=1))
             return made
 
-    def _summarise(self, rows: Predictions, seconds: Sequence[float]) -> dict[str, Any]:
+    def seconds(self) -> float:
+        """What training has taken so far, on all ranks together."""
+        return sum(seconds for _, seconds in self.ledger.read().values())
+
+    def _summarise(self, rows: Predictions) -> dict[str, Any]:
         study = self.study
         made = {
             "protocol": study.protocol,
@@ -241,7 +245,7 @@ class Run:
             "head": self.configuration["head"],
             "training": self.configuration["training"],
             "identity": self.identity,
-            "training_seconds": round(sum(seconds), 1),
+            "training_seconds": round(self.seconds(), 1),
             "wall_seconds": round(time.monotonic() - self.started, 1),
             "mefar": __version__,
         }

@@ -34,6 +34,7 @@ from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
 from mefar.files import code_fingerprint, code_of, fingerprint, lock, replacing, write_text
 from mefar.loso import adapting, callback, final, token_table, units
+from mefar.loso.engine import is_fitted
 from mefar.loso.folds import StudyTokens
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.run import Run, Where
@@ -143,7 +144,8 @@ def run(
     if options.final and method is not None:
         raise UserError("final trains what reads tokens; a baseline has none, leave method or final out")
     adapting.check(options.adapt_tokenizer, training, where.group)
-    described = Anchors.load(options.anchors) if options.edclip and takes_text(head) else None
+    aligned = options.edclip and options.task == "emotions" and takes_text(head)
+    described = Anchors.load(options.anchors) if aligned else None
     if method is not None:
         method.prepare([clip.key for clip in clips.study.clips])
     identity = source_identity(tokenizer)
@@ -188,15 +190,15 @@ def run(
 
     seeds = range(options.seed, options.seed + options.seeds)
 
-    def one(study: StudyTokens, out: Path) -> Run:
-        return Run(study, out, head, training, seeds, where, notes, decides, options.keep_models)
+    def one(study: StudyTokens, out: Path, kind: type[Run] = Run) -> Run:
+        return kind(study, out, head, training, seeds, where, notes, decides, options.keep_models)
 
     if options.task == "units":
         if decides or options.zero_shot or options.shuffle_labels or options.shuffled_control:
             raise UserError(
                 "task units goes without adapt_tokenizer, zero_shot and shuffled labels; leave them out"
             )
-        return run_units(clips, study, out, one, where)
+        return run_units(clips, study, out, one, where, is_fitted(head, study))
     main = study.shuffled() if options.shuffle_labels else study
     runs = [one(main, out)]
     if options.shuffled_control and not options.shuffle_labels:
@@ -220,17 +222,25 @@ def run(
 
 
 def run_units(
-    clips: Clips, study: StudyTokens, out: Path, one: Callable[[StudyTokens, Path], Run], where: Where
+    clips: Clips,
+    study: StudyTokens,
+    out: Path,
+    one: Callable[[StudyTokens, Path, type[Run]], Run],
+    where: Where,
+    fitted: bool,
 ) -> dict[str, Any]:
-    """A run per action unit, made by `one`, all trained together; units.json says how well each is known."""
+    """Action units: a run of all, or for heads that are `fitted` one of each, made by `one`; units.json."""
     shown = [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
     rows, uncoded = units.coded_rows(shown, study.databases)
     found, missing = units.studies(study, shown, rows)
-    runs = {unit: one(each, out / f"AU{unit}") for unit, each in found.items()}
-    if not callback.train(list(runs.values()), where):
+    if fitted:
+        runs = [one(each, out / f"AU{unit}", Run) for unit, each in found.items()]
+    else:
+        runs = [one(units.together(found), out, units.UnitsRun)]
+    if not callback.train(runs, where):
         return {}
-    scores = {unit: units.unit_scores(read_predictions(run.out)) for unit, run in runs.items()}
-    first = next(iter(runs.values()))
+    scores = {unit: units.unit_scores(read_predictions(out / f"AU{unit}")) for unit in found}
+    first = runs[0]
     summary = {
         "protocol": study.protocol,
         "task": "units",
@@ -240,6 +250,8 @@ def run_units(
         "units": {f"AU{unit}": each for unit, each in scores.items()},
         "not_tested": {f"AU{unit}": why for unit, why in missing.items()},
         "databases_without_units": uncoded,
+        "head": first.configuration["head"],
+        "training_seconds": round(sum(run.seconds() for run in runs), 1),
         **first.notes,
     }
     write_text(out / "units.json", json.dumps(summary, indent=1))

@@ -1,4 +1,7 @@
-"""Action units under the folds of emotions: is a unit shown or not, by a head of its own for every unit.
+"""Action units under the folds of emotions: which units does a clip show.
+
+A head that is trained for epochs tells all of them at once, by one loss over all; one that is fitted (a
+ridge, a support vector machine) is fitted for every unit by itself.
 
 Scores as in CD6ME (leave one database out, 12 units): per unit and database the macro-F1 over absent and
 present and the F1 of `present`, then means over units and databases. A unit that a database never shows has
@@ -16,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mefar import files
 from mefar.errors import UserError
-from mefar.loso.folds import StudyTokens
+from mefar.loso.folds import FoldResult, StudyTokens
 from mefar.loso.results import Predictions
+from mefar.loso.run import Run
+from mefar.loso.scores import predictions_csv
 from mefar.metrics import confusion, f1_per_class
 
 UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17)
@@ -78,6 +84,51 @@ def studies(
     if not found:
         raise UserError("no action unit is shown in two folds; add data")
     return found, missing
+
+
+def together(studies: Mapping[int, StudyTokens]) -> StudyTokens:
+    """Studies of single units, on the same clips, as one in which a clip may show several."""
+    first = next(iter(studies.values()))
+    counts = {}
+    for name, told in first.counts.items():
+        shown = {f"AU{unit}": each.counts[name]["classes"]["present"] for unit, each in studies.items()}
+        counts[name] = {**told, "classes": shown}
+    return replace(
+        first,
+        labels=torch.stack([each.labels for each in studies.values()], 1),
+        class_names=tuple(f"AU{unit}" for unit in studies),
+        counts=counts,
+    )
+
+
+class UnitsRun(Run):
+    """A run of `together`; its predictions stand in a folder per unit, like those of a run of that unit.
+
+    Arguments as of Run.
+    """
+
+    def conclude(self) -> dict[str, Any]:
+        """Write AU1/predictions.csv, AU2/predictions.csv, ..., once all folds are there."""
+        with files.lock(self.out / "locks" / "study.lock", say=False):
+            if not self.complete:
+                return {}
+            done = self.ledger.read()
+            for column, name in enumerate(self.study.class_names):
+                study = replace(self.study, labels=self.study.labels[:, column], class_names=CLASSES)
+                results = [of_unit(done[fold][0], column) for fold in self.folds]
+                (self.out / name).mkdir(exist_ok=True)
+                files.write_text(self.out / name / "predictions.csv", predictions_csv(study, results))
+        return {}
+
+
+def of_unit(result: FoldResult, column: int) -> FoldResult:
+    """What a fold of several units says of one of them, as a fold of that unit says it."""
+    shown = [row[column] for row in result.probabilities]
+    return replace(
+        result,
+        probabilities=[[1 - p, p] for p in shown],
+        predictions={name: [row[column] for row in rows] for name, rows in result.predictions.items()},
+    )
 
 
 def _counts(clips: Sequence[str], databases: Sequence[str], labels: Tensor) -> dict[str, Any]:

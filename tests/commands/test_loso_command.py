@@ -544,6 +544,7 @@ def test_action_units_leaving_a_database_out(
     summary = json.loads((tmp_path / "run" / "units.json").read_text())
     assert summary["databases_without_units"] == ["smic"] and summary["leave_out"] == "database"
     assert set(summary["scores"]) == {"casme2", "samm", "mean"}
+    assert summary["head"]["class_path"].endswith("TokenHead") and summary["training_seconds"] > 0
     assert "without action units, left out: smic" in printed.out
     assert loso("--task", "units", dataset="smic") == 2
     assert "no clip of smic has action units" in capsys.readouterr().err

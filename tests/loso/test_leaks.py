@@ -90,8 +90,7 @@ def class_weights_of_all_clips(patch: pytest.MonkeyPatch) -> None:
     class Leaky(Trainer):
         def __init__(self, study: StudyTokens, *rest: object) -> None:
             super().__init__(study, *rest)  # type: ignore[arg-type]
-            counts = torch.bincount(study.labels, minlength=3)
-            weights = engine.class_weights(counts, self.training).to(self.heads.weights)
+            weights = engine.label_weights(study.labels, 3, self.training).to(self.heads.weights)
             self.heads.weights = weights.expand_as(self.heads.weights)
 
     patch.setattr(engine, "Trainer", Leaky)
