@@ -137,7 +137,9 @@ Name = tuple[str, str]
 """Subject and clip, as `_named` has them."""
 
 
-def match_files(clips: Sequence[str], folder: Path, listed: Collection[Name] | None = None) -> dict[str, Path]:
+def match_files(
+    clips: Sequence[str], folder: Path, listed: Collection[Name] | None = None
+) -> dict[str, Path]:
     """Ready-made flow images by clip.
 
     Names are `<subject>_<clip>.png` at any depth, as they travel: blanks before the ending, upper or lower

@@ -17,7 +17,6 @@ from mefar.baselines.flow import FlowMethod
 from mefar.baselines.method import PUBLISHED_CNN
 from mefar.classifier.head import HeadOutput
 
-
 STREAMS = (3, 5, 8)
 """Kernels of the three streams."""
 

@@ -163,7 +163,7 @@ class TokenHead(nn.Module):
         if embedding == "per_position" and position != "1d":
             raise UserError(f"head: position {position} goes with embedding shared; set that, or 1d")
         if pooling == "cls" and not depth:
-            raise UserError("head: a cls token learns of the others in a layer; give a depth, or mean pooling")
+            raise UserError("head: a cls token sees the others in a layer; give a depth, or mean pooling")
         own = num_tokens if embedding == "per_position" else 1
         self.embed = nn.Parameter(torch.empty(own, dim, token_dim))
         self.embed_bias = nn.Parameter(torch.zeros(own, dim))

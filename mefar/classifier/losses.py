@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from mefar.classifier.head import HeadOutput
 from mefar.classifier.settings import HeadTraining
 
-
 COLDEST = 0.01
 """Least temperature that is learned, as CLIP's own training has it."""
 

@@ -137,8 +137,8 @@ def loso(
         shuffle_slots: give the tokens of every clip an order of their own: what order is worth.
         zero_shot: class to leave out of all training: clips are then recognised by the nearest text, so that
             classes without text are never answered.
-        task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown, by
-            one head over all (a fitted one, such as a ridge, per unit); its predictions in a folder per unit
+        task: emotions, the classes of the protocol, or units: per action unit of CD6ME whether it is shown,
+            by one head over all (a fitted one, such as a ridge, per unit); predictions in a folder per unit
             in OUT, and OUT/units.json over all.
         leave_out: of every fold one subject, or one database.
         final: afterwards train a head and a read-out of action units on all subjects, for `mefar export`; no

@@ -295,7 +295,8 @@ class Trainer:
 
     def _step(self, gradients: State) -> None:
         """Clip every head's gradient to its own norm, and move all heads by one step."""
-        norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in gradients.values()]).norm(dim=0)  # (G,)
+        parts = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients.values()]
+        norms = torch.stack(parts).norm(dim=0)  # (G,)
         shrink = (self.training.clip_norm / (norms + 1e-6)).clamp(max=1)
         for name, parameter in self.heads.values.items():
             parameter.grad = gradients[name] * shrink.view(-1, *[1] * (parameter.ndim - 1))

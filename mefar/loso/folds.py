@@ -91,7 +91,7 @@ class StudyTokens:
         return replace(self, control=SHUFFLED)
 
     def without_order(self) -> StudyTokens:
-        """The same tokens, those of every clip in an order of their own: what order is worth, as a control."""
+        """The same tokens, those of every clip in an order of their own: a control of what order is worth."""
         orders = [
             torch.randperm(
                 self.tokens.shape[2], generator=torch.Generator().manual_seed(seed_of(clip, "slots"))

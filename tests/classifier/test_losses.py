@@ -51,7 +51,9 @@ def test_parts_of_a_batch_add_up_to_it(seed: int, cut: int) -> None:
     output, labels, weights = batch(seed)
     whole = head_loss(output, labels, weights, TRAINING, ANCHORS)
     parts = [
-        head_loss(HeadOutput(*(each[p] for each in output if each is not None)), labels[p], weights, TRAINING, ANCHORS, None, labels)
+        head_loss(
+            HeadOutput(*(e[p] for e in output[:3])), labels[p], weights, TRAINING, ANCHORS, None, labels
+        )
         for p in (slice(cut), slice(cut, None))
     ]
     for name, value in whole.items():

@@ -65,7 +65,8 @@ def test_one_head_tells_all_units(tmp_path: Path) -> None:
     callback.train([run], CPU)
     for number, unit in enumerate(found):
         predictions = read_predictions(tmp_path / f"AU{unit}")
-        assert predictions.labels.tolist() == [int(unit in SHOWN[STUDY.clips.index(c)]) for c in predictions.clips]
+        shown = [SHOWN[STUDY.clips.index(clip)] for clip in predictions.clips]
+        assert predictions.labels.tolist() == [int(unit in each) for each in shown]
         assert set(predictions.chosen) == {"last", "oracle", "inner"}
         likely = predictions.probabilities[:, 1] > 0.5
         assert (predictions.chosen["last"] == likely).all(), number
