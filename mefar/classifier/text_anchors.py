@@ -201,7 +201,7 @@ def encode_descriptions(text_model: str, sentences: Sequence[str], download: boo
         (M, E) float32, each row of length 1.
 
     Raises:
-        UserError: the model is not there or cannot be read.
+        UserError: the model is not there, cannot be read, or needs a library that is not there.
     """
     import transformers
 
@@ -213,6 +213,9 @@ def encode_descriptions(text_model: str, sentences: Sequence[str], download: boo
         tokenizer = transformers.AutoTokenizer.from_pretrained(text_model, local_files_only=local)
         tower_class = towers.get(kind, transformers.AutoModel)
         tower = tower_class.from_pretrained(text_model, local_files_only=local)
+    except ImportError as error:
+        line = " ".join(str(error).split())[:160]
+        raise UserError(f"text model {text_model!r}: needs a library ({line}); or take minilm") from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"text model {text_model!r}: not on this machine or not a transformers model; "

@@ -6,8 +6,8 @@ what the others are paired with:
     common: {dataset: composite, data: DIR, tokenizer: CKPT, seeds: 5}
     arms:
       ours: {}
-      no edclip: {edclip: false}
-      other sentences: {shuffle_sentences: true}
+      edclip: {edclip: true}
+      other sentences: {edclip: true, shuffle_sentences: true}
       mean pooling: {head.pooling: mean}
 """
 
@@ -36,7 +36,7 @@ def ablate(file: Path, *, out: Path | None = None) -> int:
     Finished arms are kept: the same call goes on after an interruption.
 
     Args:
-        file: YAML with `common` and `arms`, or the name of a shipped one: edclip.
+        file: YAML with `common` and `arms`, or the name of a shipped one: head, tokenizer.
         out: folder for the runs and the table; default runs/ablate-NAME.
     """
     path = shipped("ablations", str(file))

@@ -280,6 +280,12 @@ def _source(
 def _remarks(study: Study) -> list[str]:
     """What to know about the data at hand: all that is about a database, and how much about single clips."""
     lines = [f"{found.database}: {found.detail}" for found in study.findings if not found.clip]
+    for label, name in enumerate(study.class_names):
+        people = {clip.subject_key for clip in study.clips if clip.label == label}
+        if len(people) == 1:
+            lines.append(
+                f"class {name}: one subject has all its clips, {people.pop()}; no head knows it there"
+            )
     single = [f"{f.clip}: {f.detail}" for f in study.findings if f.clip and f.level != "lost"]
     if single:
         lines.append(f"{len(single)} remarks on single clips (summary.json has all), such as {single[0]}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 from replicas import write_smic
 
 from mefar.__main__ import main
@@ -47,9 +48,17 @@ def test_what_is_no_ablation_is_said_in_a_line(
     assert len(lines) == 1 and message in lines[0]
 
 
-def test_the_shipped_one_is_one() -> None:
-    common, arms = read(shipped("ablations", "edclip"))
-    assert common["seeds"] == 5 and next(iter(arms)) == "ours" and not arms["ours"]
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (ROOT / "experiments/ablations").glob("*.yaml"))
+)
+def test_the_shipped_ones_have_options_that_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    common, arms = read(shipped("ablations", name))
+    assert common["seeds"] >= 5 and next(iter(arms)).startswith("ours")
+    for changes in arms.values():
+        assert main(["loso", *words(common | changes), "--print_config"]) == 0, capsys.readouterr().err
+
+
+def test_options_are_the_words_of_a_command() -> None:
     assert words({"head.pooling": "mean", "head": "X", "pixels": False}) == [
         "--head=X", "--pixels=false", "--head.pooling=mean",
     ]  # fmt: skip
