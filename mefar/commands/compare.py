@@ -19,7 +19,7 @@ def compare(first: Path, second: Path, *, selection: Literal["last", "inner", "o
 
     Args:
         first: folder of a finished run.
-        second: folder of another on the same clips, labels and seeds.
+        second: folder of another on the same clips and labels; seeds may be other ones.
         selection: which epoch of both: last (the score), inner, or oracle (leaks).
     """
     found = bootstrap.compare(read_predictions(first), read_predictions(second), selection)

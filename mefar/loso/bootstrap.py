@@ -94,20 +94,22 @@ class Comparison:
 def compare(first: Predictions, second: Predictions, selection: str = "last") -> dict[str, Comparison]:
     """Paired bootstrap of two runs: `uf1` and `uar` in all.
 
+    One may have more seeds than the other, as a network beside a method without any: what its heads say of
+    a subject is drawn together, and scores are of shares.
+
     Raises:
-        UserError: the runs are not of the same clips, classes, labels and seeds, or lack the selection.
+        UserError: the runs are not of the same clips, classes and labels, or lack the selection.
     """
     if first.classes != second.classes:
         raise UserError(
             f"the runs have other classes, {', '.join(first.classes)} and {', '.join(second.classes)}; "
             "compare runs of the same protocol"
         )
-    left, right = (set(zip(e.clips, e.seeds, e.labels.tolist(), strict=True)) for e in (first, second))
+    left, right = (set(zip(each.clips, each.labels.tolist(), strict=True)) for each in (first, second))
     if odd := sorted(left ^ right):
-        clip, seed, _ = odd[0]
         raise UserError(
-            f"the runs differ in {len({each[:2] for each in odd})} clips or their labels, first {clip} (seed "
-            f"{seed}); compare runs of the same protocol, data and seeds"
+            f"the runs differ in {len({clip for clip, _ in odd})} clips or their labels, first {odd[0][0]}; "
+            "compare runs of the same protocol and data"
         )
     for rows in (first, second):
         if selection not in rows.chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -114,6 +115,23 @@ def test_a_real_difference_is_seen_and_none_is_not() -> None:
     assert found.low > 0 and found.reversed_share == 0 and found.second > found.first
     same = bootstrap.compare(weak, weak)["uf1"]
     assert same.low == same.high == 0 and same.reversed_share == 1
+
+
+def test_heads_of_other_seeds_are_compared_as_they_are() -> None:
+    rows = drawn(0.7)
+    seeds = (*[0] * len(rows.clips), *[1] * len(rows.clips))
+    chosen = {name: np.concatenate([guess, guess]) for name, guess in rows.chosen.items()}
+    twice = replace(
+        rows, clips=rows.clips * 2, seeds=seeds, labels=np.concatenate([rows.labels] * 2), chosen=chosen,
+        probabilities=np.concatenate([rows.probabilities] * 2),
+    )  # fmt: skip
+    same = bootstrap.compare(rows, twice)["uf1"]
+    assert (same.low, same.high, same.second) == pytest.approx((0, 0, same.first))
+    better = drawn(0.95, seed=1)
+    for first in (rows, twice):
+        assert bootstrap.compare(first, better)["uf1"].low == pytest.approx(
+            bootstrap.compare(rows, better)["uf1"].low
+        )
 
 
 def test_other_clips_are_refused() -> None:
