@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mefar import __version__
-from mefar.commands import INTERRUPTED, USER_ERROR, follow_parent, guard
+from mefar.commands import INTERRUPTED, USER_ERROR, follow_parent, guard, run_function
 
 TRAINER_VERBS = {
     "fit": "train a model: mefar fit --config pretrain",
@@ -20,32 +20,29 @@ TRAINER_VERBS = {
 """Verbs of LightningCLI; `mefar.commands.train` runs all four."""
 
 VERBS = {
-    "demo": ("mefar.commands.demo", "from nothing to a composite table on rendered faces"),
-    "make-demo": ("mefar.commands.make_demo", "render the demo corpora into a folder"),
-    "loso": ("mefar.commands.loso", "leave-one-subject-out over action tokens"),
-    "databases": (
-        "mefar.commands.databases",
-        "list databases: clips, classes, where to apply, what a folder has",
-    ),
-    "doctor": ("mefar.commands.doctor", "check a database folder against what the protocol needs"),
-    "cache": ("mefar.commands.cache", "decode a video tree once into aligned face shards"),
-    "import-dface": ("mefar.commands.import_dface", "published tokenizer checkpoint -> mefar checkpoint"),
-    "anchors": ("mefar.commands.anchors", "encode the emotion descriptions with a text tower"),
-    "probe": ("mefar.commands.probe", "what the tokens know: action units, identity, few clips"),
-    "transfer": ("mefar.commands.transfer", "carry what one face did to other faces"),
-    "explore": ("mefar.commands.explore", "what every token does: a page to click through"),
-    "recognise": ("mefar.commands.recognise", "find and read the expressions in your own video"),
-    "spot": ("mefar.commands.spot", "leave-one-subject-out spotting in a database of long videos"),
-    "score-spotting": ("mefar.commands.score_spotting", "score intervals spotted in long videos"),
-    "export": ("mefar.commands.export", "a finished run as a model to hand on, with its card"),
-    "app": ("mefar.commands.app", "a page on this machine to play with tokens"),
-    "compare": ("mefar.commands.compare", "paired bootstrap of two finished LOSO runs"),
-    "table": ("mefar.commands.table", "finished LOSO runs as one table, and last against oracle"),
-    "ablate": ("mefar.commands.ablate", "LOSO with one thing changed at a time, as one table"),
-    "report": ("mefar.commands.report", "write the report page of a finished run"),
-    "sweep": ("mefar.commands.sweep", "check a W&B sweep file, or run it here, without an account"),
+    "demo": "from nothing to a composite table on rendered faces",
+    "make-demo": "render the demo corpora into a folder",
+    "loso": "leave-one-subject-out over action tokens",
+    "databases": "list databases: clips, classes, where to apply, what a folder has",
+    "doctor": "check a database folder against what the protocol needs",
+    "cache": "decode a video tree once into aligned face shards",
+    "import-dface": "published tokenizer checkpoint -> mefar checkpoint",
+    "anchors": "encode the emotion descriptions with a text tower",
+    "probe": "what the tokens know: action units, identity, few clips",
+    "transfer": "carry what one face did to other faces",
+    "explore": "what every token does: a page to click through",
+    "recognise": "find and read the expressions in your own video",
+    "spot": "leave-one-subject-out spotting in a database of long videos",
+    "score-spotting": "score intervals spotted in long videos",
+    "export": "a finished run as a model to hand on, with its card",
+    "app": "a page on this machine to play with tokens",
+    "compare": "paired bootstrap of two finished LOSO runs",
+    "table": "finished LOSO runs as one table, and last against oracle",
+    "ablate": "LOSO with one thing changed at a time, as one table",
+    "report": "write the report page of a finished run",
+    "sweep": "check a W&B sweep file, or run it here, without an account",
 }
-"""Our own verbs: name -> (module with `main(argv) -> int`, one line of help)."""
+"""Our own verbs: a module of this name in mefar/commands has a function of this name, or a `main`."""
 
 
 def usage() -> str:
@@ -54,7 +51,7 @@ def usage() -> str:
     lines += ["training (LightningCLI, configured by YAML):"]
     lines += [f"  {verb:<14} {phrase}" for verb, phrase in TRAINER_VERBS.items()]
     lines += ["", "everything else:"]
-    lines += [f"  {verb:<14} {phrase}" for verb, (_, phrase) in VERBS.items()]
+    lines += [f"  {verb:<14} {phrase}" for verb, phrase in VERBS.items()]
     return "\n".join(lines)
 
 
@@ -75,11 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb in ("--version", "-V"):
         print(f"mefar {__version__}")
         return 0
-    if verb in TRAINER_VERBS:
-        module, rest = "mefar.commands.train", words
-    elif verb in VERBS:
-        module = VERBS[verb][0]
-    else:
+    if verb not in TRAINER_VERBS | VERBS:
         known = ", ".join([*TRAINER_VERBS, *VERBS])
         print(f"mefar: error: no verb {verb!r}; choose from {known}", file=sys.stderr)
         return USER_ERROR
@@ -87,7 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = f"{stranger} hides mefar's own datamodules; work in another folder, or type `mefar` alone"
         print(f"mefar {verb}: error: {line}", file=sys.stderr)
         return USER_ERROR
-    return guard(f"mefar {verb}", lambda: int(import_module(module).main(rest)), rest)
+    return guard(f"mefar {verb}", lambda: _run(verb, rest), rest)
+
+
+def _run(verb: str, words: Sequence[str]) -> int:
+    name = verb.replace("-", "_")
+    if verb in TRAINER_VERBS:
+        name, words = "train", [verb, *words]
+    module = import_module(f"mefar.commands.{name}")
+    if hasattr(module, "main"):
+        return int(module.main(words))
+    return run_function(getattr(module, name), words, f"mefar {verb}")
 
 
 def _stranger() -> Path | None:

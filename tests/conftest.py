@@ -37,10 +37,10 @@ def seed_everything() -> None:
 @pytest.fixture(scope="session")
 def tiny_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's corpora at their tiny size; to be read, not to be changed."""
-    from mefar.commands.make_demo import main
+    from mefar.__main__ import main
 
     root = tmp_path_factory.mktemp("corpora")
-    assert main([str(root), "--size", "tiny"]) == 0
+    assert main(["make-demo", str(root), "--size", "tiny"]) == 0
     return root
 
 

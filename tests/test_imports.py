@@ -24,7 +24,6 @@ MAY = {
     "mefar/probes": {"mefar.baselines", "mefar.tokenizer", "mefar.loso"},
     "mefar/readers": {"mefar.classifier", "mefar.errors", "mefar.files"},
     "mefar/loso": {"mefar.classifier", "mefar.baselines", "mefar.readers"},
-    "mefar/sweeps": {"mefar.loso", "mefar.errors", "mefar.files"},
     "mefar/report": {"mefar.loso", "mefar.tokenizer", "mefar.recognition", "mefar.generation"},
     "mefar/generation": {"mefar.loso"},
     "mefar/recognition": {"mefar.tokenizer", "mefar.classifier", "mefar.baselines", "mefar.readers"},

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 READER_GONE = 141  # and by a pipe that nobody reads any more
+RUN_ID = "WANDB_RUN_ID"
+"""Where a run of a sweep finds its name."""
 _PARENT = "MEFAR_PARENT"
 _OURS = ("mefar", "datamodules")
 
@@ -292,6 +294,21 @@ def follow_parent() -> bool:
 
     threading.Thread(target=watch, daemon=True).start()
     return True
+
+
+def name_run(words: Sequence[str]) -> list[str]:
+    """In a run of a sweep, W&B's or ours, put its name where `{run}` stands, and null where W&B says None."""
+    name = os.environ.get(RUN_ID)
+    return [re.sub(r"=None$", "=null", word.replace("{run}", name)) if name else word for word in words]
+
+
+def fill(path: Path, **values: int | None) -> Path:
+    """Put values where their names stand in braces: `K{num_codes}/last.ckpt` -> `K32/last.ckpt`."""
+    for name in re.findall(r"\{(\w+)\}", str(path)):
+        if values.get(name) is None:
+            hint = f"it is {RUN_ID}, which a sweep sets" if name == "run" else f"give --{name}"
+            raise UserError(f"{path}: nothing to put for {{{name}}}; {hint}")
+    return Path(str(path).format(**values))
 
 
 def child_environment() -> dict[str, str]:

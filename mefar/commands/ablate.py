@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mefar.commands import loso, run_function
+from mefar.commands import loso
 from mefar.commands.shipped import shipped
 from mefar.errors import UserError
 from mefar.files import write_text
@@ -91,8 +91,3 @@ def words(options: Mapping[str, Any]) -> list[str]:
 def slug(name: str) -> str:
     """A folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "arm"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar ablate`."""
-    return run_function(ablate, argv, "mefar ablate")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from mefar.classifier.text_anchors import DESCRIPTIONS, Anchors, encode_descriptions, read_descriptions
-from mefar.commands import run_function
 from mefar.errors import UserError
 
 TOWERS = {
@@ -90,8 +88,3 @@ def _text_model_of(path: Path) -> str:
         return Anchors.load(path).text_model
     except UserError:
         return "something else"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar anchors`."""
-    return run_function(anchors, argv, "mefar anchors")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from datamodules.faces.align import FaceMode
 from datamodules.voxceleb.shards import StoreChoice, build, left_out
-from mefar.commands import run_function
 from mefar.progress import shown
 
 
@@ -58,8 +56,3 @@ def cache(
     )
     if line := left_out(out):
         print(line)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar cache`."""
-    return run_function(cache, argv, "mefar cache")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from mefar.commands import run_function
 from mefar.loso import bootstrap
 from mefar.loso.results import DRAWS, read_predictions
 
@@ -33,8 +31,3 @@ def compare(first: Path, second: Path, *, selection: Literal["last", "inner", "o
             f"{row.low:+.4f} to {row.high:+.4f}", f"{100 * row.reversed_share:.1f} %",
         )  # fmt: skip
     Console().print(table)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar compare`."""
-    return run_function(compare, argv, "mefar compare")

@@ -11,11 +11,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mefar.commands import child_environment, run_function
+from mefar.commands import child_environment
 from mefar.commands.shipped import shipped
 from mefar.errors import UserError
 from mefar.files import fingerprint, lock, write_text
@@ -99,8 +98,3 @@ def _stage(title: str, *words: str) -> None:
     code = subprocess.run(command, env=child_environment(), check=False).returncode
     if code:
         sys.exit(code if code > 0 else 128 - code)  # a stage that a signal killed says so as a shell would
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar demo`."""
-    return run_function(demo, argv, "mefar demo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from json import dumps
@@ -15,7 +15,6 @@ from datamodules.crops import Progress
 from datamodules.doctor import Count, Report, examine
 from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import ApexRule
-from mefar.commands import run_function
 from mefar.progress import shown
 
 if TYPE_CHECKING:
@@ -176,8 +175,3 @@ def _verdict(report: Report) -> str:
         f"{report.dataset}: {state}: {clips} clips, {subjects} subjects, apex {chosen}, "
         f"{applied} errata applied, {report.images} images read"
     )
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar doctor`."""
-    return run_function(doctor, argv, "mefar doctor")

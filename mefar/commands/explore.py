@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from datamodules.demo.unit_pairs import UNITS, unit_pairs
-from mefar.commands import run_function
 from mefar.errors import UserError
 from mefar.files import code_fingerprint, fingerprint
 from mefar.generation import dictionary
@@ -83,8 +81,3 @@ def read_out(model: SteerableTokenizer, made_by: str, cache_dir: Path) -> dictio
         )
         found.save(path)
     return dictionary.Dictionary.load(path)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar explore`."""
-    return run_function(explore, argv, "mefar explore")

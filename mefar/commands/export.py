@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mefar import __version__
-from mefar.commands import run_function
 from mefar.errors import UserError
 
 CARD = """---
@@ -179,8 +178,3 @@ def _unit_scores(found: Mapping[str, float]) -> str:
         "Action units, F1 of read-outs fitted without a fifth of the subjects and asked about them: "
         f"{told}. Shown and not shown count alike in training, so rare units are named too often.\n\n"
     )
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar export`."""
-    return run_function(export, argv, "mefar export")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
-from mefar.commands import run_function
 
 
 def import_dface(
@@ -50,8 +47,3 @@ def import_dface(
         dface.new_file(head_path, checkpoint, lambda partial: save_head(done, partial, made_of))
         count = sum(weight.numel() for weight in head.parameters())
         print(f"{head_path}: its classifier, {count:,} parameters, {head.classes.out_features} classes")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar import-dface`."""
-    return run_function(import_dface, argv, "mefar import-dface")

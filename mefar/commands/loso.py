@@ -22,7 +22,6 @@ from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import ApexRule
 from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load as load_study
-from mefar import sweeps
 from mefar.baselines import chance, flow_svm, lbp_top, off_apexnet, resnet, ststnet
 from mefar.baselines import continuous as continuous_action
 from mefar.baselines import pixels as pixel_baseline
@@ -30,7 +29,7 @@ from mefar.baselines.method import Method
 from mefar.classifier.head import HeadFactory, TokenHead, name_of, options_of
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS
-from mefar.commands import run_function
+from mefar.commands import RUN_ID, fill, name_run, run_function
 from mefar.errors import UserError
 from mefar.files import commit
 from mefar.loso import study as loso_study
@@ -169,14 +168,12 @@ def loso(
         seeds, seed, edclip, anchors, pixels, shuffled_control, shuffle_labels, adapt_tokenizer, keep_models,
         cache_dir, centred, shuffle_sentences, shuffle_slots, zero_shot, task, leave_out, final,
     )  # fmt: skip
-    out = sweeps.fill(
-        out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}"
-    )
+    out = fill(out or Path("runs") / f"loso-{Path(dataset).stem}{'-shuffled' if shuffle_labels else ''}")
     prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
     found = load_study(dataset, data, classes, errata, prefer)
     checkpoint = ""
     if isinstance(tokenizer, str):
-        path = located(sweeps.fill(Path(tokenizer), num_codes=num_codes, num_tokens=num_tokens))
+        path = located(fill(Path(tokenizer), num_codes=num_codes, num_tokens=num_tokens))
         checkpoint, tokenizer = str(path), load_tokenizer(path, _device(where))
     for name, asked in (("num_codes", num_codes), ("num_tokens", num_tokens)):
         if asked not in (None, getattr(tokenizer, name, None)):
@@ -219,7 +216,7 @@ def loso(
 
 def main(argv: Sequence[str]) -> int:
     """Run `mefar loso`."""
-    named, words = sweeps.name_run(argv), []
+    named, words = name_run(argv), []
     COMMAND.set(shlex.join(["mefar", "loso", *named]))
     for word in named:
         option, equals, value = word.partition("=")
@@ -301,7 +298,7 @@ def _log_to_wandb(out: Path, summary: Mapping[str, Any], project: str, group: st
         project=project,
         save_dir=os.environ.get("WANDB_DIR", str(out)),
         # The same study again is the same W&B run; an agent has chosen another name for it.
-        id=os.environ.get(sweeps.RUN_ID, summary["identity"][:16]),
+        id=os.environ.get(RUN_ID, summary["identity"][:16]),
         group=group or tracker.group(summary),
         tags=tracker.tags(summary),
         job_type="loso",

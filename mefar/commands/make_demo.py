@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from datamodules.demo.corpora import make_databases, make_voxceleb
-from mefar.commands import run_function
 from mefar.files import lock
 from mefar.progress import shown
 
@@ -44,8 +42,3 @@ def make_demo(
             make_voxceleb(out, seed, size, workers, progress, strength, twins)
     names = ("voxceleb, " if talking else "") + "casme2, samm, smic, casme3"
     print(f"{out}: demo corpora of rendered faces, seed {seed}, strength {strength}: {names}")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar make-demo`."""
-    return run_function(make_demo, argv, "mefar make-demo")

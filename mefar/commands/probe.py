@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from datamodules.protocols import load as load_study
 from datamodules.voxceleb.augmentation import PairTransform
 from datamodules.voxceleb.module import PairDataset, VoxCelebDataModule
 from datamodules.voxceleb.shards import read_index
-from mefar.commands import run_function
 from mefar.errors import UserError
 from mefar.files import check_ours, write_text
 from mefar.probes import faces as face_probes
@@ -218,8 +217,3 @@ def _table(title: str, numbers: dict[str, Any]) -> Table:
     for name, value in numbers["reconstruction"].items():
         table.add_row(name, f"{value:.3f}", "", "")
     return table
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar probe`."""
-    return run_function(probe, argv, "mefar probe")

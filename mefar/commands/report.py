@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from mefar.commands import run_function
 from mefar.errors import UserError
 from mefar.report import loso_page, training_page
 from mefar.report.training_results import is_training
@@ -31,8 +29,3 @@ def report(run: Path, *, figures: Path | None = None) -> None:
     print(page(run))
     if figures is not None:
         print(*draw(run, figures), sep="\n")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar report`."""
-    return run_function(report, argv, "mefar report")

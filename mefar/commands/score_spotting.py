@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from mefar.commands import run_function
 from mefar.files import check_ours, write_text
 from mefar.recognition.intervals import read_intervals
 from mefar.recognition.scores import GROUPS, elsewhere, score
@@ -58,8 +56,3 @@ def score_spotting(truth: Path, found: Path, *, out: Path | None = None) -> None
         check_ours(out, '"elsewhere":')
         write_text(out, json.dumps({"scores": scores, "elsewhere": differences}, indent=1) + "\n")
         print(out)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar score-spotting`."""
-    return run_function(score_spotting, argv, "mefar score-spotting")

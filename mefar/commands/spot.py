@@ -19,7 +19,6 @@ from datamodules.databases.long_videos import LongVideo
 from datamodules.faces.align import FaceAligner
 from datamodules.footage import Footage, footage
 from datamodules.protocols import load_long_videos
-from mefar.commands import run_function
 from mefar.commands.recognise import follow
 from mefar.errors import UserError
 from mefar.files import claim_folder, code_fingerprint, csv_text, fingerprint, lock, write_text
@@ -251,8 +250,3 @@ def _print(dataset: str, counts: Mapping[str, int], scores: Mapping[str, Any], c
             cells += [f"{row[name]:.4f}" for name in rates]
             table.add_row(way if number == 0 else "", group, *cells)
     Console().print(table)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar spot`."""
-    return run_function(spot, argv, "mefar spot")

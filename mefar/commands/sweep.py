@@ -3,7 +3,6 @@
 With an account W&B's own engine runs the same file: `wandb sweep FILE`, then `wandb agent`.
 """
 
-import csv
 import itertools
 import json
 import math
@@ -11,8 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,11 @@ import numpy as np
 import yaml
 from jsonargparse import get_loader
 
-from mefar.commands import child_environment, run_function
+from mefar.commands import RUN_ID, child_environment
 from mefar.commands.shipped import shipped
 from mefar.errors import UserError
 from mefar.files import fingerprint, lock, write_text
-from mefar.sweeps import RUN_ID
+from mefar.report.training_results import metric_rows
 
 METHODS, GOALS = ("grid", "random", "bayes"), ("maximize", "minimize")
 KINDS = "uniform, int_uniform or log_uniform_values; W&B's server knows more"
@@ -43,18 +40,16 @@ def sweep(file: Path, *, local: int = 0, seed: int = 0, out: Path | None = None)
         out: folder for results and logs; default runs/sweeps/NAME.
     """
     asked = read(shipped("sweeps", str(file)))
-    folder, metric, found = out or Path("runs/sweeps") / asked["path"].stem, asked["metric"], []
+    folder, metric = out or Path("runs/sweeps") / asked["path"].stem, asked["metric"]
     how = "at random" if local > 0 and asked["method"] == "bayes" else asked["method"]
     print(f"{asked['path']}: {how} over {', '.join(asked['parameters'])} for {metric['name']}")
-    with lock(folder / ".lock") if local > 0 else nullcontext():
-        for settings in draws(asked, local, seed):
-            name = fingerprint(words(asked, settings), metric)[:10]
-            kept = folder / f"{name}.json"
-            if kept.exists() or run(asked, name, settings, kept):
-                found.append(json.loads(kept.read_text(encoding="utf-8")))
+    if local < 1:
+        return 0
+    with lock(folder / ".lock"):
+        found = [row for settings in draws(asked, local, seed) if (row := run(asked, settings, folder))]
     for row in sorted(found, key=lambda row: row["value"], reverse=metric["goal"] == "maximize"):
         print(f"{row['value']:.4f}  {row['run']}  {json.dumps(row['settings'])}")
-    return 0 if found or local < 1 else 1
+    return 0 if found else 1
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -65,12 +60,11 @@ def read(path: Path) -> dict[str, Any]:
         command, metric = [str(word) for word in asked["command"]], str(asked["metric"]["name"])
         if not (asked["method"] in METHODS and asked["metric"]["goal"] in GOALS and asked["parameters"]):
             raise ValueError(f"method is one of {METHODS}, goal of {GOALS}; parameters vary")
-        generator = np.random.default_rng(0)
-        for name, entry in list(asked["parameters"].items()):
+        for name, entry in asked["parameters"].items():
             wrong = f"parameters.{name}: give value, values (a grid needs them), or min and max of {KINDS}"
             if "value" in entry:
-                entry = asked["parameters"][name] = {"values": [entry["value"]]}
-            draw(entry if asked["method"] != "grid" else {"values": entry["values"]}, generator)
+                entry["values"] = [entry["value"]]
+            draw(entry if asked["method"] != "grid" else {"values": entry["values"]}, np.random.default_rng())
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {wrong} ({' '.join(str(error).split())})") from None
     verb = next((word for before, word in itertools.pairwise(command) if before == "mefar"), "")
@@ -81,16 +75,15 @@ def read(path: Path) -> dict[str, Any]:
     if "oracle" in metric or (verb == "loso" and not re.match(r"loso/(inner|last)/", metric)):
         wrong = f"metric {metric} is none to tune by: the oracle is chosen on the tested subjects"
         raise UserError(f"{path}: {wrong}; take loso/inner/uf1, or say loso/last/uf1 if you mean it")
-    return asked | {"path": path, "verb": verb, "folder": folder}
+    return asked | {"path": path, "command": command, "verb": verb, "folder": folder}
 
 
 def draws(asked: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
     """Different settings to try, fewer than `count` if there are no more."""
     entries, generator = asked["parameters"], np.random.default_rng(seed)
+    rows = [tuple(draw(e, generator) for e in entries.values()) for _ in range(100 * count)]
     if asked["method"] == "grid":
         rows = list(itertools.product(*(entry["values"] for entry in entries.values())))
-    else:
-        rows = [tuple(draw(e, generator) for e in entries.values()) for _ in range(100 * count)]
     different = {json.dumps(row): dict(zip(entries, row, strict=True)) for row in rows}
     return list(different.values())[:count]
 
@@ -108,35 +101,41 @@ def draw(entry: dict[str, Any], generator: np.random.Generator) -> Any:
     return float(f"{generator.uniform(*{'uniform': (low, high)}[kind]):.6g}")
 
 
-def words(asked: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """The command of one draw, with `{run}` still in it; what is no text is written as YAML reads it."""
-    options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
-    made: list[str] = []
-    for word in map(str, asked["command"]):
-        filled = re.sub(r"\$\{envvar:(\w+)\}", lambda hit: os.environ.get(hit[1]) or hit[0], word)
-        if word != "${args}" and (missing := re.search(r"\$\{(?:envvar:)?(\w+)\}", filled)):
-            raise UserError(f"{missing[1]} is missing; {asked['path']} opens with the whole command")
-        made += options if word == "${args}" else [filled]
-    return made
-
-
-def run(asked: dict[str, Any], name: str, settings: dict[str, Any], kept: Path) -> bool:
-    """Run one draw in a process of its own, which ends with this one; keep its metric, if it has one."""
-    command = [word.replace("{run}", name) for word in words(asked, settings)]
+def run(asked: dict[str, Any], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a draw came to, in an earlier call or in a process that ends with this one; empty if it failed."""
+    command = words(asked, settings)
+    name = fingerprint(command, asked["metric"])[:10]
+    if (kept := folder / f"{name}.json").exists():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    command = [word.replace("{run}", name) for word in command]
     start = [sys.executable, "-m", *command] if command[0] == "mefar" else command
     told = child_environment() | {"WANDB_MODE": "offline", RUN_ID: name}
     with (log := kept.with_suffix(".log")).open("w", encoding="utf-8") as file:
         print("$", *command, file=file, flush=True)
         code = subprocess.run(start, stdout=file, stderr=file, env=told, check=False).returncode
-    folder, metric = Path(asked["folder"].replace("{run}", name)), asked["metric"]["name"]
-    found = {} if code else scores(asked["verb"], folder)
+    out, metric = Path(asked["folder"].replace("{run}", name)), asked["metric"]["name"]
+    found = {} if code else scores(asked["verb"], out)
     if not code and metric not in found:  # no other draw will have it
-        raise UserError(f"{folder}: no {metric} there; set training.inner, or correct the metric")
-    said = found.get(metric, f"failed: {log.read_text(errors='replace').strip().splitlines()[-1]}")
-    print(f"{name}: {said}  {json.dumps(settings)}", flush=True)
-    if finite := math.isfinite(found.get(metric, math.nan)):
-        write_text(kept, json.dumps({"run": name, "value": found[metric], "settings": settings}))
-    return finite
+        raise UserError(f"{out}: no {metric} there; set training.inner, or correct the metric")
+    value = found.get(metric, math.nan)
+    failed = f"failed: {log.read_text(errors='replace').strip().splitlines()[-1]}"
+    print(f"{name}: {failed if code else value}  {json.dumps(settings)}", flush=True)
+    if not math.isfinite(value):
+        return {}
+    write_text(kept, json.dumps(made := {"run": name, "value": value, "settings": settings}))
+    return made
+
+
+def words(asked: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """The command of one draw, with `{run}` still in it; what is no text is written as YAML reads it."""
+    options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
+    made: list[str] = []
+    for word in asked["command"]:
+        filled = re.sub(r"\$\{envvar:(\w+)\}", lambda hit: os.environ.get(hit[1]) or hit[0], word)
+        if word != "${args}" and (missing := re.search(r"\$\{(?:envvar:)?(\w+)\}", filled)):
+            raise UserError(f"{missing[1]} is missing; {asked['path']} opens with the whole command")
+        made += options if word == "${args}" else [filled]
+    return made
 
 
 def scores(verb: str, folder: Path) -> dict[str, float]:
@@ -145,10 +144,4 @@ def scores(verb: str, folder: Path) -> dict[str, float]:
         from mefar.loso import results, tracker
 
         return tracker.metrics(results.read_run(folder).summary)
-    rows = csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())
-    return {name: float(value) for row in rows for name, value in row.items() if value}
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar sweep`."""
-    return run_function(sweep, argv, "mefar sweep")
+    return {name: value for _, row in metric_rows(folder / "metrics.csv") for name, value in row.items()}

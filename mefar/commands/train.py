@@ -38,7 +38,7 @@ import mefar.tokenizer.module
 import mefar.tokenizer.published_network
 import mefar.tokenizer.warp_network
 import mefar.tokenizer.weight_ema
-from mefar.commands import guard
+from mefar.commands import RUN_ID, fill, guard, name_run
 from mefar.commands.checkpoints import (
     check_no_other_training,
     check_same_data,
@@ -57,7 +57,6 @@ from mefar.commands.trainer_parts import (
 from mefar.errors import UserError
 from mefar.files import claim, write_text
 from mefar.report.training_page import write_training_report
-from mefar.sweeps import RUN_ID, fill, name_run
 from mefar.tokenizer import earlier
 from mefar.tokenizer.validation_pictures import SampleKeeper
 

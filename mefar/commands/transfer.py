@@ -16,7 +16,6 @@ from datamodules.faces.align import FaceMode
 from datamodules.faces.resample import resample
 from datamodules.footage import write_video
 from datamodules.loose_clips import picture_at
-from mefar.commands import run_function
 from mefar.commands.acting import Source, given, of_database
 from mefar.commands.pictures import align
 from mefar.errors import UserError
@@ -253,8 +252,3 @@ def _grid(
         rows.append((one.name, [*acted, *made]))
     sheet = figures.sheet(rows, ["onset", "apex", *(each.name for each in targets)])
     return figures.save({"grid": sheet}, out)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar transfer`."""
-    return run_function(transfer, argv, "mefar transfer")

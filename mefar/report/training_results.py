@@ -67,7 +67,7 @@ def read_training(folder: Path) -> FinishedTraining:
     curves: dict[str, dict[int, float]] = {}
     resumed: list[int] = []
     for number, path in enumerate(_metrics(folder)):
-        rows = _rows(path)
+        rows = metric_rows(path)
         if not rows:
             continue
         begin = min(step for step, _ in rows)
@@ -103,7 +103,7 @@ def _columns(path: Path) -> set[str]:
         return set(next(csv.reader(file), ()))
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, float]]]:
+def metric_rows(path: Path) -> list[tuple[int, dict[str, float]]]:
     """Step and values of each row; what a kill tore off is left out."""
     rows = []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:

@@ -14,9 +14,8 @@ import yaml
 from sample_runs import write_run
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from mefar import sweeps
 from mefar.__main__ import main
-from mefar.commands import run_function, sweep
+from mefar.commands import RUN_ID, fill, name_run, run_function, sweep
 from mefar.errors import UserError
 
 SWEEP: dict[str, Any] = {
@@ -47,7 +46,7 @@ summary = {"protocol": "smic", "classes": ["a"], "counts": {}, "scores": scores}
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(sweeps.RUN_ID, raising=False)
+    monkeypatch.delenv(RUN_ID, raising=False)
 
 
 def write(content: Any = None, **changes: Any) -> Path:
@@ -156,9 +155,9 @@ def test_values_reach_their_options_as_meant(monkeypatch: pytest.MonkeyPatch) ->
     (settings,) = sweep.draws(content, 9, 0)
     assert settings == MEANT
     theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in settings.items()}})
-    monkeypatch.setenv(sweeps.RUN_ID, "abc")
+    monkeypatch.setenv(RUN_ID, "abc")
     for words in (sweep.words(content, settings)[4:], theirs["args"]):
-        assert run_function(takes, sweeps.name_run(words), "mefar takes") == 0
+        assert run_function(takes, name_run(words), "mefar takes") == 0
         assert got.pop() == MEANT
 
 
@@ -175,15 +174,15 @@ def test_the_command_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_in_braces_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("K{num_codes}-L{num_tokens}/last.ckpt")
-    assert sweeps.fill(path, num_codes=32, num_tokens=16) == Path("K32-L16/last.ckpt")
-    assert sweeps.fill(Path("plain"), num_codes=3) == Path("plain")
+    assert fill(path, num_codes=32, num_tokens=16) == Path("K32-L16/last.ckpt")
+    assert fill(Path("plain"), num_codes=3) == Path("plain")
     with pytest.raises(UserError, match=r"nothing to put for \{num_tokens\}; give --num_tokens"):
-        sweeps.fill(path, num_codes=32, num_tokens=None)
+        fill(path, num_codes=32, num_tokens=None)
     with pytest.raises(UserError, match="WANDB_RUN_ID, which a sweep sets"):
-        sweeps.fill(Path("runs/{run}"))
-    assert sweeps.name_run(["--out", "runs/{run}"]) == ["--out", "runs/{run}"]
+        fill(Path("runs/{run}"))
+    assert name_run(["--out", "runs/{run}"]) == ["--out", "runs/{run}"]
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert sweeps.name_run(["--out", "runs/{run}"]) == ["--out", "runs/abc"]
+    assert name_run(["--out", "runs/{run}"]) == ["--out", "runs/abc"]
 
 
 def test_a_fit_is_judged_by_its_last_validation() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mefar.commands import import_dface
+from mefar.__main__ import main
 from mefar.errors import UserError
 from mefar.tokenizer import import_dface as dface
 from mefar.tokenizer import module as tokenizer
@@ -314,7 +314,7 @@ def test_the_command_writes_a_normal_checkpoint(
     state: State, tmp_path: Path, write: Callable[[object], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = write(state), tmp_path / "new/folder/dface.ckpt"
-    assert import_dface.main([str(path), str(out), "--image-size", "64"]) == 0
+    assert main(["import-dface", str(path), str(out), "--image-size", "64"]) == 0
     assert "16 tokens from 8 codes of 6" in capsys.readouterr().out
     onset, apex = torch.rand(2, 2, 3, 64, 64)
     expected = dface.load_tokenizer(path, 64).tokenize(onset, apex)
@@ -324,7 +324,7 @@ def test_the_command_writes_a_normal_checkpoint(
     ):
         assert torch.equal(model.tokenize(onset, apex).embeddings, expected.embeddings)
     assert [file.name for file in out.parent.iterdir()] == ["dface.ckpt"]
-    assert import_dface.main([str(path), str(out), "--image-size", "64"]) == 0, "the same file again"
+    assert main(["import-dface", str(path), str(out), "--image-size", "64"]) == 0, "the same file again"
 
 
 def test_nothing_that_is_there_is_destroyed(
@@ -332,12 +332,12 @@ def test_nothing_that_is_there_is_destroyed(
 ) -> None:
     path = write(state)
     before = path.read_bytes()
-    assert import_dface.main([str(path), str(path), "--image-size", "64"]) == 2
+    assert main(["import-dface", str(path), str(path), "--image-size", "64"]) == 2
     assert f"{path}: is there already" in capsys.readouterr().err
     assert path.read_bytes() == before
     other = tmp_path / "mine.txt"
     other.write_text("mine")
-    assert import_dface.main([str(path), str(other), "--image-size", "64"]) == 2
+    assert main(["import-dface", str(path), str(other), "--image-size", "64"]) == 2
     assert other.read_text() == "mine"
 
 
@@ -345,13 +345,13 @@ def test_the_command_ends_a_mistake_in_one_line(
     state: State, tmp_path: Path, write: Callable[[object], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = write(state | {"odd": torch.ones(1)}), tmp_path / "out.ckpt"
-    assert import_dface.main([str(path), str(out), "--image-size", "64"]) == 2
+    assert main(["import-dface", str(path), str(out), "--image-size", "64"]) == 2
     assert "'odd'" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not out.exists()
     good = write(state)
-    assert import_dface.main([str(good), str(tmp_path), "--image-size", "64"]) == 2
+    assert main(["import-dface", str(good), str(tmp_path), "--image-size", "64"]) == 2
     assert "folder" in capsys.readouterr().err
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    assert import_dface.main([str(good), str(blocked / "out.ckpt"), "--image-size", "64"]) == 2
+    assert main(["import-dface", str(good), str(blocked / "out.ckpt"), "--image-size", "64"]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from datamodules.demo.motion import EMOTIONS, units
 from datamodules.demo.replicas import STUDIOS, plan
 from datamodules.protocols import load
 from datamodules.voxceleb.video import info
-from mefar.commands.make_demo import main
+from mefar.__main__ import main
 from mefar.errors import UserError
 
 TINY = SIZES["tiny"]
@@ -189,7 +189,7 @@ def test_an_interrupted_run_is_finished_and_finished_files_are_left_alone(corpor
     half.mkdir()
     (half / frame_name("samm", clip, clip.onset)).write_bytes(b"half a file")
     before = videos[0].stat().st_mtime_ns
-    assert main([str(root), "--size", "tiny"]) == 0
+    assert main(["make-demo", str(root), "--size", "tiny"]) == 0
     assert videos[0].stat().st_mtime_ns == before
     assert digests(root) == digests(corpora)
     assert not half.exists()
@@ -199,7 +199,7 @@ def test_an_interrupted_run_is_finished_and_finished_files_are_left_alone(corpor
 def test_a_folder_of_another_seed_is_refused(corpora, capsys):
     with pytest.raises(UserError, match=r"made otherwise \(seed"):
         make_voxceleb(corpora, 1, "tiny")
-    assert main([str(corpora)]) == 2
+    assert main(["make-demo", str(corpora)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "give another --out" in error
@@ -221,7 +221,7 @@ def test_the_truth_has_its_largest_intensity_at_the_apex(corpora):
 
 def test_strength_changes_the_size_of_the_action_and_nothing_else(corpora, tmp_path, capsys):
     made = [str(tmp_path), "--size", "tiny", "--strength", "micro", "--talking", "false"]
-    assert main(made) == 0
+    assert main(["make-demo", *made]) == 0
     assert not (tmp_path / "voxceleb").exists()
     for clip in tiny_plan("smic"):
         name = f"ground_truth/smic/{clip.subject}_{clip.clip}.npz"
@@ -231,7 +231,7 @@ def test_strength_changes_the_size_of_the_action_and_nothing_else(corpora, tmp_p
             share = (strong["intensity"][:, : len(clip.units)].max(axis=0) - 0.3) / 0.4
             assert shown == pytest.approx(0.08 + 0.14 * share, abs=1e-6)
             assert (strong["pose"] == weak["pose"]).all()
-    assert main(made[:3]) == 2
+    assert main(["make-demo", *made[:3]]) == 2
     assert "made otherwise" in capsys.readouterr().err
 
 
@@ -243,6 +243,6 @@ def test_a_killed_run_leaves_no_workers_and_is_finished_by_the_next(corpora, tmp
     run.kill()
     run.wait()
     wait_for(lambda: gone(run.pid))
-    assert main([str(tmp_path), "--size", "tiny"]) == 0
+    assert main(["make-demo", str(tmp_path), "--size", "tiny"]) == 0
     assert digests(tmp_path) == digests(corpora), "the same seed, the same bytes, in whatever process"
     assert not list(tmp_path.rglob("*partial*"))

@@ -22,7 +22,7 @@ from datamodules.voxceleb.shards import build, read_index
 from datamodules.voxceleb.utterances import find_utterances
 from datamodules.voxceleb.windows import WINDOW_SECONDS, choose, window_count
 from mefar import files
-from mefar.commands.cache import main
+from mefar.__main__ import main
 from mefar.errors import UserError
 
 FAST = {"preset": "ultrafast", "threads": "1", "bf": "2", "g": "30"}
@@ -322,7 +322,7 @@ def test_the_command_builds_and_says_what(voxceleb, tmp_path, capsys):
             "--workers",
             "0",
         ]
-        assert main(argv) == 0
+        assert main(["cache", *argv]) == 0
     finally:
         (voxceleb / "bad.mp4").unlink()
     said = capsys.readouterr().out
