@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -184,13 +183,13 @@ def apart(case: Case, epochs: int) -> float:
     return float((torch.tensor(result.probabilities) - theirs).abs().max())
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long something takes."""
-    began = time.perf_counter()
+def seconds(work: Callable[[], object], device: torch.device) -> Tensor:
+    """How long something takes by the clock, and of processor time, that of its processes too: (2,)."""
+    before = torch.tensor([time.perf_counter(), sum(os.times()[:4])], dtype=torch.float64)
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return torch.tensor([time.perf_counter(), sum(os.times()[:4])], dtype=torch.float64) - before
 
 
 def in_processes(works: Sequence[Callable[[], object]]) -> None:
@@ -209,7 +208,7 @@ def in_processes(works: Sequence[Callable[[], object]]) -> None:
 
 
 def measure(case: Case, device: torch.device, turns: int, epochs: int, compiled: bool) -> float:
-    """Print both sides in ms per fold and epoch; return the ratio."""
+    """Print both sides in ms per fold and epoch, by the clock and of processor time; return the ratio."""
     study, cores = composite(case).to(device), callback.cores()
     training = replace(case.training, epochs=epochs)
     group = GPU_GROUP if device.type == "cuda" else CPU_GROUP
@@ -222,7 +221,7 @@ def measure(case: Case, device: torch.device, turns: int, epochs: int, compiled:
     by_threads = {}
     for threads in sorted({1, cores}):
         torch.set_num_threads(threads)
-        by_threads[threads] = seconds(lambda: loop_fold(study, fold, short, min(epochs, 3)), device)
+        by_threads[threads] = float(seconds(lambda: loop_fold(study, fold, short, min(epochs, 3)), device)[0])
     threads = min(by_threads, key=lambda each: by_threads[each])
     loop, ours = [], []
     for _ in range(turns):
@@ -231,15 +230,15 @@ def measure(case: Case, device: torch.device, turns: int, epochs: int, compiled:
         torch.set_num_threads(1)
         work = ranks[0] if len(ranks) == 1 else partial(in_processes, ranks)
         ours.append(seconds(work, device) / epochs / folds)
-    a, b = (1000 * statistics.median(each) for each in (loop, ours))
+    (a, c), (b, d) = (1000 * torch.stack(each).median(0).values for each in (loop, ours))
     how = f"{len(ranks)} ranks, groups of {max(map(len, groups))}, {epochs} epochs, {turns} turns"
     print(f"{case.name}, ms per fold and epoch: loop {a:.1f} ({threads} threads), ours {b:.1f} ({how})")
-    print(f"  loop / ours {a / b:.2f}")
+    print(f"  loop / ours {a / b:.2f}; of processor time {c:.1f} / {d:.1f} = {c / d:.2f}")
     total = 68 * case.training.epochs / 1000
     print(
         f"  extrapolated to 68 folds of {case.training.epochs} epochs: {a * total:.0f} s, {b * total:.0f} s"
     )
-    return a / b
+    return float(a / b)
 
 
 def whole(case: Case) -> float:

@@ -206,18 +206,9 @@ def _interrupted(prog: str) -> int:
 
 
 def _complain(prog: str, line: str) -> int:
-    if not _left_by_first_rank():
-        print(f"{prog}: error: {line}", file=sys.stderr)
+    rank = os.environ.get("LOCAL_RANK", "0")
+    print(f"{prog}{f' (rank {rank})' if rank != '0' else ''}: error: {line}", file=sys.stderr)
     return USER_ERROR
-
-
-def _left_by_first_rank() -> bool:
-    """Whether this is another rank than the first, and that one ends within seconds: it has told the same."""
-    parent, waits = os.getppid(), 100 if os.environ.get("LOCAL_RANK", "0") != "0" else 0
-    while waits and os.getppid() == parent:  # torchrun ends us as soon as the first has ended
-        time.sleep(0.05)
-        waits -= 1
-    return os.getppid() != parent
 
 
 def _mendable(error: BaseException | None) -> str | None:

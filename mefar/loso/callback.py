@@ -181,7 +181,8 @@ def cores() -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inventories of hardware and ranks are no news to somebody who waits for a table."""
+    """Around a Trainer: its inventories are no news, and the port of its ranks is no other Trainer's."""
+    port = os.environ.get("MASTER_PORT")
     talkers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [talker.level for talker in talkers]
     for talker in talkers:
@@ -191,3 +192,5 @@ def quiet() -> Iterator[None]:
     finally:
         for talker, level in zip(talkers, levels, strict=True):
             talker.setLevel(level)
+        if port is None:
+            os.environ.pop("MASTER_PORT", None)

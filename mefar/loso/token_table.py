@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mefar.baselines.method import Method
 from mefar.baselines.pixels import pixel_differences
 from mefar.files import code_of, fingerprint, replacing
+from mefar.readers import weights_of
 from mefar.tokens import ActionTokenizer
 
 MADE_BY = ("mefar.tokenizer", "mefar.loso.token_table")
@@ -80,11 +81,10 @@ def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
     if not kind.__module__.startswith("mefar."):
         parts.append(code_of(kind))
     if isinstance(tokenizer, nn.Module):
-        for name, value in sorted(tokenizer.state_dict().items()):
-            parts += [name, value]
+        parts.append(weights_of(tokenizer))
     else:
         parts.append({name: repr(value) for name, value in sorted(vars(tokenizer).items())})
-    return fingerprint(*parts)
+    return fingerprint(parts)
 
 
 def tokenize(
