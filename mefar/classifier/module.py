@@ -132,16 +132,20 @@ class TokenClassifier(LightningModule):
             sums += torch.stack([tokens.sum(0), tokens.square().sum(0), number])
         counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.measure(counts, sums[0] / sums[2], sums[1] / sums[2])
+
+    def measure(self, counts: Tensor, mean: Tensor, square: Tensor) -> None:
+        """Keep what the training clips are: number per class (C,), mean and mean square of tokens (D,)."""
         self.class_weights.copy_(class_weights(counts, self.settings))
-        mean, scale = token_statistics(sums[0] / sums[2], sums[1] / sums[2], self.settings)
+        mean, scale = token_statistics(mean, square, self.settings)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.measured.fill_(True)
 
-    def losses(self, output: HeadOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Named terms of the loss, each already weighted; see mefar.classifier.losses."""
+    def losses(self, output: HeadOutput, labels: Tensor, *part: Tensor) -> dict[str, Tensor]:
+        """Named terms of the loss, each already weighted; see mefar.classifier.losses.head_loss."""
         anchors = None if self.anchors is None else self.anchors.to(output.logits)
-        return head_loss(output, labels, self.class_weights, self.settings, anchors)
+        return head_loss(output, labels, self.class_weights, self.settings, anchors, *part)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One optimisation step, on one view of each clip."""

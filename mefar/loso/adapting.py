@@ -29,23 +29,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mefar.classifier.head import HeadFactory, HeadOutput
-from mefar.classifier.losses import head_loss
+from mefar.classifier.head import HeadFactory
+from mefar.classifier.module import TokenClassifier
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.files import claim
 from mefar.loso.callback import make_trainer, quiet
-from mefar.loso.engine import Heads
 from mefar.loso.folds import Fold, FoldResult, StudyTokens, fold_result, fold_view
 from mefar.loso.run import Run, Where
 from mefar.progress import shown
 from mefar.randomness import epoch_order, seed_of, view_of
-from mefar.tokens import AdaptableTokenizer
+from mefar.tokens import ActionTokenizer, AdaptableTokenizer
 
 PUBLISHED_WEIGHT = 0.1
 
@@ -93,12 +93,24 @@ def pair_of(item: Mapping[str, Any], view: int) -> tuple[Tensor, Tensor]:
     return (onset, apex) if onset.ndim == 3 else (onset[view], apex[view])
 
 
-class AdaptingFold(LightningModule):
-    """One fold: a head, and a copy of the tokenizer that made the study's tokens, which goes on learning."""
+def classifier(
+    study: StudyTokens, fold: Fold, head: HeadFactory, training: HeadTraining, tokenizer: ActionTokenizer
+) -> TokenClassifier:
+    """The classifier of a fold, which knows its training clips; its tokenizer is a copy that may learn."""
+    made = TokenClassifier(
+        copy.deepcopy(tokenizer), len(study.class_names), head, training, fold.subject, fold.seed
+    )
+    made.align(study.anchors if training.edclip_weight else None)
+    rows = fold_view(study, fold).train
+    tokens = study.tokens[rows].double().flatten(0, 2)
+    counts = torch.bincount(study.labels_of(fold.seed)[rows], minlength=len(study.class_names))
+    made.measure(counts, tokens.mean(0), tokens.square().mean(0))
+    made.requires_grad_(True)
+    return made
 
-    mean: Tensor
-    scale: Tensor
-    weights: Tensor
+
+class AdaptingFold(LightningModule):
+    """One fold: a classifier whose tokenizer, which made the study's tokens, goes on learning too."""
 
     def __init__(
         self,
@@ -111,25 +123,15 @@ class AdaptingFold(LightningModule):
         super().__init__()
         self.study, self.fold, self.settings, self.adaptation = study, fold, training, adaptation
         self.labels, self.view = study.labels_of(fold.seed), fold_view(study, fold)
-        alone = Heads([self.view], head, study, training)  # values, statistics and class weights of the fold
-        self.head = alone.head
-        self.head.load_state_dict(
-            {name: value[0] for name, value in {**alone.values, **alone.buffers}.items()}
-        )
-        for name in ("mean", "scale", "weights"):
-            self.register_buffer(name, getattr(alone, name)[0])
-        tokenizer: Any = copy.deepcopy(adaptation.tokenizer)
-        assert isinstance(tokenizer, nn.Module) and isinstance(tokenizer, AdaptableTokenizer)
-        self.tokenizer = tokenizer.requires_grad_(True).eval()
+        self.classifier = classifier(study, fold, head, training, adaptation.tokenizer)
         self.steps = training.steps(len(self.view.train))
         self.path: list[Tensor] = []
         self.attention: Tensor | None = None
 
-    def train(self, mode: bool = True) -> AdaptingFold:
-        """As ever, but the tokenizer stays in eval mode: nothing but the optimiser moves it."""
-        super().train(mode)
-        self.tokenizer.eval()
-        return self
+    @property
+    def tokenizer(self) -> Any:
+        """The one that learns."""
+        return self.classifier.tokenizer
 
     def setup(self, stage: str) -> None:
         """A forked rank has one thread: those of its parent are not in it, and torch would wait for them."""
@@ -143,27 +145,14 @@ class AdaptingFold(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the head and the tokenizer; neither feels the other's gradients."""
-        parameters = [*self.head.parameters(), *self.tokenizer.parameters()]
-        optimiser = self.settings.optimiser(parameters)
+        optimiser = self.settings.optimiser(self.parameters())
         schedule = self.settings.scheduler(optimiser, self.steps * self.settings.epochs)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Head and tokenizer are clipped each by themselves."""
-        for part in (self.head, self.tokenizer):
+        for part in (self.classifier.head, self.tokenizer):
             nn.utils.clip_grad_norm_(part.parameters(), self.settings.clip_norm)
-
-    def forward(self, tokens: Tensor) -> HeadOutput:
-        """(B, L, D) token embeddings -> output of the head."""
-        output: HeadOutput = self.head((tokens - self.mean) * self.scale)
-        return output
-
-    def images(self, rows: Tensor, views: list[int]) -> tuple[Tensor, Tensor]:
-        """Onset and apex of clips, (B, 3, H, W) float in [0, 1] each."""
-        items = (self.adaptation.pairs[row] for row in rows.tolist())
-        pairs = [pair_of(item, view) for item, view in zip(items, views, strict=True)]
-        onset, apex = (torch.stack(column).to(self.mean) / 255 for column in zip(*pairs, strict=True))
-        return onset, apex
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """This rank's part of a step; DDP's mean over ranks is the step of the whole batch."""
@@ -175,11 +164,13 @@ class AdaptingFold(LightningModule):
         mine = mine if len(mine) else rows[:1]
         V = self.study.tokens.shape[1]
         views = [view_of(key, epoch, self.study.clips[row], V) if V > 1 else 0 for row in mine.tolist()]
-        onset, apex = self.images(mine, views)
-        output = self(self.tokenizer.tokenize(onset, apex).features.to(self.mean.dtype))  # without gradient
-        labels, mask, every = self.labels[mine].to(self.device), mask.to(self.mean), self.labels[rows]
-        anchors = None if self.study.anchors is None else self.study.anchors.to(self.mean)
-        terms = head_loss(output, labels, self.weights, self.settings, anchors, mask, every.to(self.device))
+        items = (self.adaptation.pairs[row] for row in mine.tolist())
+        pairs = [pair_of(item, view) for item, view in zip(items, views, strict=True)]
+        onset, apex = (torch.stack(column).to(self.device) / 255 for column in zip(*pairs, strict=True))
+        output = self.classifier(self.classifier.tokens({"onset": onset, "apex": apex})[:, 0])
+        labels, whole = (self.labels[each].to(self.device) for each in (mine, rows))
+        mask = mask.to(output.logits)
+        terms = self.classifier.losses(output, labels, mask, whole)
         seeds = [seed_of(key, f"noise {epoch} {row}") for row in mine.tolist()]
         error: Tensor = self.tokenizer.adaptation_error(onset, apex, seeds)
         rebuilt = self.adaptation.weight * (error * mask).sum() / len(rows)
@@ -191,8 +182,7 @@ class AdaptingFold(LightningModule):
         """Look for broken weights on every rank, and let rank 0 predict the held-out clips."""
         self._refuse_unless(torch.stack([value.isfinite().all() for value in self.parameters()]).all())
         if self.trainer.is_global_zero:
-            probabilities, self.attention = self.predict_held_out()
-            self.path.append(probabilities)
+            self.predict_held_out()
 
     def _refuse_unless(self, finite: Tensor) -> None:
         if not finite:
@@ -202,25 +192,19 @@ class AdaptingFold(LightningModule):
             )
 
     @torch.no_grad()
-    def predict_held_out(self) -> tuple[Tensor, Tensor | None]:
-        """Probabilities (n, C) and attention (n, L) of the held-out clips, float32 on the CPU.
-
-        Each is the mean over the views to test.
-        """
-        was_training, found = self.training, []
+    def predict_held_out(self) -> None:
+        """Add probabilities (n, C) of the held-out clips to the path, and keep their attention (n, L)."""
         self.eval()
-        for rows in torch.split(self.view.test, self.settings.batch_size):
-            views = []
-            for view in range(self.settings.views_to_test(self.study.tokens.shape[1])):
-                onset, apex = self.images(rows, [view] * len(rows))
-                output = self(self.tokenizer.tokenize(onset, apex).features.to(self.mean.dtype))
-                empty = output.logits.new_zeros(len(rows), 0)
-                attention = empty if output.attention is None else output.attention
-                views.append((output.logits.softmax(-1), attention))
-            found.append([torch.stack(part).mean(0).float().cpu() for part in zip(*views, strict=True)])
-        self.train(was_training)
-        probabilities, attention = (torch.cat(part) for part in zip(*found, strict=True))
-        return probabilities, attention if attention.shape[1] else None
+        at_once = max(1, self.settings.batch_size // self.study.tokens.shape[1])
+        said = []
+        for rows in torch.split(self.view.test, at_once):
+            pairs = [self.adaptation.pairs[row] for row in rows.tolist()]
+            batch = {name: torch.stack([pair[name] for pair in pairs]) for name in ("onset", "apex")}
+            said.append(self.classifier.predicted(move_data_to_device(batch, self.device)))
+        self.train()
+        probabilities, attention = zip(*said, strict=True)
+        self.path.append(torch.cat(probabilities).float().cpu())
+        self.attention = None if attention[0] is None else torch.cat(attention).float().cpu()
 
     def result(self) -> FoldResult:
         """The fold's predictions, after its last epoch, on rank 0."""
@@ -229,7 +213,8 @@ class AdaptingFold(LightningModule):
 
     def state(self) -> dict[str, Tensor]:
         """Head, adapted tokenizer, and mean and scale of the tokens."""
-        parts = {"tokens.mean": self.mean, "tokens.scale": self.scale, **self.head.state_dict()}
+        made, head = self.classifier, self.classifier.head.state_dict()
+        parts = {"tokens.mean": made.mean, "tokens.scale": made.scale, **head}
         parts |= {f"tokenizer.{name}": value for name, value in self.tokenizer.state_dict().items()}
         return {name: value.detach().cpu() for name, value in parts.items()}
 
