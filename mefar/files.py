@@ -161,18 +161,24 @@ def claim_folder(folder: Path, verb: str, settings: dict[str, Any]) -> None:
         UserError: it holds another run, or files that the verb did not make.
     """
     mark = folder / f"{verb}.json"
-    if mark.is_file():
-        try:
-            there = json.loads(mark.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{mark}: not JSON ({error}); give another --out") from error
-        if there != settings:
-            differs = first_difference(there, settings)
-            raise UserError(f"{folder}: made otherwise ({differs}); give another --out, or remove it")
-    elif any(path.name != ".lock" for path in folder.iterdir()):
+    if not mark.is_file() and any(path.name != ".lock" for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and was not made by `mefar {verb}`; give another --out")
-    else:
-        write_text(mark, json.dumps(settings, indent=1) + "\n")
+    mark_folder(mark, settings)
+
+
+def mark_folder(mark: Path, settings: dict[str, Any]) -> None:
+    """Write what a folder holds, or refuse one whose mark says otherwise."""
+    settings = json.loads(json.dumps(settings))
+    if not mark.is_file():
+        write_text(mark, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+        return
+    try:
+        there = json.loads(mark.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{mark}: not JSON ({error}); give another --out") from error
+    if there != settings:
+        differs = first_difference(there, settings)
+        raise UserError(f"{mark.parent}: made otherwise ({differs}); give another --out, or remove it")
 
 
 def fingerprint(*parts: Any) -> str:

@@ -148,23 +148,9 @@ class Run:
         }
         self.identity = files.fingerprint(self.configuration)
         self.ledger = Ledger(self.out, self.identity)
-        self._claim()
-
-    def _claim(self) -> None:
-        """Write study.json, or refuse a directory that another configuration has claimed."""
-        path = self.out / "study.json"
         with files.lock(self.out / "locks" / "study.lock", say=False):
             files.remove_leftovers(self.out)
-            if not path.exists():
-                files.write_text(path, json.dumps(self.configuration, indent=1, sort_keys=True))
-                return
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not JSON; delete {self.out} or choose another --out") from error
-        if there != json.loads(json.dumps(self.configuration)):
-            what = files.first_difference(there, self.configuration)
-            raise UserError(f"{self.out} holds a run with another {what}; choose another --out or delete it")
+            files.mark_folder(self.out / "study.json", self.configuration)
 
     def finished(self, number: int) -> bool:
         """Whether all folds of a group are in the ledger."""

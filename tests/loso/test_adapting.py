@@ -232,7 +232,7 @@ def test_adapted_and_frozen_folds_never_mix_and_two_commands_do_not_train_twice(
         Run(material(), tmp_path, SMALL, TRAINING, where=replace(CPU, group=1))
     with pytest.raises(UserError, match=r"adapt_tokenizer \(0.1 there, 0.2 asked for\)"):
         run(tmp_path, given=adaptation(weight=0.2))
-    with pytest.raises(UserError, match="another pairs"):
+    with pytest.raises(UserError, match=r"otherwise \(pairs"):
         run(tmp_path, pairs="other")
     with lock(tmp_path / "locks" / "adapting.lock"), pytest.raises(UserError, match="another command trains"):
         run(tmp_path)
