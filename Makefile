@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 MEFAR := $(BIN)/mefar
 # Rewritten only when what it depends on has changed: every target below is quick to start.
 READY := $(VENV)/.mefar-ready
+# A process per core; each takes about 1.5 GB, so at most four. In a debugger: make test ARGS="-n 0 -k name".
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
 DEMO_CORPORA := runs/demo/corpora
 
 .PHONY: help setup demo test lowest lint pretrain loso sweep bench clean
@@ -37,14 +39,14 @@ endif
 demo: $(READY)  ## from nothing to a composite table on rendered faces, in runs/demo [ARGS=]
 	$(MEFAR) demo $(ARGS)
 
-test: $(READY)  ## run the tests [ARGS="-k name"]
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the tests [ARGS="-k name"; in one process ARGS="-n 0"]
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 lowest:  ## run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest; before a release [ARGS=]
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q uv
 	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct -e '.[dev]'
-	.venv-lowest/bin/python -m pytest $(ARGS)
+	.venv-lowest/bin/python $(PYTEST) $(ARGS)
 
 lint: $(READY)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

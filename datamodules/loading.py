@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ class PictureLoader(DataLoader[Any]):
             UserError: workers have too little shared memory, or die.
         """
         self._check_shared_memory()
-        batches = super().__iter__()
+        with _ctrl_c_later():
+            batches = super().__iter__()
         while True:
             try:
                 batch = next(batches)
@@ -61,3 +64,19 @@ class PictureLoader(DataLoader[Any]):
                 f"{need / 1e6:.0f} MB; set num_workers to 0 or fewer, or give the container more (docker run "
                 "--shm-size=8g)"
             )
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Ctrl-C reaches this process when the block ends, and those that are started in it never.
+
+    A loader that is ended while it starts its processes complains, and so do they; whole, it ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

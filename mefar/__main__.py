@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mefar import __version__
-from mefar.commands import INTERRUPTED, USER_ERROR, follow_parent, guard, run_function
+from mefar.commands import USER_ERROR, follow_parent, guard, run_function
 
 TRAINER_VERBS = {
     "fit": "train a model: mefar fit --config pretrain",
@@ -107,10 +107,7 @@ def run() -> NoReturn:
     ours = follow_parent()
     if ours or not sys.flags.safe_path:
         sys.path.append(str(Path.cwd()))  # a network or head of the user's; last, where it hides nothing
-    code = main()
-    if code == INTERRUPTED:
-        sys.unraisablehook = lambda _: None  # of loaders that were ended while they began
-    sys.exit(code)
+    sys.exit(main())
 
 
 if __name__ == "__main__":

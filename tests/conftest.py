@@ -5,6 +5,7 @@ MEFAR_TEST_SEED=7 gives other draws, of hypothesis too: a test that then fails d
 
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "mefar-tests-without-models")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import cv2
+
+cv2.setNumThreads(1)  # a process that tests fork must not wait for threads that it does not have
 
 
 # On a busy machine any example may take long, and `make test` says the same every time.
@@ -45,7 +50,20 @@ def tiny_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _same_draws() -> Iterator[None]:
+def _same_draws() -> None:
     seed_everything()
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_works() -> Iterator[None]:
+    """Lightning leaves it ignored after it has come, and every process started later would ignore it too."""
+    before = signal.getsignal(signal.SIGINT)
     yield
-    seed_everything()  # for what the next module makes before its first test
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """What several tests share is the same whichever of them asks for it first, in whichever process."""
+    if fixturedef.scope != "function":
+        seed_everything()

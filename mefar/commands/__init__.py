@@ -7,13 +7,13 @@ a verb needs it: `mefar --help` must answer at once.
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import errno
 import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -72,6 +72,7 @@ _CHATTER = (
     r"`srun` command is available",
     r"tensorboardX",
     r"Loading `train_dataloader` to estimate",
+    r"Detected KeyboardInterrupt",  # guard says it in one line
     r"You have overridden `\w+` in `LightningModule` but have passed in a `LightningDataModule`",
 )
 _TALKERS = (
@@ -279,7 +280,8 @@ def follow_parent() -> bool:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(1)
-        _thread.interrupt_main()  # as Ctrl-C does: pools and loaders are ended in good order
+        # As Ctrl-C does: pools and loaders are ended in good order, and a main thread that waits is woken.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         time.sleep(20)
         os._exit(INTERRUPTED)
 

@@ -1,0 +1,53 @@
+"""Ctrl-C, as a terminal sends it: to all processes of a command at once, at the worst moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+from test_resume import folder, shipped  # noqa: F401  a fixture is found by its name
+from waiting import wait_for
+
+from mefar.__main__ import main
+
+
+def _in_a_terminal(words: list[str], said: Path) -> None:
+    """Ctrl-C comes when the first loader process begins, and again when the second does."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)  # a forked process must not wake the thread pool of its parent
+    with said.open("w") as sys.stderr:
+        os.dup2(sys.stderr.fileno(), 2)
+        plain = BaseProcess.start
+
+        def start(process: BaseProcess) -> None:
+            plain(process)
+            os.killpg(0, signal.SIGINT)
+
+        BaseProcess.start = start
+        code = main(words)
+    sys.exit(code)
+
+
+def lives(group: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ctrl_c_while_loader_processes_start(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = [*shipped(folder, tmp_path / "run", {}, "demo"), "--data.init_args.num_workers", "2"]
+    said = tmp_path / "said"
+    run = multiprocessing.get_context("fork").Process(target=_in_a_terminal, args=(words, said))
+    run.start()
+    run.join()
+    assert (run.exitcode, said.read_text()) == (130, "mefar fit: interrupted\n")
+    wait_for(lambda: not lives(run.pid))
