@@ -69,6 +69,7 @@ class PairSettings:
             that is held still; aligning each frame by its own landmarks would add more than it removes.
         views: V, pairs per clip; the first is untouched.
         seed: of the other views.
+        stretch: fill the square with a precropped frame, whatever its aspect.
     """
 
     image_size: int = 256
@@ -77,6 +78,7 @@ class PairSettings:
     stabilise: bool = True
     views: int = 1
     seed: int = 0
+    stretch: bool = False
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,8 @@ class PairStore:
 
     def _make(self, clip: Clip, path: Path, local: threading.local) -> _Prepared:
         if not hasattr(local, "aligner"):
-            local.aligner = FaceAligner(self.settings.image_size, self.settings.faces)
+            settings = self.settings
+            local.aligner = FaceAligner(settings.image_size, settings.faces, stretch=settings.stretch)
         pair = render(clip, self.settings, local.aligner)
         arrays: dict[str, NDArray[np.generic]] = {"number": np.array(-1), "rule": np.array("")}
         if pair is not None:

@@ -53,6 +53,7 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         stabilise: take out the head's own motion between onset and apex; see pairs.PairSettings.
         workers: threads that make crops; 0 = one per core.
         progress: told (done, total, clips per second) while crops are made.
+        stretch: fill the square with a precropped frame, whatever its aspect.
 
     Attributes:
         study: the study as it can be used: clips without a face are in `dropped`, the apex rules that were
@@ -75,10 +76,11 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
         stabilise: bool = True,
         workers: int = 0,
         progress: Progress | None = None,
+        stretch: bool = False,
     ) -> None:
         if image_size < 16 or views < 1:
             raise UserError(f"image_size {image_size}, views {views}: must be at least 16 and 1")
-        self.settings = PairSettings(image_size, faces, apex, stabilise, views, seed)
+        self.settings = PairSettings(image_size, faces, apex, stabilise, views, seed, stretch)
         self._store = PairStore(Path(cache_dir) / "pairs", self.settings)
         made = self._store.prepare(study.clips, workers, progress)
         kept = [clip for clip in study.clips if made[clip.key][1] is not None]
@@ -210,6 +212,7 @@ class MicroExpressionDataModule(LightningDataModule):
         image_size: side of the face crops in pixels, at least 16.
         faces: `align` finds the face once per clip; `precropped` takes frames that are face crops already.
         apex: `annotated` (the middle where there is none), `middle`, or `spotted` (largest motion).
+        stretch: fill the square with a precropped frame, as published code does, not keeping its aspect.
         errata: correct annotations that are known to be wrong.
         stabilise: take out the head's own motion between onset and apex.
         held_out: subject to validate and test on and never to train on, such as "casme2/sub01"; null = none.
@@ -236,11 +239,13 @@ class MicroExpressionDataModule(LightningDataModule):
         num_workers: int = 0,
         cache_dir: str = "runs/cache",
         seed: int = 0,
+        stretch: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.dataset_name, self.data, self.classes, self.errata = dataset, Path(data), classes, errata
         self.image_size, self.faces, self.apex, self.stabilise = image_size, faces, apex, stabilise
+        self.stretch = stretch
         self.held_out, self.views, self.seed = held_out, views, seed
         self.batch_size, self.num_workers, self.cache_dir = batch_size, num_workers, cache_dir
         self._dataset: MicroExpressionDataset | None = None
@@ -286,6 +291,7 @@ class MicroExpressionDataModule(LightningDataModule):
             self.cache_dir,
             self.stabilise,
             progress=progress,
+            stretch=self.stretch,
         )
 
     @property

@@ -183,12 +183,14 @@ class FaceAligner:
         mode: `align` finds the face; `precropped` takes frames that are face crops already and only scales
             them to fit the square, keeping their aspect (edges repeated where it is not square).
         margin: pixels more on each side, around the same face: room for random crops in training.
+        stretch: fill the square with a face crop instead, whatever its aspect; no matter where faces are
+            aligned.
     """
 
-    def __init__(self, size: int, mode: FaceMode = "align", margin: int = 0) -> None:
+    def __init__(self, size: int, mode: FaceMode = "align", margin: int = 0, stretch: bool = False) -> None:
         if mode not in ("align", "precropped"):
             raise UserError(f"faces: unknown mode {mode!r}; use 'align' or 'precropped'")
-        self.size, self.mode, self.margin = size, mode, margin
+        self.size, self.mode, self.margin, self.stretch = size, mode, margin, stretch
         self._detectors: list[FaceDetector] = []
 
     def detect(self, frame: UInt8) -> list[Face]:
@@ -206,7 +208,7 @@ class FaceAligner:
         return self._detectors
 
     def estimate(self, frame: UInt8) -> Float | None:
-        """Similarity transform of the main face of one (H, W, 3) or (H, W) uint8 frame.
+        """Transform of the main face of one (H, W, 3) or (H, W) uint8 frame: a similarity, or a stretch.
 
         Returns:
             (2, 3) float64, frame pixels -> crop pixels, or None where no face is found.
@@ -275,10 +277,12 @@ class FaceAligner:
 
     def _fit(self, frame: UInt8) -> Float:
         height, width = frame.shape[:2]
-        scale = self.size / max(height, width)
-        centre = np.array([(width - 1) / 2, (height - 1) / 2])
-        shift = (self.size - 1) / 2 + self.margin - scale * centre
-        return np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+        longer = max(height, width)
+        across = self.size / (width if self.stretch else longer)
+        down = self.size / (height if self.stretch else longer)
+        middle = (self.size - 1) / 2 + self.margin
+        shift = (middle - across * (width - 1) / 2, middle - down * (height - 1) / 2)
+        return np.array([[across, 0.0, shift[0]], [0.0, down, shift[1]]])
 
 
 def _enlarged(face: Face, ratio: Float) -> Face:

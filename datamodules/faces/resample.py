@@ -25,7 +25,7 @@ def resample(frame: UInt8, matrix: Float, size: int) -> UInt8:
     Args:
         frame: (H, W, 3) uint8.
         matrix: (2, 3) frame pixels -> crop pixels, pixel centres at whole numbers; a similarity, which may
-            mirror.
+            mirror. Where it also stretches, the frame is smoothed by the mean of both scales.
         size: side of the crop in pixels.
 
     Returns:

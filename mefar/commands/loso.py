@@ -72,6 +72,7 @@ def loso(
     seed: int = 0,
     views: int = 8,
     faces: FaceMode = "align",
+    stretch: bool = False,
     apex: ApexRule = "annotated",
     errata: bool = True,
     stabilise: bool = True,
@@ -126,6 +127,7 @@ def loso(
         seed: the first of them.
         views: slightly different copies of each clip to train on; 1 = published.
         faces: `align` finds the face; `precropped` takes frames that are face crops already.
+        stretch: fill the square with a precropped frame, as published code does, not keeping its aspect.
         apex: `annotated` (the middle where there is none), `middle` or `spotted`.
         errata: correct annotations that are known to be wrong.
         stabilise: take out the head's own motion between onset and apex.
@@ -185,7 +187,7 @@ def loso(
     size = source.image_size
     with shown("aligning faces", "clips") as progress:
         clips = MicroExpressionDataset(
-            found, size, faces, apex, views, 0, cache_dir, stabilise, progress=progress
+            found, size, faces, apex, views, 0, cache_dir, stabilise, progress=progress, stretch=stretch
         )
     notes: dict[str, Any] = {
         "apex": apex,

@@ -26,6 +26,7 @@ from sklearn.metrics import f1_score
 from wandb.errors import UsageError
 from wandb.proto.wandb_internal_pb2 import Record
 
+from datamodules.crops import PairSettings, PairStore
 from mefar.__main__ import main
 from mefar.classifier.head import TokenHead
 from mefar.classifier.pretrained import PretrainedHead, save_head
@@ -228,6 +229,21 @@ def test_a_place_that_cannot_be_written_is_one_line(
         said = [line for line in capsys.readouterr().err.splitlines() if "clips/s" not in line]
         assert len(said) == 1 and f"{tmp_path / place}" in said[0], said
     assert not (tmp_path / "run").exists() and not list((tmp_path / "locked").iterdir())
+
+
+def test_the_published_settings_reach_the_crops(
+    loso: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[PairSettings] = []
+
+    def stop(self: PairStore, *_: object) -> None:
+        asked.append(self.settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PairStore, "prepare", stop)
+    for words in (("--config", "loso_paper", "--faces", "precropped"), ("--faces", "precropped")):
+        assert loso(*words, dataset="smic", small=[]) == 130
+    assert [(one.stretch, one.stabilise, one.views) for one in asked] == [(True, False, 1), (False, True, 8)]
 
 
 def test_one_database_and_shuffled_labels_only(

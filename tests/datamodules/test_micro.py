@@ -91,6 +91,17 @@ def test_views_are_stacked_and_the_first_is_the_same_without_them(data: Path, ca
     assert not torch.equal(batch["apex"][:, 1], single["apex"])
 
 
+def test_crops_that_are_not_square_fill_the_square_where_asked_to(tmp_path: Path) -> None:
+    data = write_casme2(tmp_path / "casme2", [Row(1, "EP02_01f")], size=(60, 40))
+    asked = {"image_size": 48, "faces": "precropped", "cache_dir": str(tmp_path / "cache")}
+    kept, filled = (
+        MicroExpressionDataModule("casme2", str(data), **asked, stretch=stretch).dataset[0]["onset"]
+        for stretch in (False, True)
+    )
+    bars = [(picture[:, :, :3] == picture[:, :, :1]).all() for picture in (kept, kept.mT, filled, filled.mT)]
+    assert bars.count(True) == 1 and bars.index(True) < 2, "an edge is repeated beside what is kept"
+
+
 def test_mirrored_views_exchange_left_and_right_action_units(data: Path, cache: str) -> None:
     study = load("casme2", data / "casme2", classes=3)
     clips = [replace(clip, aus=parse_action_units("4+R12")[0]) for clip in study.clips]

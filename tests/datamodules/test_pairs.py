@@ -280,6 +280,7 @@ def test_other_settings_or_frames_never_meet_an_old_file(tmp_path: Path, clips: 
         replace(SMALL, seed=1),
         replace(SMALL, stabilise=True),
         replace(SMALL, faces="align"),
+        replace(SMALL, stretch=True),
     ]
     paths = {PairStore(tmp_path, settings).path(clip) for settings in others}
     paths.add(PairStore(tmp_path, SMALL).path(replace(clip, apex=14)))

@@ -115,12 +115,21 @@ def test_no_face_is_none_and_never_guessed(aligner):
     assert aligner.estimate(np.zeros((8, 8, 3), np.uint8)) is None
 
 
-def test_precropped_scales_to_fit_and_keeps_the_aspect():
+def test_precropped_scales_to_fit_and_keeps_the_aspect_or_fills_the_square():
     aligner = FaceAligner(100, "precropped")
     frame = np.zeros((50, 40, 3), np.uint8)
     matrix = aligner.estimate(frame)
     np.testing.assert_allclose(applied(matrix, [[19.5, 24.5], [19.5, 49.5]]), [[49.5, 49.5], [49.5, 99.5]])
     assert aligner.crop(frame, matrix).shape == (100, 100, 3)
+    wide = FaceAligner(100, "precropped", stretch=True)
+    matrix = wide.estimate(frame)
+    corners = [[-0.5, -0.5], [39.5, 49.5], [19.5, 24.5]]
+    np.testing.assert_allclose(applied(matrix, corners), [[-0.5, -0.5], [99.5, 99.5], [49.5, 49.5]])
+    picture = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 255, (50, 40, 3)), (0, 0), 3).astype(
+        np.uint8
+    )
+    resized = cv2.resize(picture, (100, 100), interpolation=cv2.INTER_LINEAR)  # as the published code
+    assert np.abs(wide.crop(picture, matrix).astype(int) - resized).max() <= 1
     with pytest.raises(UserError, match="precroped"):
         FaceAligner(10, "precroped")
 
