@@ -76,7 +76,7 @@ def loso(
     apex: ApexRule = "annotated",
     errata: bool = True,
     stabilise: bool = True,
-    edclip: bool = True,
+    edclip: bool = False,
     anchors: Path = SHIPPED_ANCHORS,
     centred: bool = False,
     shuffle_sentences: bool = False,
@@ -131,7 +131,8 @@ def loso(
         apex: `annotated` (the middle where there is none), `middle` or `spotted`.
         errata: correct annotations that are known to be wrong.
         stabilise: take out the head's own motion between onset and apex.
-        edclip: align features with the emotion descriptions, where the head takes text_dim.
+        edclip: align features with the emotion descriptions, where the head takes text_dim. Published, and no
+            gain that we could measure (experiments/RESULTS.md); zero_shot and `Model.describe` need it.
         anchors: anchors file made by `mefar anchors`.
         centred: take out of the anchors what all emotions have in common.
         shuffle_sentences: give every class the sentences of another: EDCLIP without their meaning.

@@ -270,7 +270,7 @@ class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
         """
         about = self._readers.about
         if about.sizes[3] is None:
-            raise UserError("this model's head was trained without sentences; train it with edclip")
+            raise UserError("this model's head was trained without sentences; train it with edclip true")
         asked = list(about.sentences if sentences is None else sentences)
         if not asked:
             raise UserError("no sentence to describe with; give some")

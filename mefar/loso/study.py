@@ -75,7 +75,7 @@ class Options:
 
     seeds: int = 1
     seed: int = 0
-    edclip: bool = True
+    edclip: bool = False
     anchors: Path = SHIPPED_ANCHORS
     pixels: bool = True
     shuffled_control: bool = False
@@ -94,6 +94,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.zero_shot and (self.shuffled_control or self.shuffle_labels or self.adapt_tokenizer):
             raise UserError("zero_shot goes with neither shuffled labels nor adapt_tokenizer; leave one out")
+        sentences = {
+            "anchors": self.anchors != SHIPPED_ANCHORS, "centred": self.centred,
+            "shuffle_sentences": self.shuffle_sentences, "zero_shot": bool(self.zero_shot),
+        }  # fmt: skip
+        for name, asked in sentences.items():
+            if asked and not self.edclip:
+                raise UserError(f"{name} is about the emotions' sentences; add edclip true, or leave it out")
         if self.seeds < 1:
             raise UserError(f"seeds is {self.seeds}; give at least 1")
         wrong = ("zero_shot", "adapt_tokenizer", "shuffle_labels", "shuffle_sentences", "shuffle_slots")
