@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+from functools import partial
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mefar.classifier.head import TokenHead
 from mefar.classifier.losses import TextAnchors
 from mefar.loso.folds import StudyTokens
 
 CLASSES = ("negative", "positive", "surprise")
 DATABASES = ("casme2", "samm", "smic")
+SMALL = partial(TokenHead, dim=8, depth=1, heads=2, feedforward=12, dropout=0.0)
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    """Predictions of the run in a folder."""
+    with (out / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def token_set(

@@ -131,15 +131,14 @@ def head_loss(
     if weights.ndim == 2:
         terms = {"classification": several_classes_loss(output.logits, labels, weights, mask, smoothing)}
     else:
-        total = (one_hot(whole, weights) @ weights * counted).sum()
-        loss = classification_loss(output.logits, labels, weights, mask, smoothing, total)
-        terms = {"classification": loss}
+        each = F.cross_entropy(output.logits, labels, weights, reduction="none", label_smoothing=smoothing)
+        total = (weights[whole] * counted).sum().clamp(min=1e-12)
+        terms = {"classification": (each * mask).sum() / total}
     if output.attention is not None:
         entropy = attention_entropy(output.attention) * mask
         terms["entropy"] = training.entropy_weight * entropy.sum() / counted.sum().clamp(min=1)
     if anchors is not None and output.text is not None and training.edclip_weight > 0:
-        has_text = anchors.described.to(mask.dtype)
-        described = one_hot(whole, has_text) @ has_text * counted  # (B,) 1 = its class has a text
+        described = anchors.described[whole] * counted  # (B,) 1 = its class has a text
         temperature = temperature_of(output, training)
         near, far = alignment_losses(output.text, labels, anchors, temperature, training.margin)
         weight = training.edclip_weight
@@ -154,23 +153,6 @@ def temperature_of(output: HeadOutput, training: HeadTraining) -> float | Tensor
     if output.temperature is None:
         return training.temperature
     return (training.temperature * output.temperature).clamp(min=COLDEST)
-
-
-def one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """(B,) int64 in [0, C) -> (B, C) of 0 and 1 in the type of `like`, (C,)."""
-    return (labels.unsqueeze(-1) == torch.arange(len(like), device=labels.device)).to(like.dtype)
-
-
-def classification_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, mask: Tensor, smoothing: float, total: Tensor
-) -> Tensor:
-    """Class-weighted cross-entropy with label smoothing in [0, 1), as torch's.
-
-    Logits (B, C), labels (B,) int64 in [0, C), weights (C,), mask (B,) of 0 and 1, and the () sum of the
-    class weights of all clips that count -> () scalar; 0 where no clip counts.
-    """
-    targets = (1 - smoothing) * one_hot(labels, weights) + smoothing / len(weights)  # (B, C)
-    return -(targets * weights * logits.log_softmax(-1) * mask.unsqueeze(-1)).sum() / total.clamp(min=1e-12)
 
 
 def several_classes_loss(
@@ -209,10 +191,9 @@ def alignment_losses(
         (B,) cross-entropy over cosine / temperature among the classes with text, 0 for clips of the others;
         (B,) relu(max cosine - margin) of clips of classes without text, 0 for the rest.
     """
-    # Not -inf: times a target of 0 it would be nan. Its probability is 0 all the same.
+    # Not -inf: what is asked for a clip without text is left out by a factor of 0, and must not be nan.
     cosines = (embedding @ anchors.vectors.T).masked_fill(~anchors.described, -1e4)  # (B, C)
-    targets = one_hot(labels, anchors.vectors[:, 0])
-    has_text = targets @ anchors.described.to(targets.dtype)
-    near = -(targets * (cosines / temperature).log_softmax(-1)).sum(-1)
+    has_text = anchors.described[labels]
+    near = F.cross_entropy(cosines / temperature, labels, reduction="none")
     far = (cosines.amax(-1) - margin).relu()
-    return near * has_text, far * (1 - has_text)
+    return near * has_text, far * ~has_text

@@ -83,10 +83,12 @@ class HeadTraining:
         """Steps of an epoch over so many clips."""
         return math.ceil(clips / self.batch_size)
 
-    def optimiser(self, parameters: Iterable[nn.Parameter] | Iterable[Tensor]) -> torch.optim.AdamW:
-        """AdamW at its peak rate."""
+    def optimiser(
+        self, parameters: Iterable[nn.Parameter] | Iterable[Tensor], fused: bool | None = None
+    ) -> torch.optim.AdamW:
+        """AdamW at its peak rate; `fused`, in one pass over memory, is for contiguous gradients alone."""
         return torch.optim.AdamW(
-            list(parameters), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            list(parameters), self.learning_rate, self.betas, weight_decay=self.weight_decay, fused=fused
         )
 
     def rate(self, step: int, total: int) -> float:

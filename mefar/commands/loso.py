@@ -36,7 +36,7 @@ from mefar.loso import study as loso_study
 from mefar.loso import tracker
 from mefar.loso.run import Where
 from mefar.loso.scores import table, units_table
-from mefar.loso.token_table import tokenizer_fingerprint
+from mefar.loso.token_table import identity_of
 from mefar.progress import shown
 from mefar.report.loso_page import write_report
 from mefar.tokenizer.module import load as load_tokenizer
@@ -273,7 +273,7 @@ def _source(
         return method
     assert tokenizer is not None
     if unquantised:
-        return continuous_action.Continuous(tokenizer, tokenizer_fingerprint(tokenizer))
+        return continuous_action.Continuous(tokenizer, identity_of(tokenizer))
     return tokenizer
 
 

@@ -174,9 +174,9 @@ def _picked(
     """Sources with the tokens that --top and --units ask for, the others at rest."""
     if top is not None and run is not None:
         from mefar.generation import picking
-        from mefar.loso.token_table import tokenizer_fingerprint
+        from mefar.loso.token_table import identity_of
 
-        weights = picking.attention_of(run, tokenizer_fingerprint(model))
+        weights = picking.attention_of(run, identity_of(model))
         places = [picking.strongest(weights.get(one.key, weights[picking.ALL]), top) for one in sources]
         sources = [_kept(one, model, own) for one, own in zip(sources, places, strict=True)]
     if units:

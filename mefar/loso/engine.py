@@ -45,6 +45,14 @@ from mefar.randomness import epoch_order, seed_of, view_of
 State = dict[str, Tensor]
 
 
+def head_for(study: StudyTokens, factory: HeadFactory, training: HeadTraining | None = None) -> nn.Module:
+    """A head for a study's tokens and classes, and for its texts, if a training aligns with them."""
+    anchors = study.anchors if training is not None and training.edclip_weight else None
+    text = None if anchors is None else anchors.vectors.shape[1]
+    L, D = study.tokens.shape[2:]
+    return build_head(factory, L, D, len(study.class_names), text)
+
+
 class Heads:
     """G heads side by side: their values, their outputs, and the gradients of their losses.
 
@@ -67,12 +75,11 @@ class Heads:
         if every is not None and study.unseen is not None:
             seen = torch.arange(C, device=tokens.device) != study.unseen
             self.anchors = replace(every, described=every.described & seen)
-        text = None if self.anchors is None or not training.edclip_weight else self.anchors.vectors.shape[1]
         heads = []
         for view in views:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(view.key, "values"))
-                heads.append(build_head(factory, tokens.shape[2], tokens.shape[3], C, text).to(tokens))
+                heads.append(head_for(study, factory, training).to(tokens))
         self.head = copy.deepcopy(heads[0])  # its values are never used: they are handed in
         stacked, self.buffers = stack_module_state(heads)
         self.values = {name: nn.Parameter(value.detach()) for name, value in stacked.items()}
@@ -165,8 +172,7 @@ def can_map(factory: HeadFactory, study: StudyTokens, training: HeadTraining) ->
     Raises:
         UserError: what build_head raises, or a head that cannot even be trained by itself.
     """
-    L, D = study.tokens.shape[2:]
-    head = build_head(factory, L, D, len(study.class_names))
+    head = head_for(study, factory)
     if isinstance(head, FittedHead) or getattr(head, "in_turns", False):
         return False
     view = View("try", torch.arange(2), torch.arange(2))
@@ -225,7 +231,9 @@ class Trainer:
         (self.steps,) = steps
         self.study, self.views, self.training = study, views, training
         self.heads = Heads(views, factory, study, training, together)
-        self.optimiser = training.optimiser(self.heads.values.values())
+        self.optimiser = training.optimiser(self.heads.values.values(), fused=True)
+        for parameter in self.heads.values.values():
+            parameter.grad = torch.zeros_like(parameter)
         self.rates = training.scheduler(self.optimiser, self.steps * training.epochs)
         self.gradients = torch.compile(self.heads.gradients) if compiled else self.heads.gradients
         self.attention: Tensor | None = None
@@ -299,7 +307,9 @@ class Trainer:
         norms = torch.stack(parts).norm(dim=0)  # (G,)
         shrink = (self.training.clip_norm / (norms + 1e-6)).clamp(max=1)
         for name, parameter in self.heads.values.items():
-            parameter.grad = gradients[name] * shrink.view(-1, *[1] * (parameter.ndim - 1))
+            factor = shrink.view(-1, *[1] * (parameter.ndim - 1))
+            # Mapped gradients may be transposed in memory, which torch's fused step takes for contiguous.
+            torch.mul(gradients[name], factor, out=parameter.grad)
         self.optimiser.step()
         self.rates.step()
 
@@ -315,22 +325,24 @@ class Trainer:
 
 def is_fitted(factory: HeadFactory, study: StudyTokens) -> bool:
     """Whether heads of a kind are fitted once instead of trained for epochs."""
-    L, D = study.tokens.shape[2:]
-    return isinstance(build_head(factory, L, D, len(study.class_names)), FittedHead)
+    return isinstance(head_for(study, factory), FittedHead)
+
+
+def fit(study: StudyTokens, factory: HeadFactory, rows: Tensor, seed: int) -> FittedHead:
+    """A head without epochs, fitted to the untouched clips of some rows."""
+    head = head_for(study, factory)
+    assert isinstance(head, FittedHead)
+    labels, subjects = study.labels_of(seed).cpu(), [study.subjects[row] for row in rows]
+    head.fit(study.tokens[rows, 0].cpu(), labels[rows], subjects, seed)
+    return head
 
 
 def fit_fold(study: StudyTokens, fold: Fold, factory: HeadFactory) -> tuple[FoldResult, State]:
-    """Fit a head without epochs to the untouched clips of a fold, and predict its held-out ones.
-
-    There is one epoch to choose: last and oracle are the same.
-    """
-    L, D = study.tokens.shape[2:]
-    view, head = fold_view(study, fold), build_head(factory, L, D, len(study.class_names))
-    assert isinstance(head, FittedHead)
-    seen, labels = study.tokens[:, 0].cpu(), study.labels_of(fold.seed).cpu()
-    head.fit(seen[view.train], labels[view.train], [study.subjects[row] for row in view.train], fold.seed)
+    """Fit a head without epochs, and predict its held-out clips: last and oracle are the same."""
+    view, labels = fold_view(study, fold), study.labels_of(fold.seed).cpu()
+    head = fit(study, factory, view.train, fold.seed)
     with torch.no_grad():
-        path = head(seen[view.test]).logits.softmax(-1).float()[None]
+        path = head(study.tokens[view.test, 0].cpu()).logits.softmax(-1).float()[None]
     return fold_result(fold, view.test, labels[view.test], path, None), head.state_dict()
 
 

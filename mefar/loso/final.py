@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mefar.classifier.head import FittedHead, HeadFactory, build_head
+from mefar.classifier.head import HeadFactory
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import Anchors
-from mefar.loso.engine import Trainer, is_fitted
+from mefar.loso.engine import Trainer, fit, is_fitted
 from mefar.loso.folds import StudyTokens, View
 from mefar.loso.run import describe_head
 from mefar.randomness import fold_key
@@ -65,7 +65,7 @@ def train(
     sentences = {} if described is None or text is None else {
         each.sentence: row for row, each in enumerate(described.descriptions)
     }  # fmt: skip
-    told = describe_head(head, study)
+    told = describe_head(head, study, training)
     about = About(
         tokenizer=tokenizer,
         classes=study.class_names,
@@ -92,11 +92,7 @@ def train(
 def _head(study: StudyTokens, head: HeadFactory, training: HeadTraining, seed: int) -> dict[str, Tensor]:
     rows = torch.arange(len(study.labels))
     if is_fitted(head, study):
-        L, D = study.tokens.shape[2:]
-        fitted = build_head(head, L, D, len(study.class_names))
-        assert isinstance(fitted, FittedHead)
-        fitted.fit(study.tokens[:, 0].cpu(), study.labels.cpu(), list(study.subjects), seed)
-        return dict(fitted.state_dict())
+        return dict(fit(study, head, rows, seed).state_dict())
     trainer = Trainer(study, [View(fold_key(None, seed), rows, rows[:1])], head, training, together=False)
     trainer.run()
     return trainer.heads.state(0)

@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import save_file
 
 from mefar import __version__, files
-from mefar.classifier.head import HeadFactory, TokenHead, build_head, options_of
+from mefar.classifier.head import HeadFactory, TokenHead, options_of
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.loso import bootstrap
-from mefar.loso.engine import State
+from mefar.loso.engine import State, head_for
 from mefar.loso.folds import FoldResult, StudyTokens, plan
 from mefar.loso.ledger import Ledger
 from mefar.loso.results import Predictions, read_predictions
@@ -76,10 +76,9 @@ class Where:
         return True
 
 
-def describe_head(factory: HeadFactory, study: StudyTokens) -> dict[str, Any]:
+def describe_head(factory: HeadFactory, study: StudyTokens, training: HeadTraining) -> dict[str, Any]:
     """What makes a head the head it is: class, options, and the code of its file where it is not ours."""
-    text = None if study.anchors is None else study.anchors.vectors.shape[1]
-    head = build_head(factory, study.tokens.shape[2], study.tokens.shape[3], len(study.class_names), text)
+    head = head_for(study, factory, training)
     kind = type(head)
     options = options_of(factory)
     told: dict[str, Any] = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
@@ -138,7 +137,7 @@ class Run:
             "control": study.control,
             "data": study.fingerprint(),
             "tokenizer": study.tokenizer.get("sha256"),
-            "head": describe_head(head, study),
+            "head": describe_head(head, study, self.training),
             "training": asdict(self.training) | {"betas": list(self.training.betas)},
             "group": group,
             "device": "gpu" if where.on_gpu else "cpu",

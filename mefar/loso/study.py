@@ -1,15 +1,4 @@
-"""The pipeline of a study: clips and a tokenizer in, scores out. Callable from a notebook.
-
-from datamodules.micro import MicroExpressionDataset
-from datamodules.protocols import load
-from mefar import tokenizer
-from mefar.loso import study
-
-model = tokenizer.load("runs/demo/tokenizer/checkpoints/last.ckpt")
-clips = MicroExpressionDataset(load("samm", "data/SAMM"), model.image_size, views=8)
-summary = study.run(clips, model, "runs/my-head", head=MyHead)
-summary["scores"]["last"]["full"]  # {"uf1": ..., "uar": ...}
-"""
+"""The pipeline of a study: clips and a tokenizer in, scores out; README has a notebook cell that calls it."""
 
 from __future__ import annotations
 
@@ -32,7 +21,7 @@ from mefar.classifier.losses import TextAnchors
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
-from mefar.files import code_fingerprint, code_of, fingerprint, lock, replacing, write_text
+from mefar.files import code_fingerprint, fingerprint, lock, replacing, write_text
 from mefar.loso import adapting, callback, final, token_table, units
 from mefar.loso.engine import is_fitted
 from mefar.loso.folds import StudyTokens
@@ -155,7 +144,7 @@ def run(
     described = Anchors.load(options.anchors) if aligned else None
     if method is not None:
         method.prepare([clip.key for clip in clips.study.clips])
-    identity = source_identity(tokenizer)
+    identity = token_table.identity_of(tokenizer)
     key = fingerprint([identity, clips.fingerprint(), code_fingerprint(*token_table.MADE_BY)])
     table = tokens_of(clips, tokenizer, options.cache_dir / "tokens", key)
     told = {"checkpoint": "", "pretrained_on": "unknown", **notes.pop("tokenizer", {}), "sha256": identity}
@@ -219,11 +208,10 @@ def run(
         return {}
     summary = finish(runs, clips, tokenizer, table, options)
     if options.final:
-        shown = [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
         about = {name: summary[name] for name in ("protocol", "clips", "counts", "scores", "tokenizer")}
         about |= {name: notes[name] for name in ("command", "commit") if name in notes}
         weights = weights_of(tokenizer)
-        made = final.train(study, shown, head, training, options.seed, weights, described, about)
+        made = final.train(study, units_of(clips), head, training, options.seed, weights, described, about)
         made.save(out / final.FILE)
     return summary
 
@@ -237,7 +225,7 @@ def run_units(
     fitted: bool,
 ) -> dict[str, Any]:
     """Action units: a run of all, or for heads that are `fitted` one of each, made by `one`; units.json."""
-    shown = [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
+    shown = units_of(clips)
     rows, uncoded = units.coded_rows(shown, study.databases)
     found, missing = units.studies(study, shown, rows)
     if fitted:
@@ -293,11 +281,9 @@ def finish(
     return summary
 
 
-def source_identity(source: ActionTokenizer | Method) -> str:
-    """Hash of what decides the tokens, or what a baseline reads instead of them."""
-    if not isinstance(source, Method):
-        return token_table.tokenizer_fingerprint(source)
-    return fingerprint([source.fingerprint(), code_of(type(source)), code_fingerprint("mefar.baselines")])
+def units_of(clips: Clips) -> list[tuple[int, ...]]:
+    """Numbers of the action units of every clip."""
+    return [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
 
 
 def tokens_of(clips: Clips, tokenizer: ActionTokenizer | Method, folder: Path, key: str) -> TokenTable:

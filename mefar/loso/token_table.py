@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mefar.baselines.method import Method
 from mefar.baselines.pixels import pixel_differences
-from mefar.files import code_of, fingerprint, replacing
+from mefar.files import code_fingerprint, code_of, fingerprint, replacing
 from mefar.readers import weights_of
 from mefar.tokens import ActionTokenizer
 
@@ -73,17 +73,22 @@ class TokenTable:
             return None  # RuntimeError: a damaged zip entry can claim to be encrypted
 
 
-def tokenizer_fingerprint(tokenizer: ActionTokenizer) -> str:
-    """What decides the tokens: class, sizes, weights, and the code of a class that is not ours."""
-    kind = type(tokenizer)
+def identity_of(source: ActionTokenizer | Method) -> str:
+    """Hash of what decides the tokens: class, sizes, weights, and the code of a class that is not ours.
+
+    Of a baseline, what it says that it is, and its code.
+    """
+    kind = type(source)
+    if isinstance(source, Method):
+        return fingerprint([source.fingerprint(), code_of(kind), code_fingerprint("mefar.baselines")])
     name = getattr(kind, "known_as", kind.__qualname__)
-    parts: list[Any] = [name, tokenizer.num_codes, tokenizer.num_tokens, tokenizer.dim]
+    parts: list[Any] = [name, source.num_codes, source.num_tokens, source.dim]
     if not kind.__module__.startswith("mefar."):
         parts.append(code_of(kind))
-    if isinstance(tokenizer, nn.Module):
-        parts.append(weights_of(tokenizer))
+    if isinstance(source, nn.Module):
+        parts.append(weights_of(source))
     else:
-        parts.append({name: repr(value) for name, value in sorted(vars(tokenizer).items())})
+        parts.append({name: repr(value) for name, value in sorted(vars(source).items())})
     return fingerprint(parts)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,9 @@ import pytest
 import torch
 from pair_sets import SUBJECTS, Pairs, adaptation, material, tokenizer
 from safetensors.torch import load_file
-from token_sets import CLASSES, anchors
+from token_sets import CLASSES, SMALL, anchors, rows_of
 from torch import Tensor
 
-from mefar.classifier.head import TokenHead
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.files import lock
@@ -30,7 +27,6 @@ from mefar.loso.run import Run, Where
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokens import AdaptableTokenizer
 
-SMALL = partial(TokenHead, dim=8, depth=1, heads=2, feedforward=12, dropout=0.0)
 TRAINING = HeadTraining(epochs=2, batch_size=4, learning_rate=5e-3, weight_decay=1e-5)
 CPU = Where("cpu", 1)
 
@@ -56,11 +52,6 @@ def run(
     made = Run(out=out, where=where, adapting=decides, **settings)
     adapting.train(made, where, given)
     return made.summary()
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "predictions.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def error(module: FacialActionTokenizer, pairs: Pairs, rows: Sequence[int]) -> float:

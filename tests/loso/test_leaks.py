@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from foreign_heads import ConvolutionHead
-from token_sets import token_set
+from token_sets import SMALL, token_set
 
-from mefar.classifier.head import HeadFactory, TokenHead
+from mefar.classifier.head import HeadFactory
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.loso import engine
@@ -24,7 +24,7 @@ from mefar.loso.folds import Fold, StudyTokens, View, fold_view, inner_view
 
 TRAINING = HeadTraining(epochs=4, batch_size=5, learning_rate=5e-3, eval_views=1)
 Change = Callable[[StudyTokens], StudyTokens]
-HEADS: list[HeadFactory] = [partial(TokenHead, dim=8, heads=2, feedforward=12, dropout=0.25), ConvolutionHead]
+HEADS: list[HeadFactory] = [partial(SMALL, dropout=0.25), ConvolutionHead]
 
 
 def outcome(study: StudyTokens, training: HeadTraining, head: HeadFactory) -> dict[str, Any]:

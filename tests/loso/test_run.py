@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import io
 import json
@@ -19,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import token_sets
 import torch
 from foreign_heads import Bad, NoModule
 from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
-from token_sets import anchors, token_set
+from token_sets import anchors, rows_of, token_set
 
-from mefar.classifier.head import TokenHead
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.loso import callback
@@ -35,7 +34,7 @@ from mefar.loso.ledger import Ledger
 from mefar.loso.run import Run, Where
 from mefar.loso.scores import ORACLE_WARNING, pooled_attention, predictions_csv, table
 
-SMALL = partial(TokenHead, dim=8, depth=1, heads=2, feedforward=12, dropout=0.25)
+SMALL = partial(token_sets.SMALL, dropout=0.25)
 TRAINING = HeadTraining(epochs=3, batch_size=8, learning_rate=5e-3)
 STUDY = token_set(noise=1.5)
 CPU = Where("cpu", 1, group=2)
@@ -47,10 +46,6 @@ def run(out: Path, where: Where = CPU, seeds: Sequence[int] = (0,), **changes: A
     made = Run(out=out, where=where, seeds=seeds, **settings)
     callback.train([made], where)
     return made.summary()
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
 
 
 # Scores

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from token_sets import CLASSES, anchors, token_set
+from token_sets import CLASSES, SMALL, anchors, token_set
 
-from mefar.classifier.head import TokenHead
 from mefar.classifier.losses import TextAnchors
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
@@ -21,7 +20,6 @@ from mefar.loso.results import read_predictions
 from mefar.loso.run import Run, Where
 from mefar.loso.study import Options, without_class
 
-SMALL = partial(TokenHead, dim=8, depth=1, heads=2, feedforward=12, dropout=0.0)
 TRAINING = HeadTraining(epochs=10, batch_size=8, learning_rate=1e-2, edclip_weight=1.0, normalise=False)
 
 
