@@ -4,6 +4,8 @@ A read-out is fitted on pairs whose units are known: linear in what the codes st
 the pair, and nothing for a face at rest. Being linear it is a sum over positions, so that what it says of a
 clip is exactly what it says of the clip's codes, one by one. How sure it is: everything is fitted again on
 people drawn with replacement; how well it reads: correlation with the true strengths on people left out.
+It is another read-out than that of mefar/readers.py, which says whether a unit is shown, as annotations do:
+here strengths must be known, and what is read must add up, without a constant.
 """
 
 from __future__ import annotations

@@ -390,7 +390,7 @@ def test_a_study_is_one_wandb_run_with_the_values_of_its_summary(
     pattern = str(checkpoint.with_stem("K{num_codes}-L{num_tokens}"))
     shutil.copy(checkpoint, checkpoint.with_stem("K8-L16"))
     words = ("--tokenizer", pattern, "--num_codes=8", "--num_tokens=16", "--out", str(tmp_path / "{run}"))
-    assert loso(*words, "--training.inner=true", "--pixels=false", "--wandb", "faces") == 0
+    assert loso(*words, "--training.inner=true", "--wandb", "faces") == 0
     wandb.teardown()  # as at the end of a process: its service closes the file
 
     summary = json.loads((tmp_path / "draw1" / "summary.json").read_text())
@@ -410,15 +410,24 @@ def test_a_study_is_one_wandb_run_with_the_values_of_its_summary(
         assert values[f"loso/{name}"] == scores["last"]["full"][name]
         assert values[f"loso/inner/{name}"] == scores["inner"]["full"][name]
         assert values[f"loso/oracle/samm/{name}"] == scores["oracle"]["samm"][name]
+        assert values[f"control/pixels/{name}"] == summary["controls"]["pixels"]["full"][name]
+        ends = [values[f"loso/last/{name}_{end}"] for end in ("low", "high")]
+        assert ends == summary["intervals"]["last"]["full"][name]
     assert "leaks" in values["loso/oracle/warning"]
     config = {item.key: json.loads(item.value_json) for record in told for item in record.config.update}
     assert config["training"]["epochs"] == 2 and config["num_codes"] == 8
     (table,) = folder.rglob("folds_*.table.json")
-    rows = json.loads(table.read_text())["data"]
-    assert len(rows) == 6 and sum(row[3] for row in rows) == 18
+    columns, rows = (json.loads(table.read_text())[name] for name in ("columns", "data"))
+    assert columns[:6] == ["database", "subject", "seed", "clips", "right last", "epoch last"]
+    assert columns[8:] == ["right inner", "epoch inner"] and columns[7] == "epoch oracle (leaks)"
+    assert len(rows) == 6 and sum(row[3] for row in rows) == 18 and {row[5] for row in rows} == {2}
+    assert all(1 <= row[7] <= 2 for row in rows)
     confused = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("samm_*.table.json")}
     assert set(confused) == {"last", "inner"}
     assert sum(sum(row[1:]) for row in confused["last"]["data"]) == 6
+    hits = sum(row[1 + place] for place, row in enumerate(confused["last"]["data"]))
+    assert hits == sum(row[4] for row in rows if row[0] == "samm")
+    assert [row[0] for row in confused["last"]["data"]] == summary["classes"]
 
 
 def wandb_records(path: Path) -> list[Record]:

@@ -28,7 +28,7 @@ from token_sets import anchors, rows_of, token_set
 
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
-from mefar.loso import callback
+from mefar.loso import callback, tracker
 from mefar.loso.folds import Fold, FoldResult
 from mefar.loso.ledger import Ledger
 from mefar.loso.run import Run, Where
@@ -138,7 +138,7 @@ def test_a_shuffled_control_has_labels_of_its_own_for_every_seed_and_is_marked(t
     assert sorted(labels[0]) == sorted(labels[1]) == sorted(STUDY.labels.tolist())
     assert len({tuple(each) for each in (*labels, STUDY.labels.tolist())}) == 3
     summary = run(tmp_path, study=shuffled, seeds=(0, 1))
-    assert summary["control"] == "shuffled"
+    assert summary["control"] == "shuffled" and "control-shuffled" in tracker.tags(summary)
     rows = rows_of(tmp_path)
     assert {row["control"] for row in rows} == {"shuffled"}
     for seed in (0, 1):
