@@ -48,14 +48,7 @@ class TextAnchors:
 
 
 def balanced(counts: Tensor) -> Tensor:
-    """Class weights N / (C n_c); a class without clips weighs 0, as nothing can ask for it.
-
-    Args:
-        counts: (C,) clips per class among the training clips only.
-
-    Returns:
-        (C,) float64.
-    """
+    """Training clips per class (C,) -> weights N / (C n_c), (C,) float64; 0 for a class without clips."""
     counts = counts.double()
     weights = counts.sum() / (len(counts) * counts.clamp(min=1))
     return torch.where(counts > 0, weights, torch.zeros_like(weights))

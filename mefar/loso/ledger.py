@@ -57,12 +57,7 @@ class Ledger:
         return finished
 
     def append(self, results: Sequence[FoldResult], seconds: float) -> None:
-        """Add the folds of one group.
-
-        Args:
-            results: of the group.
-            seconds: of training the group; shared out evenly.
-        """
+        """Add the folds of one group, and the seconds that it took, shared out evenly."""
         lines = []
         for result in results:
             entry = asdict(result) | asdict(result.fold)

@@ -166,9 +166,7 @@ class Run:
     def take(self, number: int, wait: bool) -> Iterator[bool]:
         """Take a group: whether it is this rank's to train.
 
-        Args:
-            number: of the group.
-            wait: for the rank that holds it, and take over what it leaves unfinished.
+        `wait` for the rank that holds it, and take over what it leaves unfinished.
         """
         path = self.out / "locks" / f"{number}.lock"
         if self.finished(number):

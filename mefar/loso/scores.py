@@ -42,13 +42,9 @@ def by_place(databases: Sequence[str]) -> dict[str, Tensor]:
 def place_scores(
     labels: Tensor, guesses: Tensor, databases: Sequence[str], num_classes: int
 ) -> dict[str, dict[str, float]]:
-    """UF1 and UAR in all and per database.
+    """UF1 and UAR in all and per database, of labels and guesses (N,) int64 in [0, C).
 
-    Args:
-        labels: (N,) int64 in [0, C), the truth.
-        guesses: (N,) int64 in [0, C).
-        databases: N database ids.
-        num_classes: C, all classes of the protocol; one that a database lacks counts 0 there.
+    C is the number of all classes of the protocol: one that a database lacks counts 0 there.
     """
     places = by_place(databases).items()
     return {place: scores(labels[inside], guesses[inside], num_classes) for place, inside in places}
