@@ -207,11 +207,13 @@ def in_processes(works: Sequence[Callable[[], object]]) -> None:
         assert child.exitcode == 0
 
 
-def measure(case: Case, device: torch.device, turns: int, epochs: int, compiled: bool) -> float:
+def measure(
+    case: Case, device: torch.device, turns: int, epochs: int, compiled: bool, group: int | None
+) -> float:
     """Print both sides in ms per fold and epoch, by the clock and of processor time; return the ratio."""
     study, cores = composite(case).to(device), callback.cores()
     training = replace(case.training, epochs=epochs)
-    group = GPU_GROUP if device.type == "cuda" else CPU_GROUP
+    group = group or (GPU_GROUP if device.type == "cuda" else CPU_GROUP)
     groups = plan(study.subjects, [0], group, training)
     works = [partial(train_group, study, each, case.head, training, True, compiled) for each in groups]
     ranks = works[: 1 if device.type == "cuda" else cores]
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("--published-epochs", type=int, default=2)
     parser.add_argument("--default-only", action="store_true")
     parser.add_argument("--no-whole", action="store_true")
+    parser.add_argument("--group", type=int, help="heads trained at once; as mefar loso does if left out")
     parser.add_argument("--compiled", action="store_true", help="our side's steps fused by torch.compile")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -267,8 +270,8 @@ def main() -> None:
     for case in (DEFAULT,) if options.default_only else (DEFAULT, PUBLISHED):
         print(f"{case.name}: both sides agree to {apart(case, 2):.1e}")
     if not options.default_only:
-        measure(PUBLISHED, device, options.turns, options.published_epochs, options.compiled)
-    ratio = measure(DEFAULT, device, options.turns, options.epochs, options.compiled)
+        measure(PUBLISHED, device, options.turns, options.published_epochs, options.compiled, options.group)
+    ratio = measure(DEFAULT, device, options.turns, options.epochs, options.compiled, options.group)
     if not options.no_whole:
         print(f"default head, whole run of 68 folds, tokens to predictions.csv: {whole(DEFAULT):.0f} s")
     print(f"ratio {ratio:.1f}")
