@@ -371,7 +371,7 @@ def test_another_configuration_and_a_checkpoint_that_is_none(
     assert loso(dataset="smic") == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     assert loso("--views", "1", dataset="smic") == 2
-    assert "choose another --out" in capsys.readouterr().err
+    assert "give another --out" in capsys.readouterr().err
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"nothing of the kind")
     assert loso("--tokenizer", str(broken), dataset="smic") == 2
