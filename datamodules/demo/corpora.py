@@ -29,8 +29,9 @@ from datamodules.demo.coding import CODING_FILES, write_coding
 from datamodules.demo.encoding import write_h264
 from datamodules.demo.identity import Identity
 from datamodules.demo.motion import Performance, StrengthName, micro_expression, resting_face, talking
+from datamodules.demo.realism import TURNING, Extra
 from datamodules.demo.replicas import STUDIOS, SUBJECTS, ClipPlan, plan
-from datamodules.demo.scene import Scene, street_scene
+from datamodules.demo.scene import Scene, as_real, street_scene
 from mefar.errors import UserError
 from mefar.files import claim_folder
 
@@ -84,6 +85,7 @@ class _Task:
     clips: tuple[ClipPlan, ...] = ()
     strength: StrengthName = "demo"
     twins: bool = False
+    realism: tuple[Extra, ...] = ()
 
 
 def make_voxceleb(
@@ -94,6 +96,7 @@ def make_voxceleb(
     progress: Progress | None = None,
     strength: StrengthName = "demo",
     twins: bool = False,
+    realism: Sequence[Extra] = (),
 ) -> None:
     """Write ``root/voxceleb/dev/mp4/idNNNNN/<video>/00001.mp4`` (H.264, yuv420p, 25 fps).
 
@@ -106,13 +109,17 @@ def make_voxceleb(
         strength: of the databases beside it; people talk alike whatever it is.
         twins: two speakers each play one script, in videos of the same names: their faces do the same at the
             same time, under other light, before another camera, with other head motion.
+        realism: what ``datamodules.demo.realism`` adds; speakers and scripts stay the same.
 
     Raises:
         UserError: root holds corpora made otherwise.
     """
-    _claim(root, seed, size, strength, twins)
+    _claim(root, seed, size, strength, twins, realism)
     how = SIZES[size]
-    tasks = [_Task(root, "voxceleb", seed, k, how, twins=twins) for k in range(how.speakers)]
+    tasks = [
+        _Task(root, "voxceleb", seed, k, how, twins=twins, realism=tuple(realism))
+        for k in range(how.speakers)
+    ]
     _work(tasks, workers, progress)
 
 
@@ -124,6 +131,7 @@ def make_databases(
     progress: Progress | None = None,
     strength: StrengthName = "demo",
     twins: bool = False,
+    realism: Sequence[Extra] = (),
 ) -> None:
     """Write the replicas ``root/{casme2,samm,smic,casme3}``.
 
@@ -135,11 +143,12 @@ def make_databases(
         progress: called with (subjects done, subjects in all, subjects per second).
         strength: how strong the micro-expressions are; all else about the clips is the same.
         twins: of the voxceleb beside them.
+        realism: of the voxceleb beside them; these clips are the same whatever it is.
 
     Raises:
         UserError: root holds corpora made otherwise.
     """
-    _claim(root, seed, size, strength, twins)
+    _claim(root, seed, size, strength, twins, realism)
     how = SIZES[size]
     tasks = []
     for database in STUDIOS:
@@ -205,7 +214,9 @@ def _cast(task: _Task, rng: np.random.Generator) -> tuple[Identity, npt.NDArray[
     return identity, rest, STUDIOS[task.database].scene(rng, task.size.shrink)
 
 
-def _claim(root: Path, seed: int, size: SizeName, strength: StrengthName, twins: bool) -> None:
+def _claim(
+    root: Path, seed: int, size: SizeName, strength: StrengthName, twins: bool, realism: Sequence[Extra]
+) -> None:
     """Mark the folder with what it holds, or refuse one that holds something else."""
     root.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, object] = {"corpus": "mefar demo", "seed": seed, "size": size}
@@ -213,6 +224,8 @@ def _claim(root: Path, seed: int, size: SizeName, strength: StrengthName, twins:
         wanted["strength"] = strength
     if twins:
         wanted["twins"] = True
+    if realism:
+        wanted["realism"] = sorted(realism)
     claim_folder(root, "demo", wanted)
 
 
@@ -268,6 +281,11 @@ def _script(task: _Task, *more: int) -> np.random.Generator:
     return np.random.default_rng([task.seed, 0, task.number // 2, *more])
 
 
+def _extras(task: _Task) -> np.random.Generator:
+    """Random numbers of what `realism` adds to a speaker."""
+    return np.random.default_rng([task.seed, 1, task.number])
+
+
 def _videos(task: _Task, rng: np.random.Generator) -> list[Path]:
     rng = _script(task) if task.twins else rng
     speaker = task.root / "voxceleb" / "dev" / "mp4" / f"id{task.number + 12:05d}"
@@ -304,13 +322,15 @@ def _film_speaker(task: _Task) -> None:
         own = _generator(task, k)
         scene = street_scene(own, task.size.pixels)
         script = _script(task, k) if task.twins else own
-        performance = talking(script, rest, task.size.frames, FPS, scene.camera.scale, own)
+        turning = TURNING if "turns" in task.realism else 1.0
+        performance = talking(script, rest, task.size.frames, FPS, scene.camera.scale, own, turning)
+        scene, crf = as_real(scene, task.realism, _extras(task))
         pictures = scene.film(identity, performance, own)
         name = f"{video.parent.parent.name}_{video.parent.name}_00001"
         _write_truth(task, name, identity, performance)
         video.parent.mkdir(parents=True, exist_ok=True)
         partial = video.with_name(".00001.partial.mp4")
-        write_h264(partial, np.stack(pictures), FPS)
+        write_h264(partial, np.stack(pictures), FPS, crf)
         os.replace(partial, video)
 
 

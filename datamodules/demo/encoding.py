@@ -9,8 +9,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+CRF = 20
 
-def write_h264(path: Path, pictures: Iterable[npt.NDArray[np.uint8]], fps: int, crf: int = 20) -> None:
+
+def write_h264(path: Path, pictures: Iterable[npt.NDArray[np.uint8]], fps: int, crf: int = CRF) -> None:
     """Encode pictures into one file; the same pictures give the same bytes.
 
     Args:

@@ -145,7 +145,7 @@ def _ears() -> F32:
 
 
 @lru_cache(maxsize=1)
-def _texel_points() -> F32:
+def texel_points() -> F32:
     """Position and ear share (SKIN_ROWS, ATLAS_WIDTH, 4) of the outermost skin; NaN where none is."""
     model = head()
     attributes = np.column_stack([model.vertices, _ears()])
@@ -174,8 +174,8 @@ def _texel_points() -> F32:
 @lru_cache(maxsize=1)
 def _lip_texels() -> F32:
     """Share of lip colour (SKIN_ROWS, ATLAS_WIDTH) at every texel."""
-    x, y = _texel_points()[..., 0], _texel_points()[..., 1]
-    z = _texel_points()[..., 2]
+    x, y = texel_points()[..., 0], texel_points()[..., 1]
+    z = texel_points()[..., 2]
     across = np.clip(np.abs(x) / 0.27, 0.0, 1.0)
     top = 6.745 - 0.10 * across**1.6 - 0.018 * np.exp(-((x / 0.03) ** 2))
     bottom = 6.50 + 0.135 * across**2.2
@@ -211,7 +211,7 @@ def _paint(
     male: float,
     old: float,
 ) -> F32:
-    points = _texel_points()
+    points = texel_points()
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     base = (
         (1 - skin_tone) * LIGHT_SKIN + skin_tone * DARK_SKIN + rng.normal(0, 0.05) + rng.normal(0, 0.035, 3)

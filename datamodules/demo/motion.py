@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from datamodules.clips import ActionUnit, Side
 from datamodules.demo.head import FACS, actions_of, head
+from datamodules.demo.render import Pose
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -76,6 +77,14 @@ class Performance:
     intensity: F32
     pose: F32
     gain: F32
+
+    def at(self, frame: float) -> tuple[F32, Pose]:
+        """Actions (52,) and pose at a time in frames: between two frames in between, at the last for ever."""
+        before = min(int(frame), len(self.gain) - 1)
+        after, share = min(before + 1, len(self.gain) - 1), np.float32(frame - int(frame))
+        actions = self.actions[before] * (1 - share) + self.actions[after] * share
+        yaw, pitch, roll, right, down = map(float, self.pose[before] * (1 - share) + self.pose[after] * share)
+        return actions, Pose(yaw, pitch, roll, (right, down))
 
 
 def smooth_path(rng: np.random.Generator, times: F64, knot_seconds: float) -> F64:
@@ -218,6 +227,7 @@ def talking(
     fps: float,
     scale: float,
     own: np.random.Generator | None = None,
+    turning: float = 1.0,
 ) -> Performance:
     """A stretch of an interview: speech, one to three expressions, blinks, slow head motion.
 
@@ -228,6 +238,7 @@ def talking(
         fps: frames per second.
         scale: pixels per decimetre, for the head's shift.
         own: source of head motion and light, where others play the same script; default: `rng`.
+        turning: factor on the head's motion.
     """
     times = np.arange(frames) / fps
     actions = rest + speech(rng, times)
@@ -255,7 +266,7 @@ def talking(
 
     rng = own or rng
     spread = np.array([1.6, 1.3, 1.0, 0.012 * scale, 0.012 * scale])
-    pose = np.stack([s * smooth_path(rng, times, 0.7) for s in spread], axis=1)
+    pose = turning * np.stack([s * smooth_path(rng, times, 0.7) for s in spread], axis=1)
     pose[:, :3] += rng.normal(0.0, [7.0, 4.0, 4.0])
     pose[:, 3:] += rng.normal(0.0, 0.04 * scale, 2)
     gain = 1.0 + 0.015 * smooth_path(rng, times, 0.5)

@@ -116,6 +116,12 @@ class Renderer:
 
     def place(self, vertices: F32, pose: Pose) -> F32:
         """Turn the head on its neck and move it to camera space: (N, 3) dm, camera at 0 looking along -z."""
+        # The neck's lower end stays with the shoulders.
+        follow = np.clip((head().vertices[:, 1:2] - 5.8) / 0.55, 0.0, 1.0)
+        return self.turn(vertices, pose, follow * follow * (3.0 - 2.0 * follow))
+
+    def turn(self, vertices: F32, pose: Pose, follow: F32 | float = 1.0) -> F32:
+        """The same of any points (N, 3) dm; ``follow``: how far each goes along, (N, 1) in [0, 1]."""
         yaw, pitch, roll = np.deg2rad([pose.yaw, pose.pitch, -pose.roll])
         (cy, cx, cz), (sy, sx, sz) = np.cos([yaw, pitch, roll]), np.sin([yaw, pitch, roll])
         about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -123,9 +129,6 @@ class Renderer:
         about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
         rotation = (about_z @ about_y @ about_x).astype(np.float32)
         turned = (vertices - PIVOT) @ rotation.T + PIVOT
-        # The neck's lower end stays with the shoulders.
-        follow = np.clip((head().vertices[:, 1:2] - 5.8) / 0.55, 0.0, 1.0)
-        follow = follow * follow * (3.0 - 2.0 * follow)
         placed = vertices + follow * (turned - vertices) - ORIGIN
         placed[:, 2] -= DISTANCE
         placed[:, 0] += pose.shift[0] / self.camera.scale

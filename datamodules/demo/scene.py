@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.demo.encoding import CRF
 from datamodules.demo.identity import Identity
 from datamodules.demo.motion import Performance
+from datamodules.demo.realism import WORST_CRF, Extra, Glasses, folded
 from datamodules.demo.render import ORIGIN, Camera, Light, Pose, Renderer
 
 F32 = npt.NDArray[np.float32]
@@ -27,6 +30,7 @@ class Sensor:
         blur: standard deviation in pixels.
         noise: standard deviation in gray levels of 255, drawn anew in every frame.
         gray: one channel repeated.
+        processed: noise grows with the root of the light, and is smooth.
     """
 
     exposure: float = 1.0
@@ -35,6 +39,7 @@ class Sensor:
     blur: float = 0.0
     noise: float = 0.0
     gray: bool = False
+    processed: bool = False
 
     def expose(self, linear: F32, gain: float, rng: np.random.Generator) -> U8:
         """Turn linear light (H, W, 3) into the picture (H, W, 3) that the camera writes."""
@@ -47,7 +52,11 @@ class Sensor:
             blurred = np.asarray(cv2.GaussianBlur(picture, (0, 0), self.blur), np.float32)
             picture = blurred.reshape(picture.shape)  # OpenCV drops a single channel
         if self.noise > 0:
-            picture = picture + np.float32(self.noise) * rng.standard_normal(picture.shape, np.float32)
+            grain = rng.standard_normal(picture.shape, np.float32)
+            if self.processed:
+                grain = np.asarray(cv2.GaussianBlur(grain, (0, 0), 0.7), np.float32).reshape(picture.shape)
+                grain *= np.sqrt(np.clip(picture, 8.0, 255.0) / np.float32(118.0)) / grain.std()
+            picture = picture + np.float32(self.noise) * grain
         return np.repeat(np.clip(np.rint(picture), 0, 255).astype(np.uint8), 3 if self.gray else 1, axis=2)
 
 
@@ -59,6 +68,9 @@ class Scene:
         camera, light, sensor: see there.
         wall: (H, W, 3) linear picture of what is behind.
         cloth: (3,) linear albedo of the clothes.
+        shutter: how long a frame is exposed, in shares of the time between two frames.
+        wrinkles: depth of the lines that actions press into the skin, in log albedo; 0: none.
+        glasses: what is worn, if anything.
     """
 
     camera: Camera
@@ -66,17 +78,29 @@ class Scene:
     sensor: Sensor
     wall: F32
     cloth: tuple[float, float, float] = (0.1, 0.1, 0.12)
+    shutter: float = 0.0
+    wrinkles: float = 0.0
+    glasses: Glasses | None = None
 
     def film(self, identity: Identity, performance: Performance, rng: np.random.Generator) -> list[U8]:
         """Film a performance: one (H, W, 3) uint8 sRGB picture per frame."""
         renderer = Renderer(self.camera)
+        moments = np.linspace(0.0, self.shutter, 3 if self.shutter else 1)
         pictures = []
-        for actions, pose, gain in zip(performance.actions, performance.pose, performance.gain, strict=True):
-            where = Pose(float(pose[0]), float(pose[1]), float(pose[2]), (float(pose[3]), float(pose[4])))
-            linear = renderer.linear(identity, actions, where, self.light, self.wall)
-            self._dress(linear, where)
-            pictures.append(self.sensor.expose(linear, float(gain), rng))
+        for t, gain in enumerate(performance.gain):
+            exposed = [self._light(renderer, identity, *performance.at(t + moment)) for moment in moments]
+            pictures.append(self.sensor.expose(np.mean(exposed, axis=0), float(gain), rng))
         return pictures
+
+    def _light(self, renderer: Renderer, identity: Identity, actions: F32, pose: Pose) -> F32:
+        """The light (H, W, 3) of one moment."""
+        if self.wrinkles:
+            identity = folded(identity, actions, self.wrinkles)
+        linear = renderer.linear(identity, actions, pose, self.light, self.wall)
+        if self.glasses is not None:
+            self.glasses.wear(linear, renderer, pose, self.light)
+        self._dress(linear, pose)
+        return linear
 
     def _dress(self, linear: F32, pose: Pose) -> None:
         """Put shoulders and a round collar over the lower end of the neck, in place."""
@@ -116,7 +140,7 @@ def out_of_focus(rng: np.random.Generator, camera: Camera) -> F32:
 
 
 def street_scene(rng: np.random.Generator, pixels: int) -> Scene:
-    """A random interview: light, background, camera."""
+    """A random interview: light, background, camera. What `realism` adds to it: ``as_real``."""
     camera = Camera(pixels, pixels, pixels * rng.uniform(0.34, 0.41), (0.5, rng.uniform(0.48, 0.53)))
     light = Light(
         azimuth=float(rng.normal(0, 35)),
@@ -135,3 +159,19 @@ def street_scene(rng: np.random.Generator, pixels: int) -> Scene:
     )
     cloth = tuple(np.exp(rng.uniform(-4.0, -0.7) + rng.normal(0, 0.3, 3)))
     return Scene(camera, light, sensor, out_of_focus(rng, camera), cloth)
+
+
+def as_real(scene: Scene, realism: Sequence[Extra], rng: np.random.Generator) -> tuple[Scene, int]:
+    """An interview with what real ones have besides, and the quality it is encoded in (x264's crf).
+
+    Every extra is drawn whether it is wanted or not, so that corpora differ by nothing else.
+    """
+    glasses = Glasses.random(rng) if rng.random() < 0.35 else None
+    wrinkles, crf = float(rng.uniform(0.1, 0.5)), int(rng.integers(CRF, WORST_CRF + 1))
+    return replace(
+        scene,
+        sensor=replace(scene.sensor, processed="camera" in realism),
+        shutter=0.5 if "shutter" in realism else 0.0,
+        wrinkles=wrinkles if "wrinkles" in realism else 0.0,
+        glasses=glasses if "glasses" in realism else None,
+    ), crf if "camera" in realism else CRF

@@ -17,6 +17,7 @@ def make_demo(
     strength: Literal["micro", "demo", "macro"] = "demo",
     talking: bool = True,
     twins: bool = False,
+    realism: list[Literal["wrinkles", "glasses", "shutter", "camera", "turns"]] | None = None,
     workers: int = 0,
 ) -> None:
     """Render faces and write them in the layouts of the real databases; what is there already is kept.
@@ -31,14 +32,16 @@ def make_demo(
         talking: also render voxceleb, whose people talk alike at every strength; false for databases alone.
         twins: two speakers play each script of voxceleb, in videos of the same names, for training on what
             one action looks like on two faces (the data's option `twins`).
+        realism: what real interviews have, added to voxceleb, as `[wrinkles, glasses]`; also shutter (motion
+            blur), camera (noise and compression) and turns (of the head).
         workers: processes; 0 = one per core (tiny: this one alone).
     """
     if size == "tiny" and workers == 0:
         workers = 1  # starting processes would take longer than the work
     with lock(out / ".lock"), shown("rendering databases", "subjects") as progress:
-        make_databases(out, seed, size, workers, progress, strength, twins)
+        make_databases(out, seed, size, workers, progress, strength, twins, realism or ())
     if talking:
         with lock(out / ".lock"), shown("rendering voxceleb", "speakers") as progress:
-            make_voxceleb(out, seed, size, workers, progress, strength, twins)
+            make_voxceleb(out, seed, size, workers, progress, strength, twins, realism or ())
     names = ("voxceleb, " if talking else "") + "casme2, samm, smic, casme3"
     print(f"{out}: demo corpora of rendered faces, seed {seed}, strength {strength}: {names}")
