@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,7 +25,12 @@ cv2.setNumThreads(1)  # a process that tests fork must not wait for threads that
 
 
 # On a busy machine any example may take long, and `make test` says the same every time.
-settings.register_profile("mefar", deadline=None, derandomize="MEFAR_TEST_SEED" not in os.environ)
+settings.register_profile(
+    "mefar",
+    deadline=None,
+    derandomize="MEFAR_TEST_SEED" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("mefar")
 
 

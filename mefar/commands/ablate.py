@@ -69,9 +69,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         common = dict(content.get("common") or {})
         arms = {str(name): dict(changes or {}) for name, changes in content["arms"].items()}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"{path}: no ablation ({line}); it needs `arms`, each a mapping of options") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: no ablation; it needs `arms`, each a mapping of options") from None
     if len(arms) < 2:
         raise UserError(f"{path}: {len(arms)} arms; it takes 2 to compare")
     if len({slug(name) for name in arms}) < len(arms):

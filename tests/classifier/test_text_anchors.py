@@ -168,7 +168,10 @@ def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "bert":
         model = transformers.BertModel(transformers.BertConfig(**sizes))
     elif request.param == "siglip":
-        model = transformers.SiglipTextModel(transformers.SiglipTextConfig(**sizes, projection_size=16))
+        eye = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16}
+        eye |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+        both = transformers.SiglipConfig(text_config=sizes | {"projection_size": 16}, vision_config=eye)
+        model = transformers.SiglipModel(both)  # as it is published: the tower is a part of it
         length = {"model_max_length": 64}
     else:
         ends = {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}

@@ -235,7 +235,7 @@ def _read_in_child(path: Path) -> list[int]:
 def test_workers_read_too(films, method):
     video.frames(films["closed groups"], [1])  # a decoder has lived in the parent
     with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply_async(_read_in_child, (films["closed groups"],)).get(60) == [70, 2]
+        assert pool.apply_async(_read_in_child, (films["closed groups"],)).get(400) == [70, 2]
 
 
 def test_bad_files_are_named(films, tmp_path):

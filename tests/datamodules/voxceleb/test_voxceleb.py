@@ -235,10 +235,8 @@ def test_a_trainer_moves_on_each_epoch_and_resumes_where_it_was(folder, tmp_path
     assert resumed.seen == straight.seen[3:]
 
 
-def _on_rank(rank, folder, port, queue):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def _on_rank(rank, folder, meeting, queue):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     made = VoxCelebDataModule(
         str(folder), SIZE, pairs_per_epoch=32, batch_size=4, num_workers=0, faces="precropped"
     )
@@ -247,15 +245,13 @@ def _on_rank(rank, folder, port, queue):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_split_an_epoch(folder):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_processes_split_an_epoch(folder, tmp_path):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    children = [context.Process(target=_on_rank, args=(rank, folder, port, queue)) for rank in range(2)]
+    children = [
+        context.Process(target=_on_rank, args=(rank, folder, tmp_path / "meeting", queue))
+        for rank in range(2)
+    ]
     for child in children:
         child.start()
     shares = [queue.get(timeout=200) for _ in children]
