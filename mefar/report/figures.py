@@ -236,7 +236,7 @@ def last_and_oracle(points: Sequence[tuple[str, float, float]], width: float = C
     axes = _axes(width, 0.22 * len(points) + 0.1, left=left, right=0.3, bottom=0.38, top=0.3)
     for place, (name, last, oracle) in enumerate(points):
         axes.plot([last, oracle], [place, place], color=TRACK, linewidth=3, zorder=1)
-        for value, colour, what in ((oracle, RED, "oracle"), (last, BLUE, "last")):
+        for value, colour, what in ((oracle, RED, "oracle (leaks)"), (last, BLUE, "last")):
             (dot,) = axes.plot(
                 [value], [place], "o", color=colour, markersize=4.5, label=what if not place else None
             )
