@@ -293,7 +293,11 @@ def test_what_a_folder_of_videos_gave_can_be_scored(tmp_path) -> None:
 def test_a_video_that_breaks_off_is_told_and_used_up_to_there(rendered, tmp_path, capsys) -> None:
     whole = rendered[0].with_suffix(".ts")
     with av.open(str(rendered[0])) as source, av.open(str(whole), "w") as out:
-        copy = out.add_stream_from_template(source.streams.video[0])
+        stream = source.streams.video[0]
+        if hasattr(out, "add_stream_from_template"):
+            copy = out.add_stream_from_template(stream)
+        else:  # before PyAV 14
+            copy = out.add_stream(template=stream)
         for packet in source.demux(source.streams.video[0]):
             if packet.dts is not None:
                 packet.stream = copy

@@ -14,7 +14,7 @@ from datamodules.demo.realism import EXTRAS, LINES, TURNING, WORST_CRF, Glasses,
 from datamodules.demo.render import Camera, Light
 from datamodules.demo.scene import Scene, Sensor, as_real, plain_wall, street_scene
 from datamodules.voxceleb.video import info
-from mefar.commands.make_demo import main
+from mefar.__main__ import main
 from mefar.errors import UserError
 
 CAMERA = Camera(120, 120, 46.0)
@@ -143,5 +143,5 @@ def test_the_corpus_has_the_same_people_who_do_the_same(tiny_corpora, tmp_path, 
     sizes = [(v.stat().st_size, (tiny_corpora / v.relative_to(tmp_path)).stat().st_size) for v in videos]
     assert info(videos[0]).frames == 20
     assert sum(here for here, _ in sizes) < sum(there for _, there in sizes)
-    assert main([str(tmp_path / "other"), "--size", "tiny", "--realism", "[beards]"]) == 2
+    assert main(["make-demo", str(tmp_path / "other"), "--size", "tiny", "--realism", "[beards]"]) == 2
     assert "beards" in capsys.readouterr().err
