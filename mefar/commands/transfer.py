@@ -72,7 +72,9 @@ def transfer(
         source: clips (a video, or a folder of numbered images, that begins at rest), pairs of pictures
             ONSET APEX, or token files (.json) of this tokenizer.
         tokenizer: checkpoint; demo is the one that comes with mefar.
-        strength: 0 nothing, 1 as recorded, 2 twice as much.
+        strength: 0 nothing, 1 as recorded, which comes nearest to the true frame, 2 twice as much. A decoder
+            that is not sure is timid: with demo, mouths and brows of rendered faces move about as far as they
+            should at 1.4, those of real faces half to two thirds as far at 2, lids less.
         top: keep so many tokens, those that the heads of --run weighed most, and no action at the others:
             for a clip of that run as the head weighed it that never saw it, else on average.
         run: folder of a finished `mefar loso` with this tokenizer.
