@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
             again(batch)
     torch.save(quantizer.state_dict(), f"{folder}/end{rank}.pt")
     torch.save(again.state_dict(), f"{folder}/again{rank}.pt")
-    dist.destroy_process_group()
+    os._exit(0)  # torch 2.4 has been seen to wait for ever when it takes a process group apart
 
 
 def test_two_ranks_hold_one_book_made_of_both(tmp_path: Path) -> None:

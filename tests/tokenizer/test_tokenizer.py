@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def _one_bad_clip(rank: int, folder: str) -> None:
     except UserError as error:
         said = str(error)
     Path(folder, f"said{rank}").write_text(said)
-    dist.destroy_process_group()
+    os._exit(0)  # torch 2.4 has been seen to wait for ever when it takes a process group apart
 
 
 def test_one_rank_that_meets_a_bad_clip_stops_all(tmp_path: Path) -> None:
