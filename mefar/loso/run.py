@@ -190,7 +190,7 @@ class Run:
         self.ledger.append(results, seconds)
 
     def conclude(self) -> dict[str, Any]:
-        """Pool all folds and write predictions, confusion matrices and summary, once.
+        """Pool all folds, once.
 
         Returns:
             summary.json; empty while folds are missing.
@@ -200,14 +200,17 @@ class Run:
             if there or not self.complete:
                 return there
             done = self.ledger.read()
-            results = [done[fold][0] for fold in self.folds]
-            files.write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
-            rows = read_predictions(self.out)
-            files.write_text(self.out / "confusion.json", json.dumps(pooled_confusion(rows)))
-            files.write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
-            made = self._summarise(rows)
-            files.write_text(self.out / "summary.json", json.dumps(made, indent=1))
-            return made
+            return self.pool([done[fold][0] for fold in self.folds])
+
+    def pool(self, results: Sequence[FoldResult]) -> dict[str, Any]:
+        """Write what all folds say together, and return summary.json."""
+        files.write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
+        rows = read_predictions(self.out)
+        files.write_text(self.out / "confusion.json", json.dumps(pooled_confusion(rows)))
+        files.write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
+        made = self._summarise(rows)
+        files.write_text(self.out / "summary.json", json.dumps(made, indent=1))
+        return made
 
     def seconds(self) -> float:
         """What training has taken so far, on all ranks together."""

@@ -107,17 +107,13 @@ class UnitsRun(Run):
     Arguments as of Run.
     """
 
-    def conclude(self) -> dict[str, Any]:
-        """Write AU1/predictions.csv, AU2/predictions.csv, ..., once all folds are there."""
-        with files.lock(self.out / "locks" / "study.lock", say=False):
-            if not self.complete:
-                return {}
-            done = self.ledger.read()
-            for column, name in enumerate(self.study.class_names):
-                study = replace(self.study, labels=self.study.labels[:, column], class_names=CLASSES)
-                results = [of_unit(done[fold][0], column) for fold in self.folds]
-                (self.out / name).mkdir(exist_ok=True)
-                files.write_text(self.out / name / "predictions.csv", predictions_csv(study, results))
+    def pool(self, results: Sequence[FoldResult]) -> dict[str, Any]:
+        """Write AU1/predictions.csv, AU2/predictions.csv, ...; a summary over units is not one run's."""
+        for column, name in enumerate(self.study.class_names):
+            study = replace(self.study, labels=self.study.labels[:, column], class_names=CLASSES)
+            rows = predictions_csv(study, [of_unit(result, column) for result in results])
+            (self.out / name).mkdir(exist_ok=True)
+            files.write_text(self.out / name / "predictions.csv", rows)
         return {}
 
 
