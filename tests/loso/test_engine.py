@@ -57,6 +57,12 @@ def test_a_fold_splits_by_subject(seed: int) -> None:
         assert sorted([*outer.train.tolist(), *outer.test.tolist()]) == list(range(len(study.labels)))
 
 
+def test_subjects_of_the_same_number_stay_apart() -> None:
+    view = fold_view(token_set((4, 5, 6), subjects=("casme2/06", "samm/06", "smic/06")), Fold("samm/06", 0))
+    assert view.test.tolist() == [4, 5, 6, 7, 8]
+    assert view.train.tolist() == [0, 1, 2, 3, 9, 10, 11, 12, 13, 14]
+
+
 # One by one
 
 
@@ -166,6 +172,15 @@ def test_a_compiled_step_is_the_same_step() -> None:
     torch.testing.assert_close(
         torch.tensor(plain.probabilities), torch.tensor(fused.probabilities), atol=1e-4, rtol=0
     )
+
+
+def test_seeds_and_folds_have_their_own_values() -> None:
+    study = token_set()
+    first = Fold(study.subjects[0], 0)
+    views = [fold_view(study, fold) for fold in (first, replace(first, seed=1))]
+    values = Trainer(study, views, SMALL, TRAINING).heads.values["query"]
+    assert not torch.equal(values[0], values[1])
+    assert torch.equal(values[0], Trainer(study, views[:1], SMALL, TRAINING).heads.values["query"][0])
 
 
 # Selections
