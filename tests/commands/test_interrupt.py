@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from test_resume import folder, shipped  # noqa: F401  a fixture is found by its name
-from waiting import wait_for
+from waiting import gone, wait_for
 
 from mefar.__main__ import main
 
@@ -34,15 +34,6 @@ def _in_a_terminal(words: list[str], said: Path) -> None:
     sys.exit(code)
 
 
-def lives(group: int) -> bool:
-    """Whether any process of a group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_ctrl_c_while_loader_processes_start(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     words = [*shipped(folder, tmp_path / "run", {}, "demo"), "--data.init_args.num_workers", "2"]
     said = tmp_path / "said"
@@ -50,4 +41,4 @@ def test_ctrl_c_while_loader_processes_start(folder: Path, tmp_path: Path) -> No
     run.start()
     run.join()
     assert (run.exitcode, said.read_text()) == (130, "mefar fit: interrupted\n")
-    wait_for(lambda: not lives(run.pid))
+    wait_for(lambda: gone(run.pid))

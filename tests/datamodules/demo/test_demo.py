@@ -14,7 +14,7 @@ import openpyxl
 import pytest
 from places import ROOT
 from replicas import dropped
-from waiting import wait_for
+from waiting import gone, wait_for
 
 from datamodules.demo.coding import CASME2_COLUMNS, CODING_FILES, coding_rows
 from datamodules.demo.corpora import SIZES, clip_folder, frame_name, make_voxceleb
@@ -32,14 +32,6 @@ def tiny_plan(database):
     small = database == "casme3"
     counts = (TINY.casme3_subjects, TINY.casme3_clips) if small else (TINY.subjects, TINY.clips)
     return plan(database, 0, *counts, TINY.clip_frames)
-
-
-def gone(group: int) -> bool:
-    try:
-        os.killpg(group, 0)  # signal 0: is anybody of its session left?
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def digests(folder: Path) -> dict[str, str]:

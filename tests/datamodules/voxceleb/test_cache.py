@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import REAL, ROOT
 from rendering import face
+from waiting import gone, wait_for
 
 from datamodules.demo.render import Pose
 from datamodules.faces.align import EYES_AT, MOUTH_AT, FaceAligner, FaceDetector
@@ -202,13 +203,7 @@ def test_a_killed_build_resumes_and_leaves_no_worker(voxceleb, finished, tmp_pat
     assert {k: v for k, v in contents(out)[0].items() if k.endswith(".npy")} == {
         k: v for k, v in contents(finished)[0].items() if k.endswith(".npy")
     }
-    for _ in range(600):  # workers watch their parent
-        try:
-            os.killpg(child.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("workers outlive their killed parent")
+    wait_for(lambda: gone(child.pid))  # workers watch their parent
 
 
 def test_workers_make_the_same_cache(voxceleb, finished, tmp_path):
