@@ -148,7 +148,7 @@ def _rows(
     for number, values in enumerate(cells[start:], start + 1):
         by_name: dict[str, object] = dict.fromkeys(filter(None, names))
         row = Row(file, number, by_name)
-        for name, value in zip(names, values, strict=False):
+        for name, value in zip(names, values, strict=False):  # rows may be shorter than their titles
             if not name:
                 continue
             before, first = row.text(name), by_name.get(name)

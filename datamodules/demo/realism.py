@@ -86,11 +86,9 @@ class Glasses:
     def wear(self, linear: F32, renderer: Renderer, pose: Pose, light: Light) -> None:
         """Draw the glasses over a rendered face (H, W, 3), in place."""
         rims = [self._rim(side) for side in (-1.0, 1.0)]
-        bar = np.array([[-0.31 + self.width, 7.29, 1.47], [0.0, 7.32, 1.49], [0.31 - self.width, 7.29, 1.47]])
-        temples = [
-            np.array([[side * (0.31 + self.width), 7.32, 1.42], [side * 0.72, 7.32, 0.75]])
-            for side in (-1.0, 1.0)
-        ]
+        inner, outer = EYE_CENTRE[0] - self.width, EYE_CENTRE[0] + self.width
+        bar = np.array([[-inner, 7.29, 1.47], [0.0, 7.32, 1.49], [inner, 7.29, 1.47]])
+        temples = [np.array([[side * outer, 7.32, 1.42], [side * 0.72, 7.32, 0.75]]) for side in (-1.0, 1.0)]
         lines = [*((rim, True) for rim in rims), *((line, False) for line in (bar, *temples))]
         frame = self._drawn(renderer, pose, lines, filled=False)
         lenses = self._drawn(renderer, pose, [(rim, True) for rim in rims], filled=True)

@@ -128,7 +128,7 @@ class _Worker:
             if hangs:
                 return f"hangs its reader for more than {self.patience:.0f} s"
             self.process.join()
-            deadline = time.monotonic() + 60.0
+            deadline = time.monotonic() + 5.0
             # The system tells it once, perhaps to a thread of the pool that has yet to write it down.
             while self.process.exitcode is None and time.monotonic() < deadline:
                 time.sleep(0.01)

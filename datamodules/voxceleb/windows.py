@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -134,7 +135,7 @@ def _decoded(path: Path, windows: Sequence[list[int]]) -> Iterator[list[UInt8]]:
     """The frames of each window, in one sequential decode; only one window is in memory at a time."""
     shown = play(path, {row for rows in windows for row in rows})
     for rows in windows:
-        yield [image for _, (_, image) in zip(rows, shown, strict=False)]
+        yield [image for _, image in islice(shown, len(rows))]
 
 
 def _where_faces_are(

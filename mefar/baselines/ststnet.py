@@ -25,8 +25,8 @@ class STSTNetHead(nn.Module):
     """The network: 1,651 parameters with 3 classes and 3 channels of 28 x 28 (448 in convolutions).
 
     All streams read the same images, so that their kernels side by side are one convolution; the largest of
-    values and then their positive part is the largest positive part. Both are the published network, in a
-    third of the time.
+    values and then their positive part is the largest positive part. Both are the published network, in less
+    than half of the time.
 
     Args:
         num_tokens: channels, 3 (u, v, strain).

@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -52,12 +53,13 @@ class HeadOutput(NamedTuple):
     temperature: Tensor | None = None
 
 
-class FittedHead(nn.Module):
+class FittedHead(nn.Module, ABC):
     """A head without epochs: fitted once to the clips of a fold, as support vector machines are.
 
     What it learned it keeps in buffers, so that a fold's head can be written like any other.
     """
 
+    @abstractmethod
     def fit(self, features: Tensor, labels: Tensor, subjects: Sequence[str], seed: int) -> None:
         """Learn from n clips.
 
@@ -67,11 +69,10 @@ class FittedHead(nn.Module):
             subjects: n subject keys, for choices that are made among them.
             seed: of the fold, for what is drawn.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, features: Tensor) -> HeadOutput:
         """(m, L, D) -> logits (m, C), the same for a clip whatever the others are."""
-        raise NotImplementedError
 
 
 HeadFactory = Callable[[int, int, int], nn.Module]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.demo.corpora import make_databases, make_voxceleb
+from datamodules.demo.realism import Extra
 from mefar.files import lock
 from mefar.progress import shown
 
@@ -17,7 +18,7 @@ def make_demo(
     strength: Literal["micro", "demo", "macro"] = "demo",
     talking: bool = True,
     twins: bool = False,
-    realism: list[Literal["wrinkles", "glasses", "shutter", "camera", "turns"]] | None = None,
+    realism: list[Extra] | None = None,
     workers: int = 0,
 ) -> None:
     """Render faces and write them in the layouts of the real databases; what is there already is kept.
