@@ -123,8 +123,8 @@ class TokenHead(nn.Module):
         feedforward: width inside the feed-forward blocks (published: 512).
         dropout: probability in [0, 1) (published: 0.2).
         embedding: `shared`, one matrix reads the codes of every position (published);
-            `per_position`, each position has its own, so that the same code may mean different things
-            in different places without a layer having to find that out from a few hundred clips.
+            `per_position`, each position has its own, which brings nothing that shows (experiments/RESULTS.md)
+            and was the default of mefar 0.1.
         position: what a `shared` embedding is told of the place of a token: `1d`, a learned vector per
             position (published); `2d`, one per row and one per column of the square grid; `none`.
         pooling: `attention`, one learned query picks tokens (published); `mean` looks at all alike; `cls`, a
@@ -148,7 +148,7 @@ class TokenHead(nn.Module):
         heads: int = 4,
         feedforward: int = 128,
         dropout: float = 0.2,
-        embedding: Literal["per_position", "shared"] = "per_position",
+        embedding: Literal["shared", "per_position"] = "shared",
         initial: Literal["small", "published"] = "small",
         pooling: Literal["attention", "mean", "cls"] = "attention",
         position: Literal["1d", "2d", "none"] = "1d",
