@@ -20,7 +20,7 @@ class Continuous(Method):
         identity: hash of its weights.
     """
 
-    views = 8
+    views = 32
 
     def __init__(self, tokenizer: Any, identity: str) -> None:
         if not hasattr(tokenizer, "continuous"):

@@ -70,7 +70,7 @@ def loso(
     classes: int | None = None,
     seeds: int = 1,
     seed: int = 0,
-    views: int = 8,
+    views: int = 32,
     faces: FaceMode = "align",
     stretch: bool = False,
     apex: ApexRule = "annotated",
@@ -125,7 +125,7 @@ def loso(
         classes: 3 for the 3-class variant of casme2 and samm; default: the protocol's own classes.
         seeds: heads per fold; scores are then means over seeds, with their deviation.
         seed: the first of them.
-        views: slightly different copies of each clip to train on; 1 = published.
+        views: slightly different copies of each clip to train on, and to take the mean over; 1 = published.
         faces: `align` finds the face; `precropped` takes frames that are face crops already.
         stretch: fill the square with a precropped frame, as published code does, not keeping its aspect.
         apex: `annotated` (the middle where there is none), `middle` or `spotted`.

@@ -243,7 +243,7 @@ def test_the_published_settings_reach_the_crops(
     monkeypatch.setattr(PairStore, "prepare", stop)
     for words in (("--config", "loso_paper", "--faces", "precropped"), ("--faces", "precropped")):
         assert loso(*words, dataset="smic", small=[]) == 130
-    assert [(one.stretch, one.stabilise, one.views) for one in asked] == [(True, False, 1), (False, True, 8)]
+    assert [(one.stretch, one.stabilise, one.views) for one in asked] == [(True, False, 1), (False, True, 32)]
 
 
 def test_one_database_and_shuffled_labels_only(
