@@ -1,13 +1,14 @@
 """Make what comes with mefar: a tokenizer of rendered faces, and what reads its tokens.
 
-    python experiments/ship.py tokenizer runs/demo/tokenizer/checkpoints/last.ckpt
-    python experiments/ship.py readers runs/demo/corpora runs/demo/corpora-micro
+    python experiments/ship.py tokenizer demo runs/demo/tokenizer/checkpoints/last.ckpt
+    python experiments/ship.py readers demo runs/demo/corpora runs/demo/corpora-micro
 
-The first makes a checkpoint small: weights in half precision, nothing of the training. The second trains a
-head and a read-out of action units on all rendered subjects, at both strengths, on the shipped tokenizer's
-tokens; a new tokenizer needs new readers. `mefar.load("demo")`, `--tokenizer demo` and `mefar recognise` take
-both. Only models of rendered faces may be shipped: the licences of VoxCeleb and of all databases of
-micro-expressions forbid it, or leave it open.
+The word after the verb is the model's name: `demo` at 64 px, `demo128`. The first makes a checkpoint small:
+weights in half precision, nothing of the training. The second trains a head and a read-out of action units
+on all rendered subjects, at both strengths, on the shipped tokenizer's tokens; a new tokenizer needs new
+readers. `mefar.load("demo")`, `--tokenizer demo` and `mefar recognise` take both. Only models of rendered
+faces may be shipped: the licences of VoxCeleb and of all databases of micro-expressions forbid it, or leave
+it open.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from mefar.readers import weights_of
 from mefar.tokenizer.plain import load
 
 ASSETS = Path(__file__).parents[1] / "mefar" / "assets"
-TOKENIZER, READERS = ASSETS / "tokenizer_demo.ckpt", ASSETS / "readers_demo.safetensors"
 
 
-def tokenizer(checkpoint: Path) -> None:
+def tokenizer(name: str, checkpoint: Path) -> None:
     """Write the weights and settings of a tokenizer's checkpoint."""
+    path = ASSETS / f"tokenizer_{name}.ckpt"
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     settings = content["hyper_parameters"]
     weights = {
@@ -43,14 +44,15 @@ def tokenizer(checkpoint: Path) -> None:
     # Vectors that only training revives codes from; they are of no use here, but belong to the network.
     reservoir = content["state_dict"]["network.vq.reservoir"]
     weights["network.vq.reservoir"] = torch.zeros(reservoir.shape, dtype=torch.half)
-    with replacing(TOKENIZER) as temporary:
+    with replacing(path) as temporary:
         torch.save({"state_dict": weights, "hyper_parameters": settings}, temporary)
-    print(f"{TOKENIZER}: {TOKENIZER.stat().st_size / 1e6:.1f} MB")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-def readers(*corpora: Path, cache: Path = Path("runs/demo/cache")) -> None:
+def readers(name: str, *corpora: Path, cache: Path = Path("runs/demo/cache")) -> None:
     """Train the readers on the composite of every corpus."""
-    model, anchors, materials, shown = load(TOKENIZER), Anchors.load(SHIPPED_ANCHORS), [], []
+    path = ASSETS / f"readers_{name}.safetensors"
+    model, anchors, materials, shown = load(name), Anchors.load(SHIPPED_ANCHORS), [], []
     for data in corpora:
         clips = MicroExpressionDataset(
             load_study("composite", data), model.image_size, views=8, cache_dir=cache
@@ -65,12 +67,13 @@ def readers(*corpora: Path, cache: Path = Path("runs/demo/cache")) -> None:
         "clips": len(every.labels),
         "subjects": len(set(every.subjects)),
         "data": f"rendered faces: {' and '.join(path.name for path in corpora)} of `mefar make-demo`",
-        "command": f"python experiments/ship.py readers {' '.join(map(str, corpora))}",
+        "command": f"python experiments/ship.py readers {name} {' '.join(map(str, corpora))}",
     }
     made = final.train(every, shown, TokenHead, HeadTraining(), 0, weights_of(model), anchors, notes)
-    made.save(READERS)
-    print(f"{READERS}: {READERS.stat().st_size / 1e6:.2f} MB; F1 of units {made.about.unit_f1}")
+    made.save(path)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB; F1 of units {made.about.unit_f1}")
 
 
 if __name__ == "__main__":
-    {"tokenizer": tokenizer, "readers": readers}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    verb, name, *paths = sys.argv[1:]
+    {"tokenizer": tokenizer, "readers": readers}[verb](name, *map(Path, paths))

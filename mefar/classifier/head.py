@@ -123,8 +123,8 @@ class TokenHead(nn.Module):
         feedforward: width inside the feed-forward blocks (published: 512).
         dropout: probability in [0, 1) (published: 0.2).
         embedding: `shared`, one matrix reads the codes of every position (published);
-            `per_position`, each position has its own, which brings nothing that shows (experiments/RESULTS.md)
-            and was the default of mefar 0.1.
+            `per_position`, each position has its own, which brings nothing that shows
+            (experiments/RESULTS.md).
         position: what a `shared` embedding is told of the place of a token: `1d`, a learned vector per
             position (published); `2d`, one per row and one per column of the square grid; `none`.
         pooling: `attention`, one learned query picks tokens (published); `mean` looks at all alike; `cls`, a

@@ -83,11 +83,12 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> None:
     """
     from mefar.commands import model as models
     from mefar.tokenizer.plain import load as load_tokenizer
+    from mefar.tokenizer.plain import located
 
     if out.exists():
         raise UserError(f"{out}: is there already; give another folder")
-    if str(run) == "demo":
-        made = models.load("demo")
+    if located(run) != run:  # one that comes with mefar
+        made = models.load(run)
     else:
         readers = _readers(run)
         made = models.Model(load_tokenizer(readers.about.trained_on["tokenizer"]["checkpoint"]), readers)

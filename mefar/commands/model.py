@@ -47,14 +47,13 @@ from mefar.generation.editing import steerable
 from mefar.generation.transfer import Target, carry
 from mefar.readers import FAINTEST, NOTHING, About, Readers, encoded, weights_of
 from mefar.tokenizer.network import describe
-from mefar.tokenizer.plain import PlainTokenizer, build, located
+from mefar.tokenizer.plain import SHIPPED, PlainTokenizer, build, located
 from mefar.tokenizer.plain import load as load_tokenizer
 from mefar.tokens import ActionTokens, feature_dim
 
 UInt8 = NDArray[np.uint8]
 AT_ONCE = 32
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_READERS = Path(__file__).parents[1] / "assets" / "readers_demo.safetensors"
 
 
 class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
@@ -410,8 +409,9 @@ def load(name: str | Path = "demo", device: str | torch.device = "cpu", download
     """A model.
 
     Args:
-        name: `demo`, which comes with mefar; a folder that `mefar export` wrote; a tokenizer's checkpoint,
-            which tokenizes and reconstructs only; or a model on the Hugging Face hub, "owner/name".
+        name: `demo` or `demo128` (64 and 128 px), which come with mefar; a folder that `mefar export` wrote;
+            a tokenizer's checkpoint, which tokenizes and reconstructs only; or a model on the Hugging Face
+            hub, "owner/name".
         device: where it computes: cpu, cuda, cuda:1, mps.
         download: fetch a model from the hub that is not in this machine's cache.
 
@@ -429,8 +429,10 @@ def load(name: str | Path = "demo", device: str | torch.device = "cpu", download
         made = _from_hub(str(name), download)
     else:
         tokenizer, readers = load_tokenizer(name), None
-        if located(name) == located("demo"):
-            readers = Readers.load(_READERS)
+        found = located(name)
+        shipped = SHIPPED / f"readers_{found.stem.removeprefix('tokenizer_')}.safetensors"
+        if found.parent == SHIPPED and shipped.is_file():
+            readers = Readers.load(shipped)
             # A tokenizer that was shipped without new readers still makes tokens; a test says so.
             readers = readers if readers.about.tokenizer == weights_of(tokenizer) else None
         made = Model(tokenizer, readers)

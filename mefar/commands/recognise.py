@@ -61,8 +61,8 @@ def recognise(
 
     Args:
         path: video file, or folder of numbered images.
-        model: what reads events: "demo", which comes with mefar; a folder that `mefar export` wrote; a
-            tokenizer's checkpoint (tokens alone); or "none".
+        model: what reads events: "demo" or "demo128", which come with mefar; a folder that `mefar export`
+            wrote; a tokenizer's checkpoint (tokens alone); or "none".
         onset: seconds of a known onset; then nothing is spotted.
         apex: seconds of its apex.
         threshold: how many times larger than usual a motion must be.
@@ -164,11 +164,12 @@ def _model(
         return How("", "", onset, apex, threshold, fps), None, []
     from mefar.commands.model import load  # brings torch
     from mefar.readers import weights_of
+    from mefar.tokenizer.plain import located
 
     rendered = "classes, action units and descriptions are read by what rendered faces taught"
     made = load(model)
     how = How(model, weights_of(made), onset, apex, threshold, fps)
-    return how, made, [rendered] if model == "demo" else []
+    return how, made, [rendered] if located(model) != Path(model) else []
 
 
 def _recognise_into(
