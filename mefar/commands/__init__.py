@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+TERMINATED = 143  # and by SIGTERM
 READER_GONE = 141  # and by a pipe that nobody reads any more
 RUN_ID = "WANDB_RUN_ID"
 """Where a run of a sweep finds its name."""
@@ -161,8 +162,8 @@ def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
 def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
     """Call, and turn what the user can mend into one line on stderr and exit code 2.
 
-    Ctrl-C gives 130, a reader that has closed our output (`| head`) 141. Anything else is a bug and keeps its
-    traceback.
+    Ctrl-C gives 130, SIGTERM 143, a reader that has closed our output (`| head`) 141. Anything else is a bug
+    and keeps its traceback.
 
     Args:
         prog: what the user typed so far; opens the line.
@@ -182,6 +183,9 @@ def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
             return _interrupted(prog)
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, after the step; it would exit with 0
+            print(f"{prog}: ended by SIGTERM; with --ckpt_path last it goes on", file=sys.stderr)
+            return TERMINATED
         if isinstance(stop.code, str):
             return _complain(prog, stop.code)
         return stop.code or 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -91,6 +92,9 @@ class LOSOCallback(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar of rank 0; it counts what all ranks have finished."""
         assert isinstance(pl_module, FoldTrainer)
+        # Lightning takes a note of `kill` or `scancel` that no prediction reads, and tells other ranks, which
+        # wait for nobody. What is finished is on disk: end. Its teardown puts back what was there before.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not trainer.is_global_zero:
             return
         runs, ranks, began, last = pl_module.runs, trainer.world_size, time.monotonic(), 0.0

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mefar.__main__ import main
 from mefar.classifier.head import TokenHead
 from mefar.classifier.pretrained import PretrainedHead, save_head
 from mefar.loso import study, token_table
+from mefar.loso.engine import Trainer
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.token_table import TokenTable
 from mefar.tokenizer.module import FacialActionTokenizer
@@ -293,6 +295,26 @@ def test_a_head_in_a_users_file(
     for option, value in zip(words[2::2], words[3::2], strict=True):
         assert summary["head"]["init_args"][option.removeprefix("--head.")] == pytest.approx(float(value))
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_folds_that_are_told_to_end_end_and_go_on(
+    loso: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--out", str(tmp_path / "run"), "--pixels", "false", "--epochs", "40"]
+    plain = Trainer.run
+
+    def told(*given: object) -> object:  # as `kill` and `scancel` tell it; a program that stays says 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*given)
+
+    monkeypatch.setattr(Trainer, "run", told)
+    told_to_end = get_context("fork").Process(target=lambda: sys.exit(loso(*words, dataset="smic")))
+    told_to_end.start()
+    told_to_end.join()
+    assert told_to_end.exitcode == -signal.SIGTERM
+    assert not (tmp_path / "run" / "predictions.csv").exists()
+    monkeypatch.setattr(Trainer, "run", plain)
+    assert loso(*words, dataset="smic") == 0
 
 
 def test_folds_that_start_from_a_head_in_a_file(loso: Callable[..., int], tmp_path: Path) -> None:
