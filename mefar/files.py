@@ -32,7 +32,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mefar.errors import UserError
+from mefar.errors import UserError, one_line
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -252,9 +252,9 @@ def class_at(class_path: str, where: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{where}: {class_path} cannot be imported ({line}); add the folder of its file to PYTHONPATH"
+            f"{where}: {class_path} cannot be imported ({one_line(error)}); add the folder of its file to "
+            "PYTHONPATH"
         ) from None
 
 
@@ -304,7 +304,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             ) from None
         raise UserError(f"{path}: not a checkpoint that can be read, damaged or cut short") from None
     except Exception as error:  # of damaged files torch raises whatever comes
-        line = " ".join(str(error).split())[:160] or type(error).__name__
+        line = one_line(error, 160) or type(error).__name__
         raise UserError(f"{path}: not a checkpoint that can be read, damaged or cut short ({line})") from None
     return dict(content) if isinstance(content, Mapping) else {"": content}
 

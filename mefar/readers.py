@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mefar.classifier.head import HeadOutput, build_head
-from mefar.errors import UserError
+from mefar.errors import UserError, one_line
 from mefar.files import class_at, fingerprint, replacing
 
 NOTHING = "nothing"
@@ -120,10 +120,8 @@ class Readers(nn.Module):
             made = Readers(about)
             made.load_state_dict(state)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            line = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"{path}: no readers of tokens ({line}); `mefar loso --final` makes them"
-            ) from None
+            told = f"{path}: no readers of tokens ({one_line(error, 120)}); `mefar loso --final` makes them"
+            raise UserError(told) from None
         return made
 
 

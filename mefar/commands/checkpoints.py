@@ -8,26 +8,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from mefar import files
 from mefar.errors import UserError
-from mefar.tokenizer import FacialActionTokenizer, earlier
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a file that must be a checkpoint of Lightning's.
-
-    Returns:
-        Its content.
-
-    Raises:
-        UserError: no such file, unreadable, damaged, or without model weights.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; give a .ckpt file, or `last` to resume the newest")
-    content = files.read_checkpoint(path)
-    if "state_dict" not in content:
-        raise UserError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
-    return content
+from mefar.files import first_difference
+from mefar.tokenizer import FacialActionTokenizer
 
 
 def check_shapes(path: Path, content: dict[str, Any], model: LightningModule) -> None:
@@ -36,7 +19,6 @@ def check_shapes(path: Path, content: dict[str, Any], model: LightningModule) ->
     Raises:
         UserError: the first tensor that differs.
     """
-    earlier.translate_checkpoint(content)
     there, here = content["state_dict"], model.state_dict()
     shared = [name for name in there if name in here]
     other = [name for name in shared if there[name].shape != here[name].shape]
@@ -57,7 +39,7 @@ def check_shapes(path: Path, content: dict[str, Any], model: LightningModule) ->
             then, now = content["hyper_parameters"]["network"], model.hparams["network"]
             raise UserError(
                 f"{path}: trained {trained} tensors where this model trains {trains}; give the settings it "
-                f"was trained with: {files.first_difference(then, now)}"
+                f"was trained with: {first_difference(then, now)}"
             )
 
 

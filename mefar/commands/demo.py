@@ -86,7 +86,8 @@ def _pretrain(corpora: Path, folder: Path, cache: Path, seed: int, size: str) ->
 def _is_finished(checkpoint: Path, config: Path, size: str) -> bool:
     import yaml
 
-    from mefar.commands.checkpoints import is_finished, read_checkpoint
+    from mefar.commands.checkpoints import is_finished
+    from mefar.tokenizer.plain import read_checkpoint
 
     epochs = yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_epochs"]
     return is_finished(read_checkpoint(checkpoint), 1 if size == "tiny" else epochs)

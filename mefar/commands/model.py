@@ -41,7 +41,7 @@ from mefar import __version__
 from mefar.classifier.text_anchors import encode_descriptions
 from mefar.commands.anchors import locate
 from mefar.commands.pictures import AlignedFace, Picture, Pictures, align, arrays, as_uint8, pair
-from mefar.errors import UserError
+from mefar.errors import UserError, one_line
 from mefar.files import replacing, write_text
 from mefar.generation.editing import steerable
 from mefar.generation.transfer import Target, carry
@@ -387,9 +387,8 @@ def _built(config: Path, weights: Path) -> Model:
         network, about = told["network"], told["about"]
         readers = None if about is None else Readers(About.read(about))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{config.parent}: not a model that mefar has exported, or damaged ({line})"
+            f"{config.parent}: not a model that mefar has exported, or damaged ({one_line(error, 120)})"
         ) from None
     begun = "tokenizer.network."
     own = {name.removeprefix(begun): value for name, value in state.items() if name.startswith(begun)}
@@ -399,8 +398,7 @@ def _built(config: Path, weights: Path) -> Model:
         try:
             readers.load_state_dict(rest)
         except RuntimeError as error:
-            line = " ".join(str(error).split())[:120]
-            raise UserError(f"{weights}: does not fit {config.name} ({line})") from None
+            raise UserError(f"{weights}: does not fit {config.name} ({one_line(error, 120)})") from None
     card = config.with_name(CARD)
     return Model(tokenizer, readers, card.read_text(encoding="utf-8") if card.is_file() else "")
 
@@ -422,7 +420,7 @@ def load(name: str | Path = "demo", device: str | torch.device = "cpu", download
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device}: {' '.join(str(error).split())[:120]}") from None
+        raise UserError(f"device {device}: {one_line(error, 120)}") from None
     if Path(name).is_dir():
         made = _built(Path(name) / CONFIG, Path(name) / WEIGHTS)
     elif str(name).count("/") == 1 and not Path(name).suffix and not Path(name).exists():
@@ -444,9 +442,8 @@ def _from_hub(name: str, download: bool) -> Model:
         return Model.from_pretrained(name, local_files_only=not download)
     except (OSError, HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
         how = "is it spelled so" if download else "is it on this machine? download=True fetches it"
-        line = " ".join(str(error).split())[:100]
         raise UserError(
-            f"{name}: neither a file or folder here nor a model of the hub, {how} ({line})"
+            f"{name}: neither a file or folder here nor a model of the hub, {how} ({one_line(error, 100)})"
         ) from None
 
 

@@ -5,7 +5,7 @@ It lies in experiments/ of a clone and in mefar/experiments of a wheel, which ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -41,11 +41,19 @@ def with_shipped_configs(argv: Sequence[str]) -> list[str]:
     Raises:
         UserError: a config that is neither a file nor shipped.
     """
-    words: list[str] = []
+    return with_configs(argv, lambda name: str(shipped("configs", name)))
+
+
+def with_configs(argv: Sequence[str], change: Callable[[str], str]) -> list[str]:
+    """Arguments with what `change` makes of every value of `--config` or `-c`."""
+    words, before = [], ""
     for word in argv:
-        if word.startswith("--config="):
-            word = f"--config={shipped('configs', word.removeprefix('--config='))}"
-        elif words and words[-1] in ("--config", "-c"):
-            word = str(shipped("configs", word))
-        words.append(word)
+        option, equals, value = word.partition("=")
+        if before in ("--config", "-c"):
+            words.append(change(word))
+        elif option == "--config" and equals:
+            words.append(f"--config={change(value)}")
+        else:
+            words.append(word)
+        before = word
     return words

@@ -44,9 +44,8 @@ from mefar.commands.checkpoints import (
     check_same_data,
     check_shapes,
     is_finished,
-    read_checkpoint,
 )
-from mefar.commands.shipped import with_shipped_configs
+from mefar.commands.shipped import with_configs, with_shipped_configs
 from mefar.commands.trainer_parts import (
     LogLines,
     PredictionTable,
@@ -58,6 +57,7 @@ from mefar.errors import UserError
 from mefar.files import claim, write_text
 from mefar.report.training_page import write_training_report
 from mefar.tokenizer import earlier
+from mefar.tokenizer.plain import read_checkpoint
 from mefar.tokenizer.validation_pictures import SampleKeeper
 
 _FOUND_BY_TRAINER = ("last", "best", "hpc", "registry")
@@ -90,7 +90,7 @@ class MefarCLI(LightningCLI):
         # The inherited one lets a checkpoint's hyperparameters overrule what the user wrote.
         checkpoint = self.config[self.config.subcommand].get("ckpt_path")
         if checkpoint and not str(checkpoint).startswith(_FOUND_BY_TRAINER):
-            read_checkpoint(Path(checkpoint))
+            read_checkpoint(Path(checkpoint), "give a .ckpt file, or `last` to resume the newest")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         verb = str(self.subcommand)
@@ -300,7 +300,7 @@ def _train(verb: str, argv: Sequence[str]) -> int:
                 seed_everything_default=0,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs={"prog": "mefar", "exit_on_error": False, verb: {"exit_on_error": False}},
-                args=earlier.words(words),
+                args=with_configs(words, earlier.config),
             )
         except RuntimeError as error:
             if "loading state_dict" not in str(error):

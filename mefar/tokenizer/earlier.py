@@ -7,7 +7,7 @@ its own settings, and kept its network under the name `codec`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +85,8 @@ def translate_checkpoint(checkpoint: dict[str, Any]) -> None:
             }
 
 
-def words(argv: Sequence[str]) -> list[str]:
-    """Arguments of `mefar fit`, every YAML file of 0.1 among the `--config` replaced by its text of today."""
-    made, follows = [], False
-    for word in argv:
-        option, equals, value = word.partition("=")
-        if follows:
-            made.append(_config(word))
-        elif option == "--config" and equals:
-            made.append(f"--config={_config(value)}")
-        else:
-            made.append(word)
-        follows = word == "--config"
-    return made
-
-
-def _config(path: str) -> str:
-    """A file's path, or its text in today's form if it is of 0.1; what cannot be read is left to others."""
+def config(path: str) -> str:
+    """A YAML file's path, or its text in today's form if it is of 0.1; what cannot be read stays as it is."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         model = content["model"]

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mefar.errors import UserError
+from mefar.errors import UserError, one_line
 from mefar.files import read_checkpoint, replacing
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.published_network import PUBLISHED_BOTTLENECKS, PublishedNetwork, bottleneck_layout
@@ -77,15 +77,8 @@ AVERAGE, BESIDE_AVERAGE = "ema_model.", {"online_model", "initted", "step"}
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 # Entries of a training checkpoint that say nothing about the function.
 IGNORED = {
-    *(
-        "opt",
-        "optim",
-        "optimizer",
-        "optimizers",
-        "optimizer_state",
-        "optimizer_states",
-        "optimizer_state_dict",
-    ),
+    *("opt", "optim", "optimizer", "optimizers"),
+    *("optimizer_state", "optimizer_states", "optimizer_state_dict"),
     *("scheduler", "scheduler_state_dict", "lr_scheduler", "lr_schedulers", "scaler", "grad_scaler"),
     *("step", "steps", "global_step", "epoch", "iteration", "version"),
 }
@@ -111,7 +104,7 @@ def load_tokenizer(
         UserError: the file cannot be read safely, or is no published tokenizer of consistent sizes.
     """
     path = Path(path)
-    state = read_state(path)
+    state, _ = read_halves(path)
     settings = infer_settings(state, path, image_size, num_tokens)
     names = published_names(settings)
     try:
@@ -181,7 +174,7 @@ def new_file(out: Path, source: Path, write: Callable[[Path], object]) -> None:
         with replacing(out) as partial:
             write(partial)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{out}: cannot be written ({_first_line(error)})") from None
+        raise UserError(f"{out}: cannot be written ({one_line(error)})") from None
 
 
 def refuse_others(out: Path, source: Path) -> None:
@@ -213,24 +206,17 @@ def _imported_from(out: Path) -> str:
         return ""
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The published tokenizer's state dict of a file, without prefixes and without optimiser entries.
-
-    Raises:
-        UserError: no such file; not readable without running code from it; no state dict in it.
-    """
-    return read_halves(path)[0]
-
-
 def read_halves(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """State dicts of the published tokenizer and of the classifier beside it, empty if there is none.
+
+    Both are without prefixes and without optimiser entries.
 
     Published trainings write `{"model": classifier, "laq": tokenizer}`; other files hold the tokenizer alone,
     or both under the prefixes `tokenizer.` and `classifier.`. Of a file with a moving average of the weights
     (`ema_model.`) it is the average that is read.
 
     Raises:
-        UserError: as read_state.
+        UserError: no such file; not readable without running code from it; no state dict in it.
     """
     content = read_checkpoint(path)
     if "" in content:
@@ -397,7 +383,3 @@ def _count(state: Mapping[str, Tensor], prefix: str, suffix: str = "") -> int:
     """How many numbered layers follow a prefix."""
     names = [name[len(prefix) :] for name in state if name.startswith(prefix) and name.endswith(suffix)]
     return len({name.split(".")[0] for name in names})
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

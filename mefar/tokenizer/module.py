@@ -20,14 +20,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from mefar.errors import UserError
+from mefar.errors import UserError, one_line
 from mefar.files import class_at
 from mefar.tokenizer import earlier, ranks
 from mefar.tokenizer.image_losses import match_light
 from mefar.tokenizer.network import ActionNetwork, describe
 from mefar.tokenizer.plain import (
     TokenInterface,
-    first_line,
     located,
     read_checkpoint,
     refuse_not_finite,
@@ -285,7 +284,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ActionTokenize
         model = instantiate_module(kind, settings)
         model.load_state_dict(checkpoint["state_dict"])
     except Exception as error:  # of a class that may be anybody's
-        raise UserError(f"{path}: weights and settings do not fit together ({first_line(error)})") from None
+        raise UserError(f"{path}: weights and settings do not fit together ({one_line(error)})") from None
     refuse_not_finite(model, path)
     model = model.to(device).eval()
     if not isinstance(model, ActionTokenizer):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mefar import files
-from mefar.errors import UserError
+from mefar.errors import UserError, one_line
 from mefar.tokenizer import earlier
 from mefar.tokenizer.network import ActionNetwork
 from mefar.tokens import ActionTokens, Movement
@@ -125,7 +125,7 @@ def build(described: Mapping[str, Any], weights: Mapping[str, Tensor], path: Pat
         network = kind(**described.get("init_args", {}))
         network.load_state_dict(dict(weights))
     except Exception as error:  # of a class that may be anybody's
-        raise UserError(f"{path}: weights and settings do not fit together ({first_line(error)})") from None
+        raise UserError(f"{path}: weights and settings do not fit together ({one_line(error)})") from None
     refuse_not_finite(network, path)
     return PlainTokenizer(network)
 
@@ -137,16 +137,24 @@ def located(path: str | Path) -> Path:
     return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint with a state_dict, in today's form."""
+_MAKE_ONE = "make one with `make pretrain` or `make demo`, or take `demo`, which comes with mefar"
+
+
+def read_checkpoint(path: Path, or_else: str = _MAKE_ONE) -> dict[str, Any]:
+    """A checkpoint of Lightning's, in today's form.
+
+    Args:
+        path: of the file.
+        or_else: what to do where there is none.
+
+    Raises:
+        UserError: no such file, unreadable, damaged, or without model weights.
+    """
     if not path.exists():
-        raise UserError(
-            f"{path}: no such checkpoint; make one with `make pretrain` or `make demo`, or take `demo`, "
-            "which comes with mefar"
-        )
+        raise UserError(f"{path}: no such checkpoint; {or_else}")
     checkpoint = files.read_checkpoint(path)
     if not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path}: not a mefar checkpoint (no state_dict); was it written by `mefar fit`?")
+        raise UserError(f"{path}: holds no state_dict; give a checkpoint that `mefar fit` wrote")
     earlier.translate_checkpoint(checkpoint)
     return checkpoint
 
@@ -181,8 +189,3 @@ def refuse_other_images(name: str, image: Tensor, size: int, training: bool = Fa
         return  # the training step says in which clip
     if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise UserError(f"{name} holds {low:g} to {high:g}, expected [0, 1]; divide by the largest value")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as one line."""
-    return " ".join(str(error).split())[:200]

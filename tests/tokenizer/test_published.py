@@ -49,7 +49,7 @@ def test_parity_with_the_published_numbers(parity: dict[str, torch.Tensor]) -> N
     close = {"rtol": 0.0, "atol": 1e-4}
     with torch.no_grad():
         action = model.network.encode(onset, apex)
-        quantized = model.network.quantize(action)
+        quantized = model.network.vq(action)
         image = model.network.decode(onset, tokens.embeddings)
     torch.testing.assert_close(action, parity["expected.continuous_action"], **close)
     assert torch.equal(tokens.indices, parity["expected.indices"])
@@ -60,7 +60,7 @@ def test_parity_with_the_published_numbers(parity: dict[str, torch.Tensor]) -> N
 
 def test_parity_file_is_accounted_for_key_by_key(parity: dict[str, torch.Tensor]) -> None:
     theirs = {name.removeprefix("tokenizer.") for name in parity if name.startswith("tokenizer.")}
-    names = dface.published_names(dface.infer_settings(dface.read_state(PARITY), PARITY, 64))
+    names = dface.published_names(dface.infer_settings(dface.read_halves(PARITY)[0], PARITY, 64))
     assert theirs == set(names)
     ours = [name for name in names.values() if name is not None]
     model = dface.load_tokenizer(PARITY, image_size=64)
@@ -132,7 +132,7 @@ def test_token_counts_by_halving(tokens: int) -> None:
     onset, apex = pair()
     action = codec.encode(onset, apex)
     assert action.shape == (2, tokens, 8)
-    decoded = codec.decode(onset, codec.embed(codec.quantize(action).values))
+    decoded = codec.decode(onset, codec.embed(codec.vq(action).values))
     assert decoded.shape == onset.shape
 
 
@@ -161,7 +161,7 @@ def test_no_parameter_is_without_gradient_and_the_decoder_leaves_the_embedding_a
     onset, apex = pair()
     codec.decode(onset, torch.randn(2, 4, 16)).sum().backward()
     assert all(parameter.grad is None for parameter in codec.patch_embedding.parameters())
-    quantized = codec.quantize(codec.encode(onset, apex))
+    quantized = codec.vq(codec.encode(onset, apex))
     codec.decode(onset, codec.embed(quantized.values)).square().sum().backward()
     idle = [name for name, p in codec.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert idle == []
@@ -171,13 +171,13 @@ def test_noise_substitution_keeps_the_distance_and_trains_the_book() -> None:
     torch.manual_seed(0)
     codec = tiny().train()
     action = torch.randn(3, 4, 8)
-    quantized = codec.quantize(action)
+    quantized = codec.vq(action)
     codes = codec.vq.lookup(quantized.indices)
     torch.testing.assert_close((quantized.values - action).norm(dim=-1), (codes - action).norm(dim=-1))
     assert not torch.allclose(quantized.values, codes)
     quantized.values.sum().backward()
     assert codec.vq.codebook.grad.abs().sum() > 0
-    assert torch.equal(codec.eval().quantize(action).values, codes)
+    assert torch.equal(codec.eval().vq(action).values, codes)
 
 
 @pytest.mark.parametrize("revival", ["published", "unused"])
