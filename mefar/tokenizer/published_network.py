@@ -1,6 +1,6 @@
 """The published tokenizer network, to the last digit ("From Pixels to Semantics", ICLR 2026).
 
-Same contract as warp_network.py: encode(onset, apex) -> continuous action, quantize -> codes, embed -> token
+Same contract as warp_network.py: encode(onset, apex) -> continuous action, vq -> codes, embed -> token
 embeddings, decode(onset, embeddings) -> apex; the loss is the plain mean squared error of the apex. Written
 from the description of the computation and checked against its numbers. It keeps two quirks of the published
 network, so that released weights compute here what they compute there; our own network has neither:
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from mefar.errors import UserError
 from mefar.tokenizer.network import ActionNetwork
-from mefar.tokenizer.quantizer import Quantized, Revival, VectorQuantizer
+from mefar.tokenizer.quantizer import Revival, VectorQuantizer
 from mefar.tokenizer.transformer import RelativePositionBias, Transformer, TransformerBlock
 from mefar.tokens import ActionTokens
 
@@ -214,7 +214,7 @@ class PublishedNetwork(ActionNetwork):
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean squared error of the apex and nothing else; a second view of the pair is not used."""
         onset, apex = batch["onset"], batch["apex"]
-        codes = self.quantize(self.encode(onset, apex)).values
+        codes = self.vq(self.encode(onset, apex)).values
         return {"reconstruction": functional.mse_loss(self.decode(onset, self.embed(codes)), apex)}
 
     def adaptation_error(self, onset: Tensor, apex: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -243,11 +243,6 @@ class PublishedNetwork(ActionNetwork):
         before, after = rearrange(cells, "(t b) l d -> t b l d", t=2).unbind()
         action: Tensor = after - before
         return action
-
-    def quantize(self, action: Tensor) -> Quantized:
-        """(B, L, d) -> codes; see VectorQuantizer."""
-        quantized: Quantized = self.vq(action)
-        return quantized
 
     def embed(self, codes: Tensor) -> Tensor:
         """(B, L, d) codes -> (B, L, D) token embeddings in the published, interleaved layout (quirk Q1)."""

@@ -100,25 +100,20 @@ class Attention(nn.Module):
         dim: D.
         heads: attention heads.
         head_dim: channels of a head.
-        null_entries: learned key/value pairs put before the context's; 0 for self-attention.
-        context: whether keys and values come from a context.
+        cross: whether keys and values come from a context.
     """
 
-    def __init__(
-        self, dim: int, heads: int, head_dim: int, null_entries: int = 0, context: bool = False
-    ) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, cross: bool = False) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.null_entries = heads, head_dim, null_entries
+        self.heads = heads
         self.norm = nn.LayerNorm(dim, bias=False)
-        self.context_norm = nn.LayerNorm(dim, bias=False) if context else None
+        self.context_norm = nn.LayerNorm(dim, bias=False) if cross else None
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * heads * head_dim, bias=False)
         self.query_scale = nn.Parameter(torch.ones(head_dim))
         self.key_scale = nn.Parameter(torch.ones(head_dim))
-        # Key and value take turns along the second axis, as in the published file.
-        self.null_key_value = (
-            nn.Parameter(torch.randn(heads, 2 * null_entries, head_dim)) if null_entries else None
-        )
+        # Two pairs: key and value take turns along the second axis, as in the published file.
+        self.null_key_value = nn.Parameter(torch.randn(heads, 4, head_dim)) if cross else None
         self.out = nn.Linear(heads * head_dim, dim, bias=False)
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
@@ -131,9 +126,8 @@ class Attention(nn.Module):
         if self.null_key_value is not None:
             null = self.null_key_value.to(key.dtype).expand(tokens.shape[0], -1, -1, -1)
             key, value = torch.cat([null[:, :, 0::2], key], 2), torch.cat([null[:, :, 1::2], value], 2)
-        query = (functional.normalize(query, dim=-1) * self.query_scale).to(
-            value.dtype
-        )  # normalised in float32
+        # Normalised in float32.
+        query = (functional.normalize(query, dim=-1) * self.query_scale).to(value.dtype)
         key = (functional.normalize(key, dim=-1) * self.key_scale).to(value.dtype)
         bias = None if bias is None else bias.to(value.dtype)
         mixed = functional.scaled_dot_product_attention(query, key, value, bias, scale=ATTENTION_SCALE)
@@ -176,9 +170,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.position = PositionConvolution(dim)
         self.attention = Attention(dim, heads, head_dim)
-        self.cross_attention = (
-            Attention(dim, heads, head_dim, null_entries=2, context=True) if cross else None
-        )
+        self.cross_attention = Attention(dim, heads, head_dim, cross=True) if cross else None
         self.feed_forward = FeedForward(dim)
 
     def forward(

@@ -269,13 +269,13 @@ class WarpNetwork(ActionNetwork):
             self._learn_unit(action.strength.detach(), noise_level(onset, apex), still)
             action = self._in_units(action)
             strength, head = action.strength, action.head
-            quantized = self.quantize(action.shape[~still])
+            quantized: Quantized = self.vq(action.shape[~still])
             codes = action.shape.index_put((torch.nonzero(~still)[:, 0],), quantized.values)
             if "partner" in batch:
                 source = self._sources(batch["partner"], still)
                 codes, strength = codes[source], strength[source]
         else:
-            quantized = self.quantize(self.encode(onset, apex))
+            quantized = self.vq(self.encode(onset, apex))
             codes = quantized.values
         decoded = self.decode(seen, self.embed(codes), strength, head)
         target = match_light(target, seen)
@@ -391,11 +391,6 @@ class WarpNetwork(ActionNetwork):
         reached = sums[2] / sums[3].clamp_min(1) / self.unit
         known = torch.where(self.noise_floor > 0, self.noise_floor.lerp(reached, 0.02), reached)
         self.noise_floor.copy_(torch.where(sums[3] > 0, known, self.noise_floor))
-
-    def quantize(self, action: Tensor) -> Quantized:
-        """(B, L, d) -> codes; see VectorQuantizer."""
-        quantized: Quantized = self.vq(action)
-        return quantized
 
     def embed(self, codes: Tensor) -> Tensor:
         """(B, L, d) codes -> (B, L, D) token embeddings: every slot has its own projection and bias."""

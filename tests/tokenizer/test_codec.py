@@ -21,7 +21,7 @@ def faces(count: int, size: int, seed: int) -> torch.Tensor:
 def test_shapes(size: int, codes: int, tokens: int) -> None:
     codec = WarpNetwork(size, dim=16, depth=1, num_codes=codes, num_tokens=tokens, code_dim=8).eval()
     onset, apex = faces(2, size, 0), faces(2, size, 1)
-    quantized = codec.quantize(codec.encode(onset, apex))
+    quantized = codec.vq(codec.encode(onset, apex))
     assert quantized.indices.shape == (2, tokens) and int(quantized.indices.max()) < codes
     decoded = codec.decode(onset, codec.embed(quantized.values))
     assert decoded.image.shape == onset.shape and decoded.flow.shape == (2, 2, size, size)
@@ -154,7 +154,7 @@ def test_codec_learns_what_moves() -> None:
 
     for step in range(120):
         onset, apex = batch(step)
-        quantized = codec.quantize(codec.encode(onset, apex))
+        quantized = codec.vq(codec.encode(onset, apex))
         decoded = codec.decode(onset, codec.embed(quantized.values))
         loss = (decoded.image - apex).square().mean() * 100 + 0.05 * quantized.commitment
         optimiser.zero_grad()
@@ -162,5 +162,5 @@ def test_codec_learns_what_moves() -> None:
         optimiser.step()
     codec.eval()
     onset, apex = batch(1000)
-    rebuilt = codec.decode(onset, codec.embed(codec.quantize(codec.encode(onset, apex)).values)).image
+    rebuilt = codec.decode(onset, codec.embed(codec.vq(codec.encode(onset, apex)).values)).image
     assert (psnr(rebuilt, apex) - psnr(onset, apex)).mean() > 1.0

@@ -94,7 +94,7 @@ def test_self_attention_is_the_written_out_one(biased: bool) -> None:
 
 def test_cross_attention_is_the_written_out_one() -> None:
     torch.manual_seed(0)
-    attention = shaken(Attention(12, 3, 8, null_entries=2, context=True))
+    attention = shaken(Attention(12, 3, 8, cross=True))
     tokens, context = torch.randn(4, 9, 12), torch.randn(4, 5, 12)
     torch.testing.assert_close(
         attention(tokens, context=context), written_out(attention, tokens, None, context)
@@ -105,7 +105,7 @@ def test_attention_refuses_the_other_kinds_call() -> None:
     with pytest.raises(ValueError, match="context"):
         Attention(8, 2, 4)(torch.randn(1, 3, 8), context=torch.randn(1, 2, 8))
     with pytest.raises(ValueError, match="context"):
-        Attention(8, 2, 4, null_entries=2, context=True)(torch.randn(1, 3, 8))
+        Attention(8, 2, 4, cross=True)(torch.randn(1, 3, 8))
 
 
 def test_feed_forward_gates_its_first_half_by_its_second() -> None:
