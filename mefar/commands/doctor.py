@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from datamodules.crops import Progress
 from datamodules.doctor import Count, Report, examine
 from datamodules.faces.align import FaceMode
 from datamodules.faces.apex import ApexRule
 from mefar.progress import shown
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _LISTED = 10  # findings of one kind that are listed without --verbose
 _COLOURS = {"lost": "red", "warning": "yellow", "note": "dim"}
@@ -56,7 +57,10 @@ def doctor(
         verbose: show the tables in any case, and every finding.
         json: print JSON and nothing else.
     """
-    with _progress(not json and sys.stdout.isatty()) as progress:
+    bar: AbstractContextManager[Progress | None] = nullcontext()
+    if sys.stdout.isatty() and not json:
+        bar = shown("reading images", "images")
+    with bar as progress:
         prefer: Literal["raw", "cropped"] = "raw" if faces == "align" else "cropped"
         report = examine(dataset, data, classes, errata, prefer, apex, all_frames, views, progress=progress)
     if json:
@@ -68,18 +72,7 @@ def doctor(
     return 1 if report.lost else 0
 
 
-@contextmanager
-def _progress(wanted: bool) -> Iterator[Progress | None]:
-    if not wanted:
-        yield None
-        return
-    with shown("reading images", "images") as progress:
-        yield progress
-
-
 def _show(report: Report, verbose: bool) -> None:
-    from rich.console import Console
-
     # In a pipe there is no width to fit in, and a line that is not broken can be searched.
     console = Console(width=None if sys.stdout.isatty() else 2000, highlight=False)
     with console.capture() as shown_text:
@@ -91,9 +84,6 @@ def _show(report: Report, verbose: bool) -> None:
 
 
 def _show_counts(report: Report, console: Console) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     names = list(next(iter(report.parts.values())).classes)
     # Narrow enough for five classes in 80 columns.
     table = Table("database", "clips", "subjects", *names, box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
@@ -120,10 +110,6 @@ def _cell(count: Count) -> str:
 
 
 def _show_findings(report: Report, console: Console, limit: int | None) -> None:
-    from rich.box import SIMPLE
-    from rich.markup import escape
-    from rich.table import Table
-
     if not report.findings:
         return
     table = Table("", "finding", "clip", "detail", box=SIMPLE)
@@ -140,10 +126,6 @@ def _show_findings(report: Report, console: Console, limit: int | None) -> None:
 
 
 def _show_errata(report: Report, console: Console, limit: int | None) -> None:
-    from rich.box import SIMPLE
-    from rich.markup import escape
-    from rich.table import Table
-
     if not report.errata:
         return
     table = Table("erratum", "field", "was", "is", "source", box=SIMPLE)

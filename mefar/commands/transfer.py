@@ -100,7 +100,16 @@ def transfer(
         from mefar.loso.results import read_run
 
         dataset = str(read_run(run).summary["protocol"])
-    _check(strength, top, run, frames, fps, dataset, data, bool(source))
+    if not (math.isfinite(strength) and strength >= 0):
+        raise UserError(f"--strength is {strength}; give 0 (nothing), 1 (as recorded) or more")
+    if top is not None and (run is None or top < 1):
+        raise UserError("--top takes a number from 1 on, and --run RUN with it")
+    if frames is not None and frames < 3:
+        raise UserError(f"--frames is {frames}; give at least 3: rest, action, rest")
+    if not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"--fps is {fps}; give a number above 0")
+    if (dataset is None) != (data is None) or (dataset is None and not source):
+        raise UserError("give --source, or --dataset and --data, or --run and --data")
     model = steerable(load(tokenizer))
     made_by = weights_of(model)
     sources = list(given(source, model, made_by, source_face, faces, (onset, apex)))
@@ -122,28 +131,6 @@ def transfer(
                 print(_write(path, model, each, one, strength, frames, fps, gif))
         if grid:
             print(*_grid(out, model, sources, targets, strength), sep="\n")
-
-
-def _check(
-    strength: float,
-    top: int | None,
-    run: Path | None,
-    frames: int | None,
-    fps: float,
-    dataset: str | None,
-    data: Path | None,
-    source: bool,
-) -> None:
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"--strength is {strength}; give 0 (nothing), 1 (as recorded) or more")
-    if top is not None and (run is None or top < 1):
-        raise UserError("--top takes a number from 1 on, and --run RUN with it")
-    if frames is not None and frames < 3:
-        raise UserError(f"--frames is {frames}; give at least 3: rest, action, rest")
-    if not (math.isfinite(fps) and fps > 0):
-        raise UserError(f"--fps is {fps}; give a number above 0")
-    if (dataset is None) != (data is None) or (dataset is None and not source):
-        raise UserError("give --source, or --dataset and --data, or --run and --data")
 
 
 def _target(path: Path, face: int, faces: FaceMode, size: int) -> Target:
