@@ -11,8 +11,6 @@ same whatever rank saw which clip, also where some rank saw none.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -71,12 +69,10 @@ class _Confusion(Metric):
     """A metric over the pooled confusion matrix."""
 
     full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
     counts: Tensor
 
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
         self.num_classes = num_classes
         zero = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("counts", default=zero, dist_reduce_fx="sum")

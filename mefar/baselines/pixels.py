@@ -39,27 +39,15 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def pixel_differences(onset: Tensor, apex: Tensor, size: int = 64) -> Tensor:
-    """What the control sees of a pair.
+def pixel_differences(onset: Tensor, apex: Tensor) -> Tensor:
+    """What the control sees of onset and apex (B, 3, H, W) float in [0, 1]: (B, P) float in [-1, 1].
 
-    Args:
-        onset: (B, 3, H, W) float in [0, 1].
-        apex: the same.
-        size: differences are averaged down to at most this side, which also averages camera noise.
-
-    Returns:
-        (B, P) float in [-1, 1].
+    Differences are averaged down to at most 64 x 64, which also averages camera noise.
     """
     difference = apex - onset
-    if difference.shape[-1] > size:
-        difference = functional.adaptive_avg_pool2d(difference, size)
+    if difference.shape[-1] > 64:
+        difference = functional.adaptive_avg_pool2d(difference, 64)
     return difference.flatten(1)
-
-
-def _solve(gram: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Tensor:
-    """Dual coefficients (n, C) of weighted kernel ridge: (K + penalty / w) a = y."""
-    solution: Tensor = torch.linalg.solve(gram + torch.diag(penalty / weights), targets)
-    return solution
 
 
 def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty: float, C: int) -> Tensor:
@@ -75,7 +63,8 @@ def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty:
     offset = share @ targets
     # A floor, because differences may all be 0: apex frames that are the onset.
     scale = max(float(inner_c.diagonal().mean()), 1e-12)
-    coefficients = _solve(inner_c, targets - offset, weights, penalty * scale)
+    # Dual coefficients (n, C) of weighted kernel ridge: (K + penalty / w) a = y.
+    coefficients = torch.linalg.solve(inner_c + torch.diag(penalty * scale / weights), targets - offset)
     return (cross_c @ coefficients + offset).argmax(1)
 
 

@@ -103,7 +103,7 @@ def claims(
         | _cosines(found)
         | _halves(found)
         | _order(tokenizer, face, sets, strength)
-        | (_places(found))
+        | _places(found)
     )
 
 
@@ -124,17 +124,12 @@ def _cosines(found: Tensor) -> dict[str, float | list[float]]:
     all_pairs = unit.sum((1, 2)).square().sum(-1)  # sums of cosines over all ordered pairs, of each face
     position, code = (unit.sum(axis).square().sum((1, 2)) for axis in (2, 1))
     own = unit.square().sum((1, 2, 3))
-    counts = {
-        "same_position": L * K * (K - 1),
-        "same_code": K * L * (L - 1),
-        "neither": L * K * (L - 1) * (K - 1),
-    }
     sums = {
-        "same_position": position - own,
-        "same_code": code - own,
-        "neither": all_pairs - position - code + own,
+        "same_position": (position - own, L * K * (K - 1)),
+        "same_code": (code - own, K * L * (L - 1)),
+        "neither": (all_pairs - position - code + own, L * K * (L - 1) * (K - 1)),
     }
-    return {name: float(sums[name].mean()) / count for name, count in counts.items()}
+    return {name: float(total.mean()) / count for name, (total, count) in sums.items()}
 
 
 def _halves(found: Tensor) -> dict[str, float | list[float]]:

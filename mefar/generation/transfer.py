@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mefar.generation.pasting import paste
-from mefar.tokens import ActionTokens, Movement, SteerableTokenizer, as_images
+from mefar.tokens import ActionTokens, SteerableTokenizer, as_images
 
 UInt8 = NDArray[np.uint8]
 
@@ -42,30 +42,18 @@ def carry(
         tokens: of one clip.
         strength: 0 nothing, 1 as recorded, 2 twice as much.
     """
-    return paste(target.picture, target.matrix, _movement(tokenizer, target, tokens, strength))
+    onset = as_images(target.crop[None]).to(tokens.embeddings)
+    tokens = tokens.without_head()
+    if tokens.strength is not None:
+        movement = tokenizer.move(onset, tokens.scaled(strength))
+    else:
+        movement = tokenizer.move(onset, tokens).scaled(strength)
+    return paste(target.picture, target.matrix, movement)
 
 
 def clip(
     tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float, frames: int
 ) -> Iterator[UInt8]:
-    """Frames from rest to the action and back to rest, as `carry`; arguments as there.
-
-    Args:
-        tokenizer: see there.
-        target: see there.
-        tokens: see there.
-        strength: of the middle of the clip.
-        frames: how many, at least 3.
-    """
+    """As `carry`, `frames` of them, at least 3: from rest to the action and back to rest."""
     for share in 0.5 - 0.5 * np.cos(np.linspace(0, 2 * np.pi, frames)):
         yield carry(tokenizer, target, tokens, strength * float(share))
-
-
-def _movement(
-    tokenizer: SteerableTokenizer, target: Target, tokens: ActionTokens, strength: float
-) -> Movement:
-    onset = as_images(target.crop[None]).to(tokens.embeddings)
-    tokens = tokens.without_head()
-    if tokens.strength is not None:
-        return tokenizer.move(onset, tokens.scaled(strength))
-    return tokenizer.move(onset, tokens).scaled(strength)

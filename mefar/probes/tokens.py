@@ -74,57 +74,46 @@ def au_probe(read: Tensor, units: Tensor, subjects: Sequence[str]) -> tuple[floa
     return (sum(found.values()) / len(found) if found else float("nan")), found
 
 
-def identity_probe(read: Tensor, subjects: Sequence[str], folds: int = 4) -> tuple[float, float]:
-    """Whose face it is, from features, on clips the probe was not fitted on; lower is better.
+def identity_probe(read: Tensor, subjects: Sequence[str]) -> tuple[float, float]:
+    """Whose face it is, from features (N, P), on clips the probe was not fitted on; lower is better.
 
-    Args:
-        read: (N, P) features.
-        subjects: N subject keys.
-        folds: parts that each subject's clips are dealt to.
+    The clips of each of N subject keys are dealt to four parts.
 
     Returns:
         Accuracy, and the accuracy of chance: always naming the subject with most clips.
     """
-    names = sorted(set(subjects))
-    labels = torch.tensor([names.index(subject) for subject in subjects])
-    seen: dict[str, int] = {}
+    labels, seen = subject_numbers(subjects), Counter[str]()
     parts = []
     for subject in subjects:
-        parts.append(f"part {seen.get(subject, 0) % folds}")
-        seen[subject] = seen.get(subject, 0) + 1
-    guess = linear_control(read, labels, parts, len(names))
+        parts.append(f"part {seen[subject] % 4}")
+        seen[subject] += 1
+    guess = linear_control(read, labels, parts, len(seen))
     return float((guess == labels).float().mean()), max(seen.values()) / len(labels)
 
 
 def all_clips(read: Tensor, labels: Tensor, subjects: Sequence[str]) -> float:
     """UF1 of the pooled predictions when every subject is left out once.
 
-    Args:
-        read: (N, P) features.
-        labels: (N,) int64 in [0, C).
-        subjects: N subject keys.
+    `read` are features (N, P), `labels` (N,) int64 in [0, C).
     """
     classes = int(labels.max()) + 1
     return scores(labels, linear_control(read, labels, subjects, classes), classes)["uf1"]
 
 
 @single_threaded()
-def few_shot(
-    read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int, draws: int = 10, seed: int = 0
-) -> float:
+def few_shot(read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int) -> float:
     """Mean UF1 when every class is learned from a few clips of other people.
 
     Clips are drawn anew for each of four parts of the subjects; the rest of the other parts is not used.
+    Ten times: a handful of clips alone is luck.
 
     Args:
         read: (N, P) features.
         labels: (N,) int64 in [0, C).
         subjects: N subject keys.
         shots: clips per class to learn from.
-        draws: how often to draw; a handful of clips alone is luck.
-        seed: of the draws.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, draws = torch.Generator().manual_seed(0), 10
     number, gram, classes = subject_numbers(subjects), read.double() @ read.double().T, int(labels.max()) + 1
     found = []
     for _ in range(draws):
@@ -256,9 +245,9 @@ def gray(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True).expand_as(images)
 
 
-def low_resolution(images: Tensor, share: float = 0.6) -> Tensor:
-    """(N, 3, H, W) at a share of the resolution, enlarged back."""
+def low_resolution(images: Tensor) -> Tensor:
+    """(N, 3, H, W) at 60 % of the resolution, enlarged back."""
     size = images.shape[-2:]
-    small = [max(1, round(side * share)) for side in size]
+    small = [max(1, round(0.6 * side)) for side in size]
     shrunk = functional.interpolate(images, small, mode="bilinear", antialias=True)
     return functional.interpolate(shrunk, size, mode="bilinear")

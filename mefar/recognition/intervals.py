@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from mefar.errors import UserError
-from mefar.files import replacing
+from mefar.files import csv_text, write_text
 
 Kind = Literal["micro", "macro"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -130,13 +130,10 @@ def read_intervals(path: Path) -> IntervalTable:
 
 def write_intervals(path: Path, intervals: Iterable[Interval], videos: Iterable[str] = ()) -> None:
     """Write a file that `read_intervals` reads; `videos` without an interval get a row of their own."""
-    rows = sorted(intervals)
-    silent = sorted(set(videos) - {row.video for row in rows})
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["video", "kind", "onset", "offset", "emotion"])
-        writer.writerows([row.video, row.kind, row.onset, row.offset, row.emotion] for row in rows)
-        writer.writerows([video, "", "", "", ""] for video in silent)
+    rows = [asdict(one) for one in sorted(intervals)]
+    silent = sorted(set(videos) - {row["video"] for row in rows})
+    rows += [{"video": video} for video in silent]
+    write_text(path, csv_text(("video", "kind", "onset", "offset", "emotion"), rows))
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:

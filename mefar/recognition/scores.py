@@ -31,17 +31,15 @@ THRESHOLD = 0.5
 GROUPS = (*KINDS, "overall")
 
 
-def match(
-    truths: Sequence[Interval], found: Sequence[Interval], threshold: float = THRESHOLD
-) -> list[tuple[int, int]]:
+def match(truths: Sequence[Interval], found: Sequence[Interval]) -> list[tuple[int, int]]:
     """Pair intervals of one video, whatever their kind -> (index of truth, index of detection) pairs.
 
-    The largest number of pairs whose IoU reaches the threshold; among these the largest sum of IoU.
+    The largest number of pairs whose IoU reaches THRESHOLD; among these the largest sum of IoU.
     """
     overlap = np.array([[truth.iou(one) for one in found] for truth in truths]).reshape(
         len(truths), len(found)
     )
-    good = overlap >= threshold
+    good = overlap >= THRESHOLD
     # A pair more outweighs any sum of IoU, which is at most the number of pairs.
     worth = np.where(good, 1.0 + min(overlap.shape, default=0) + overlap, 0.0)
     rows, columns = linear_sum_assignment(worth, maximize=True)
@@ -76,22 +74,14 @@ class SpottingScore(Metric):
     """Spotting, analysis and STRS for micro, macro and both, pooled over everything since the last reset.
 
     All intervals of a video must come in one call of `update`: a pairing is made within a video.
-
-    Args:
-        threshold: smallest IoU of a true positive, in (0, 1].
     """
 
     full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
     spotted: Tensor  # (2, 3) micro, macro x true positives, false positives, misses
     called: Tensor  # (2, 3, 4) micro, macro x true class x called class
 
-    def __init__(self, threshold: float = THRESHOLD, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold {threshold} is not in (0, 1]")
-        self.threshold = threshold
+    def __init__(self) -> None:
+        super().__init__()
         self.add_state("spotted", default=torch.zeros(2, 3, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("called", default=torch.zeros(2, 3, 4, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -100,7 +90,7 @@ class SpottingScore(Metric):
         true_by, found_by = _by_video(truths), _by_video(found)
         for video, kind in sorted(set(true_by) | set(found_by)):
             true, detected = true_by[video, kind], found_by[video, kind]
-            pairs = match(true, detected, self.threshold)
+            pairs = match(true, detected)
             row = KINDS.index(kind)
             counts = [len(pairs), len(detected) - len(pairs), len(true) - len(pairs)]
             self.spotted[row] += torch.tensor(counts, device=self.spotted.device)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 
 from mefar.recognition.intervals import Kind
 from mefar.recognition.motion import PARTS, REGIONS
@@ -258,10 +259,8 @@ def _at(time: Float, seconds: Float, values: Float) -> Float:
 def _smoothed(values: Float, sigma: float) -> Float:
     """Gaussian over time, sigma in samples; the ends are repeated."""
     reach = max(1, int(np.ceil(3 * sigma)))
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
-    weights /= weights.sum()
-    padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
-    return np.asarray(sum(w * padded[i : i + len(values)] for i, w in enumerate(weights)), np.float64)
+    made: Float = gaussian_filter1d(values, max(sigma, 1e-3), axis=0, mode="nearest", radius=reach)
+    return made
 
 
 def _without_head(motion: Float, head: Float, rate: float) -> Float:
