@@ -84,9 +84,7 @@ def _styled(draw: Callable[P, T]) -> Callable[P, T]:
 def svg(figure: Figure, about: str) -> Markup:
     """A chart as a part of a page; what `_hover` named is told when the reader points at it.
 
-    Args:
-        figure: of this module.
-        about: what it shows, for who cannot see it.
+    `about` says what it shows, for who cannot see it.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -101,12 +99,7 @@ def svg(figure: Figure, about: str) -> Markup:
 
 @_styled
 def save(charts: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write charts for a paper by their names: each as a PDF with its fonts and a PNG of 300 dots per inch.
-
-    Args:
-        charts: name -> chart.
-        folder: where to; made.
-    """
+    """Write charts for a paper by their names: each a PDF with its fonts, and a PNG of 300 dots per inch."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, chart in charts.items():
@@ -120,13 +113,7 @@ def save(charts: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 @_styled
 def confusion(matrix: Sequence[Sequence[float]], classes: Sequence[str], rows: str = "annotated") -> Figure:
-    """A confusion matrix: rows annotated, columns predicted; colour is the share of the row.
-
-    Args:
-        matrix: (C, C) counts.
-        classes: C names.
-        rows: what the labels are.
-    """
+    """Counts (C, C), rows annotated, columns predicted; colour is the share of the row."""
     size, longest = len(classes), LETTER * max(len(name) for name in classes)
     width = max(0.48, longest + 0.02)
     axes = _axes(size * width, size * 0.42, left=longest + 0.24, top=0.4)
@@ -179,12 +166,7 @@ def attention(
 
 @_styled
 def code_usage(usage: Sequence[int], width: float = 6.0) -> Figure:
-    """How often each code was chosen, with the uniform share as a dashed line.
-
-    Args:
-        usage: (K,) counts.
-        width: of the axes, in inches, at most.
-    """
+    """How often each code was chosen, with the uniform share as a dashed line; at most `width` inches."""
     K, total = len(usage), max(sum(usage), 1)
     axes = _axes(min(width, max(2.4, 0.18 * K)), 1.2, left=0.5, bottom=0.38)
     axes.margins(x=0.01)
@@ -225,15 +207,13 @@ def subjects(scores: Sequence[tuple[str, float, float]], width: float = 6.2) -> 
 
 
 @_styled
-def last_and_oracle(points: Sequence[tuple[str, float, float]], width: float = COLUMN) -> Figure:
+def last_and_oracle(points: Sequence[tuple[str, float, float]]) -> Figure:
     """What choosing the epoch on the test subject is worth: per method a line from last to oracle.
 
-    Args:
-        points: (method, UF1 of the last epoch, UF1 of the oracle), in the order of drawing, from above.
-        width: of the axes, in inches.
+    Points are (method, UF1 of the last epoch, UF1 of the oracle), drawn from above.
     """
     left = LETTER * max(len(name) for name, _, _ in points) + 0.12
-    axes = _axes(width, 0.22 * len(points) + 0.1, left=left, right=0.3, bottom=0.38, top=0.3)
+    axes = _axes(COLUMN, 0.22 * len(points) + 0.1, left=left, right=0.3, bottom=0.38, top=0.3)
     for place, (name, last, oracle) in enumerate(points):
         axes.plot([last, oracle], [place, place], color=TRACK, linewidth=3, zorder=1)
         for value, colour, what in ((oracle, RED, "oracle (leaks)"), (last, BLUE, "last")):
@@ -297,7 +277,6 @@ def time_line(
     rows: Mapping[str, Floats],
     spans: Sequence[tuple[float, float, bool, str]],
     level: float,
-    width: float = 9.0,
 ) -> Figure:
     """Curves over time, one above the other, with spans shaded behind all of them.
 
@@ -306,11 +285,10 @@ def time_line(
         rows: name -> (T,) values from 0; NaN is a gap.
         spans: (from, to, whether it is red, name).
         level: a value to mark with a dashed line.
-        width: inches of the axes.
     """
     from matplotlib.figure import Figure
 
-    names, tall, left, top, bottom = list(rows), 0.42, 0.62, 0.2, 0.38
+    names, width, tall, left, top, bottom = list(rows), 9.0, 0.42, 0.62, 0.2, 0.38
     size = (left + width + 0.1, top + len(names) * (tall + 0.06) + bottom)
     figure = Figure(size)
     for place, name in enumerate(names):
@@ -346,17 +324,11 @@ def _highest(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
 
 
 @_styled
-def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], titles: Sequence[str], side: float = 0.95) -> Figure:
-    """Rows of pictures under column titles, each row named on its left.
-
-    Args:
-        rows: (name, pictures (H, W, 3) uint8), as many pictures as titles.
-        titles: names of the columns.
-        side: width of a picture in inches.
-    """
+def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], titles: Sequence[str]) -> Figure:
+    """Rows of pictures (H, W, 3) uint8 under column titles, each row named on its left."""
     from matplotlib.figure import Figure
 
-    left, top, gap = 0.1 + LETTER * max(len(name) for name, _ in rows), 0.22, 0.05
+    left, top, gap, side = 0.1 + LETTER * max(len(name) for name, _ in rows), 0.22, 0.05, 0.95
     tall = [side * pictures[0].shape[0] / pictures[0].shape[1] for _, pictures in rows]
     size = (left + len(titles) * (side + gap), top + sum(tall) + gap * len(rows))
     figure = Figure(size)
@@ -438,13 +410,7 @@ def _thinned(points: Sequence[tuple[int, float]], most: int) -> list[tuple[int, 
 def signed_map(before: Picture, after: Picture, gain: float) -> Picture:
     """What became darker (blue) and lighter (red) from one picture to another, on white.
 
-    Args:
-        before: (H, W, 3) uint8.
-        after: (H, W, 3) uint8.
-        gain: amplification; 1 shows a full change of 255 gray levels as full colour.
-
-    Returns:
-        (H, W, 3) uint8.
+    All are (H, W, 3) uint8; a gain of 1 shows a full change of 255 gray levels as full colour.
     """
     change = (after.astype(np.float32) - before.astype(np.float32)).mean(axis=2, keepdims=True) / 255.0
     red, blue = (
@@ -456,12 +422,7 @@ def signed_map(before: Picture, after: Picture, gain: float) -> Picture:
 
 
 def gain_for(before: Picture, after: Picture) -> float:
-    """Amplification that shows the strongest changes of a pair in full colour, at most 20.
-
-    Args:
-        before: (H, W, 3) uint8.
-        after: (H, W, 3) uint8.
-    """
+    """Amplification that shows the strongest changes of a pair in full colour, at most 20."""
     change = np.abs(after.astype(np.float32) - before.astype(np.float32)).mean(axis=2) / 255.0
     strongest = float(np.quantile(change, 0.995))
     return float(np.clip(0.9 / max(strongest, 1e-3), 1.0, 20.0))
@@ -479,14 +440,9 @@ def row_of(pictures: Mapping[str, NDArray[np.generic]], database: str) -> tuple[
 
 
 def with_changes(onset: NDArray[np.generic], *others: NDArray[np.generic]) -> tuple[list[Picture], float]:
-    """Pictures of one face followed by what changed since the first of them, all amplified alike.
+    """Onset, others, and what changed from the onset to each of them; the amplification of all changes.
 
-    Args:
-        onset: (H, W, 3) uint8.
-        others: the same; the first of them, the apex, sets the amplification.
-
-    Returns:
-        Onset, others, other - onset of each; the amplification.
+    Pictures are (H, W, 3) uint8; the first of the others, the apex, sets the amplification.
     """
     first, *later = (np.asarray(picture, dtype=np.uint8) for picture in (onset, *others))
     gain = gain_for(first, later[0])
@@ -494,12 +450,7 @@ def with_changes(onset: NDArray[np.generic], *others: NDArray[np.generic]) -> tu
 
 
 def png_uri(picture: Picture, width: int) -> str:
-    """A picture as a `data:` address, enlarged or shrunk to `width` pixels.
-
-    Args:
-        picture: (H, W, 3) uint8.
-        width: pixels.
-    """
+    """A picture (H, W, 3) uint8 as a `data:` address, enlarged or shrunk to `width` pixels."""
     image = Image.fromarray(picture)
     image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
