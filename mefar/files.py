@@ -100,8 +100,8 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # somebody else's
+        pass
     return True
 
 
@@ -109,9 +109,7 @@ def _alive(process: int) -> bool:
 def lock(path: Path, say: bool = True) -> Iterator[None]:
     """Wait until no other process, on any machine that shares the disk, holds the lock file `path`.
 
-    Args:
-        path: the lock file.
-        say: a line to whoever waits; ranks that take turns all the time need none.
+    Whoever waits is told so in a line where `say` is true; ranks that take turns all the time need none.
 
     Raises:
         UserError: the file cannot be made or is a link.
@@ -209,8 +207,7 @@ def _bytes(part: Any) -> bytes:
 def code_fingerprint(*modules: str) -> str:
     """sha256 of what the code of modules does; comments, docstrings and layout do not count.
 
-    Args:
-        modules: dotted names, such as "mefar.loso.engine"; a package stands for all modules in it.
+    Modules are dotted names, such as "mefar.loso.engine"; a package stands for all modules in it.
     """
     parts = []
     for module in modules:
@@ -241,9 +238,7 @@ def source_fingerprint(source: bytes) -> str:
 def class_at(class_path: str, where: str) -> Any:
     """What a file names by a dotted path: a class, perhaps; whoever asks looks at it before it is called.
 
-    Args:
-        class_path: module and name.
-        where: what names it, for the message.
+    `where` says in the message what names it.
 
     Raises:
         UserError: it cannot be imported.
@@ -284,9 +279,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    kind, reason = _kind_of_checkpoint(path)
-    if reason:
-        raise UserError(f"{path}: {reason}")
+    kind = _kind_of_checkpoint(path)
     try:
         if kind == "safetensors":
             return dict(load_file(path))
@@ -309,27 +302,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(content) if isinstance(content, Mapping) else {"": content}
 
 
-def _kind_of_checkpoint(path: Path) -> tuple[str, str]:
-    """What a file is by its first bytes and its checksums, and what is wrong with it or nothing."""
+def _kind_of_checkpoint(path: Path) -> str:
+    """What a file is by its first bytes; refused where it is no checkpoint or its checksums are not right."""
     if path.is_dir():
-        return "", "is a folder; give the checkpoint file in it"
+        raise UserError(f"{path}: is a folder; give the checkpoint file in it")
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except FileNotFoundError:
-        return "", "no such checkpoint"
+        raise UserError(f"{path}: no such checkpoint") from None
     except OSError as error:
-        return "", f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not start:
-        return "", "is empty; it was cut short when it was written or fetched"
+        raise UserError(f"{path}: is empty; it was cut short when it was written or fetched")
     if start.lstrip()[:1] == b"<":
-        return "", "is a web page, not a checkpoint; fetch the file itself"
+        raise UserError(f"{path}: is a web page, not a checkpoint; fetch the file itself")
     if start.startswith(b"version https://git-lfs"):
-        return "", "only points to a checkpoint in Git LFS; fetch the file itself"
+        raise UserError(f"{path}: only points to a checkpoint in Git LFS; fetch the file itself")
     if path.suffix == ".safetensors":
-        return "safetensors", ""
+        return "safetensors"
     if not start.startswith(b"PK"):
-        return "pickle", ""
+        return "pickle"
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -338,10 +331,14 @@ def _kind_of_checkpoint(path: Path) -> tuple[str, str]:
                         while entry.read(1 << 20):
                             pass
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-                    return "", f"its entry {name!r} is damaged; write or fetch the file anew"
+                    raise UserError(
+                        f"{path}: its entry {name!r} is damaged; write or fetch the file anew"
+                    ) from None
     except (zipfile.BadZipFile, OSError, ValueError, OverflowError) as error:
-        return "", f"not a checkpoint that can be read, damaged or cut short ({error})"
-    return "zip", ""
+        raise UserError(
+            f"{path}: not a checkpoint that can be read, damaged or cut short ({error})"
+        ) from None
+    return "zip"
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:

@@ -67,9 +67,6 @@ class About:
 class Readers(nn.Module):
     """Readers of the tokens of one tokenizer; without weights until they are loaded or trained.
 
-    Args:
-        about: what they are.
-
     Raises:
         UserError: the head's class cannot be imported or made.
     """
@@ -140,12 +137,9 @@ def _head_class(told: Mapping[str, Any]) -> Any:
 
 
 def encoded(readers: Readers, sentences: Sequence[str], encode: Any) -> Tensor:
-    """(S, E) vectors of sentences: those that come with the readers, else by a text tower.
+    """(S, E) vectors of S sentences: those that come with readers whose head knows text, else by a tower.
 
-    Args:
-        readers: with a head that knows text.
-        sentences: S of them.
-        encode: sentences -> vectors by the tower of `about.text_model`; asked only for what is not known.
+    `encode` makes vectors of sentences by the tower of `about.text_model`; asked only for what is not known.
     """
     known = {sentence: row for row, sentence in enumerate(readers.about.sentences)}
     new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in known]

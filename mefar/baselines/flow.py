@@ -65,11 +65,7 @@ def _gray(images: Tensor) -> Any:
 def strain_of(flow: Tensor) -> Tensor:
     """How much the skin is stretched: the size of the flow's infinitesimal strain tensor.
 
-    Args:
-        flow: (B, 2, H, W).
-
-    Returns:
-        (B, 1, H, W) of sqrt(u_x^2 + v_y^2 + (u_y + v_x)^2 / 2), per pixel.
+    (B, 2, H, W) -> (B, 1, H, W) of sqrt(u_x^2 + v_y^2 + (u_y + v_x)^2 / 2), per pixel.
     """
     down, right = torch.gradient(flow, dim=(2, 3))
     shear = down[:, 0] + right[:, 1]

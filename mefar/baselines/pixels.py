@@ -129,13 +129,7 @@ def fit_and_predict(
 
 
 class RidgeHead(FittedHead):
-    """The control's classifier on any features, as a head.
-
-    Args:
-        num_tokens: L.
-        token_dim: D.
-        num_classes: C.
-    """
+    """The control's classifier on any features, as a head."""
 
     seen: Tensor
     labels: Tensor

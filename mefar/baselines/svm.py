@@ -17,9 +17,6 @@ class LinearSVM(FittedHead):
     Also for tokens: `mefar loso --tokenizer CKPT --head mefar.baselines.svm.LinearSVM`.
 
     Args:
-        num_tokens: L.
-        token_dim: D.
-        num_classes: C.
         cost: C of the machine; larger fits the training clips more closely.
     """
 

@@ -167,11 +167,8 @@ def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
 
     Args:
         prog: what the user typed so far; opens the line.
-        call: the command.
+        call: the command; returns an exit code.
         argv: its arguments; `--config` files among them are named in the line.
-
-    Returns:
-        Exit code.
     """
     try:
         with quiet():

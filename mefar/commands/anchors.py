@@ -66,9 +66,6 @@ def cosines(made: Anchors, protocol: str) -> str:
 def locate(text_model: str) -> tuple[str, str]:
     """Where to load a text tower from, and the name to remember it by.
 
-    Args:
-        text_model: as given by the user.
-
     Returns:
         What `encode_descriptions` understands, and a name without anything of this machine in it.
     """

@@ -48,13 +48,8 @@ def check_same_data(path: Path, content: Mapping[str, Any], data: Mapping[str, A
 
     A corpus may have moved: it is known by the name of its folder.
 
-    Args:
-        path: of the checkpoint.
-        content: of the checkpoint.
-        data: settings of the data that it would go on with.
-
     Raises:
-        UserError: they have another name.
+        UserError: the data that it would go on with have another name.
     """
     before = content.get("datamodule_hyper_parameters") or {}
     for name in ("dataset", "data"):
@@ -67,13 +62,7 @@ def check_same_data(path: Path, content: Mapping[str, Any], data: Mapping[str, A
 
 
 def is_finished(content: Mapping[str, Any], max_epochs: int | None, max_steps: int = -1) -> bool:
-    """Whether a training with these limits has nothing left to do.
-
-    Args:
-        content: of its checkpoint.
-        max_epochs: None or -1 for no limit.
-        max_steps: -1 for no limit.
-    """
+    """Whether a training with these limits has nothing left to do; None and -1 are no limit."""
     progress = content.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
     epochs = int(progress.get("processed", 0))
     over = max_epochs is not None and 0 <= max_epochs <= epochs
@@ -83,12 +72,8 @@ def is_finished(content: Mapping[str, Any], max_epochs: int | None, max_steps: i
 def check_no_other_training(folders: Iterable[Path], goes_on_from: Path | None) -> None:
     """Refuse to begin a training where the checkpoints of another one lie.
 
-    Args:
-        folders: where this one would write its own.
-        goes_on_from: the checkpoint that it goes on from.
-
     Raises:
-        UserError: there are some, and it does not go on from one of them.
+        UserError: there are some in its folders, and it does not go on from one of them.
     """
     for folder in folders:
         there = sorted(folder.glob("*.ckpt"))

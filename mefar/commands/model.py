@@ -47,7 +47,7 @@ from mefar.generation.editing import steerable
 from mefar.generation.transfer import Target, carry
 from mefar.readers import FAINTEST, NOTHING, About, Readers, encoded, weights_of
 from mefar.tokenizer.network import describe
-from mefar.tokenizer.plain import SHIPPED, PlainTokenizer, build, located
+from mefar.tokenizer.plain import SHIPPED, PlainTokenizer, build, located, under
 from mefar.tokenizer.plain import load as load_tokenizer
 from mefar.tokens import ActionTokens, feature_dim
 
@@ -390,13 +390,10 @@ def _built(config: Path, weights: Path) -> Model:
         raise UserError(
             f"{config.parent}: not a model that mefar has exported, or damaged ({one_line(error, 120)})"
         ) from None
-    begun = "tokenizer.network."
-    own = {name.removeprefix(begun): value for name, value in state.items() if name.startswith(begun)}
-    tokenizer = build(network, own, weights)
+    tokenizer = build(network, under(state, "tokenizer.network."), weights)
     if readers is not None:
-        rest = {name.removeprefix("readers."): v for name, v in state.items() if name.startswith("readers.")}
         try:
-            readers.load_state_dict(rest)
+            readers.load_state_dict(under(state, "readers."))
         except RuntimeError as error:
             raise UserError(f"{weights}: does not fit {config.name} ({one_line(error, 120)})") from None
     card = config.with_name(CARD)

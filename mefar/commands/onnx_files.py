@@ -61,11 +61,7 @@ def _tokens(embeddings: Tensor, strength: Tensor | None) -> ActionTokens:
 
 
 def write(model: Model, folder: Path) -> list[Path]:
-    """Write the files into a folder.
-
-    Args:
-        model: on any device; classify.onnx is left out where it has no readers.
-        folder: that exists.
+    """Write the files into a folder; classify.onnx is left out where the model has no readers.
 
     Raises:
         UserError: the package onnxscript is not installed; a network whose code fixes the size of a batch.

@@ -113,19 +113,10 @@ def align(picture: Picture, face: int = 1, faces: FaceMode = "align") -> Aligned
 def pair(
     onset: Picture, apex: Picture, size: int, face: int = 1, faces: FaceMode = "align"
 ) -> tuple[UInt8, UInt8]:
-    """Onset and apex as crops, by one transform, less the head's own motion between them.
+    """Onset and apex as crops (size, size, 3) uint8, by one transform, less the head's motion between them.
 
-    Two pictures of different sizes, or in which the face is elsewhere, are aligned each by itself.
-
-    Args:
-        onset: a picture.
-        apex: another of the same face.
-        size: S, side of the crops.
-        face: which face of the onset.
-        faces: see `align`.
-
-    Returns:
-        Two (S, S, 3) uint8.
+    Two pictures of different sizes, or in which the face is elsewhere, are aligned each by itself; `face` and
+    `faces` say of the onset what they say to `align`.
     """
     first = align(onset, face, faces)
     if isinstance(apex, AlignedFace):

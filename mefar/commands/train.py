@@ -39,20 +39,9 @@ import mefar.tokenizer.published_network
 import mefar.tokenizer.warp_network
 import mefar.tokenizer.weight_ema
 from mefar.commands import RUN_ID, fill, guard, name_run
-from mefar.commands.checkpoints import (
-    check_no_other_training,
-    check_same_data,
-    check_shapes,
-    is_finished,
-)
+from mefar.commands.checkpoints import check_no_other_training, check_same_data, check_shapes, is_finished
 from mefar.commands.shipped import with_configs, with_shipped_configs
-from mefar.commands.trainer_parts import (
-    LogLines,
-    PredictionTable,
-    SameClasses,
-    ToTheEnd,
-    WholeFiles,
-)
+from mefar.commands.trainer_parts import LogLines, PredictionTable, SameClasses, ToTheEnd, WholeFiles
 from mefar.errors import UserError
 from mefar.files import claim, write_text
 from mefar.report.training_page import write_training_report
@@ -204,12 +193,7 @@ class MefarCLI(LightningCLI):
 
 @contextmanager
 def wandb_run(root: Path, goes_on: bool) -> Iterator[None]:
-    """Let W&B know a training by one name over all its starts; a sweep's name goes before it.
-
-    Args:
-        root: folder of the training, which keeps the name.
-        goes_on: whether it was begun before.
-    """
+    """Let W&B know a training by one name over all its starts, kept in `root`; a sweep's name goes before."""
     if RUN_ID in os.environ:
         yield
         return
@@ -238,10 +222,7 @@ def _keep(record: Path) -> None:
 def check_settings(model: LightningModule, data: LightningDataModule | None, asked: int | None) -> None:
     """Refuse data that are asked for in another size than their model's, which they follow.
 
-    Args:
-        model: to be trained.
-        data: whose image_size follows the model's.
-        asked: the data's image_size in the configuration, its default where nothing was said.
+    `asked` is the data's image_size in the configuration, its default where nothing was said.
 
     Raises:
         UserError: another size was asked for.
@@ -255,24 +236,13 @@ def check_settings(model: LightningModule, data: LightningDataModule | None, ask
 
 
 def missing_tensor(message: str) -> str:
-    """The first disagreement of a failed `load_state_dict`, as part of one line.
-
-    Args:
-        message: text of torch's RuntimeError.
-    """
+    """The first disagreement of a failed `load_state_dict`, from torch's message, as part of one line."""
     found = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: (\S+)", message)
     return f"{found[1].lower()} tensor {found[2].strip(',.')}" if found else message.splitlines()[0]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb of the Trainer.
-
-    Args:
-        argv: the verb, then its options.
-
-    Returns:
-        Exit code.
-    """
+    """Run one verb of the Trainer: the verb, then its options -> exit code."""
     verb = argv[0]
     return guard(f"mefar {verb}", lambda: _train(verb, argv), argv)
 

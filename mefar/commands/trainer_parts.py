@@ -135,11 +135,7 @@ class SameClasses(Callback):
 
 
 class PredictionTable(BasePredictionWriter):
-    """Writes predictions.csv: clip, predicted class, probability of each class.
-
-    Args:
-        path: file to write.
-    """
+    """Writes predictions.csv: clip, predicted class, probability of each class."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("epoch")

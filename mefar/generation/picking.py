@@ -20,9 +20,7 @@ ALL = ""
 def attention_of(run: Path, tokenizer: str) -> dict[str, torch.Tensor]:
     """How heads that never saw a clip weighed its tokens: clip key -> (L,), and ALL -> their mean.
 
-    Args:
-        run: folder of a finished `mefar loso`.
-        tokenizer: fingerprint of the tokenizer whose tokens are to be picked.
+    `tokenizer` is the fingerprint of the one whose tokens are to be picked.
 
     Raises:
         UserError: no finished run, of another tokenizer, or of heads without attention.

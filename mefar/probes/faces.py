@@ -124,15 +124,9 @@ def against_truth(
     truth: Tensor,
     landmarks: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """The same where the true frame is known: movements carried to another face, over the true ones there.
+    """As `carried_movements`, of the true movements on the other face, where its true frame is known.
 
-    Args:
-        tokenizer: in eval mode.
-        onset: (N, 3, H, W) float in [0, 1].
-        apex: the same.
-        subjects: N keys of the people.
-        truth: (N, 3, H, W) float in [0, 1], see tokens.transfer_error.
-        landmarks: as above.
+    `truth` is (N, 3, H, W) float in [0, 1], see tokens.transfer_error.
     """
     sent = tokenize(tokenizer, onset, apex).select(other_faces(subjects)).without_head()
     before = landmarks(onset)

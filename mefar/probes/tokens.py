@@ -134,11 +134,7 @@ def cross_database(
 ) -> dict[str, float]:
     """UF1 on each database when the others were learned from: database -> UF1; {} for a single database.
 
-    Args:
-        read: (N, P) features.
-        labels: (N,) int64 in [0, C).
-        subjects: N subject keys.
-        databases: N database ids.
+    `read` are features (N, P), `labels` (N,) int64 in [0, C).
     """
     names = sorted(set(databases))
     if len(names) < 2:

@@ -37,9 +37,6 @@ _CONTROLS = {"pixels": ("pixel control", "linear on differences"), "shuffled": (
 def write_report(run: Path) -> Path:
     """Write RUN/report.html: scores, published numbers, confusions, pictures, tokens, subjects, provenance.
 
-    Args:
-        run: folder of a finished run.
-
     Raises:
         UserError: no finished run there, or one of its files cannot be read.
     """
@@ -81,10 +78,6 @@ def write_report(run: Path) -> Path:
 def write_figures(run: Path, folder: Path) -> list[Path]:
     """Write every chart of a run, and its rows of pictures, for a paper: each as PDF and as PNG.
 
-    Args:
-        run: folder of a finished run.
-        folder: where to write them; made.
-
     Raises:
         UserError: no finished run there, or one of its files cannot be read.
     """
@@ -98,9 +91,7 @@ def write_figures(run: Path, folder: Path) -> list[Path]:
 def charts(run: FinishedRun, paper: bool = False) -> dict[str, Figure]:
     """Every chart of a run by its name: confusion_full, attention_full, codes, subjects_samm, ...
 
-    Args:
-        run: what it left.
-        paper: whether to fit into a column of a paper.
+    For a `paper` they fit into a column.
     """
     narrow = {"width": figures.COLUMN} if paper else {}
     drawn, classes = {}, run.summary["classes"]

@@ -19,12 +19,9 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:
-    """Write a page, whole or not at all. Whatever a file says is escaped; only our own charts are markup.
+    """Write a page, whole or not at all: a file of templates/ with the content that it names.
 
-    Args:
-        path: file to write.
-        template: file of templates/.
-        content: what the template names.
+    Whatever a file says is escaped; only our own charts are markup.
     """
     write_text(path, _environment().get_template(template).render(content))
     return path
@@ -57,10 +54,7 @@ def counted(told: Iterable[object]) -> list[tuple[str, int]]:
 
 
 def code_usage(counts: Any) -> dict[str, float]:
-    """What a page says of how often each code was chosen.
-
-    Args:
-        counts: (K,) integers, or None.
+    """What a page says of how often each code was chosen, (K,) counts.
 
     Returns:
         codes K, how many are used, their perplexity, and tokens counted; empty for None.

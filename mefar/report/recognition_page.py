@@ -27,13 +27,10 @@ MOST_EVENTS = 60
 def write_recognition_report(
     folder: Path, found: Recognition, crops: Mapping[int, tuple[UInt8, UInt8]], threshold: float
 ) -> Path:
-    """Write FOLDER/report.html of a recognised video.
+    """Write FOLDER/report.html of a recognised video, beside its tables and the annotated video.
 
-    Args:
-        folder: where the tables and the annotated video are.
-        found: the result.
-        crops: number of an event -> its onset and apex, (S, S, 3) uint8, aligned.
-        threshold: how many times larger than usual an event had to be.
+    Crops: number of an event -> its onset and apex, (S, S, 3) uint8, aligned. Threshold: how many times
+    larger than usual an event had to be.
     """
     shown = sorted(sorted(found.events, key=lambda e: -e.certainty)[:MOST_EVENTS], key=lambda e: e.event)
     people = sorted({track.person for track in found.tracks})
@@ -84,12 +81,8 @@ def write_spotting_report(
 ) -> Path:
     """Write the page of a spotting run.
 
-    Args:
-        path: file to write.
-        dataset: its name.
-        summary: what summary.json holds.
-        folds: of recognition.protocol, one per subject.
-        counts: subject -> kind -> true positives, false positives, misses.
+    Summary is what summary.json holds; folds are of recognition.protocol, one per subject; counts: subject ->
+    kind -> true positives, false positives, misses.
     """
     return write_page(
         path, "spotting.html", title=f"Spotting: {dataset}", summary=summary, folds=folds, counts=counts

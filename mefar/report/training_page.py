@@ -30,10 +30,7 @@ GATES: dict[str, tuple[str, str, float | None]] = {
 
 
 def write_training_report(run: Path) -> Path:
-    """Write RUN/report.html of a tokenizer's training.
-
-    Args:
-        run: folder of the training, finished or not.
+    """Write RUN/report.html of a tokenizer's training, finished or not.
 
     Raises:
         UserError: no training of a tokenizer there, or its samples cannot be read.
@@ -72,10 +69,6 @@ def write_training_report(run: Path) -> Path:
 def write_training_figures(run: Path, folder: Path) -> list[Path]:
     """Write every curve of a training, its codes and its rows of pictures: each as PDF and as PNG.
 
-    Args:
-        run: folder of the training.
-        folder: where to write them; made.
-
     Raises:
         UserError: no training of a tokenizer there, or its samples cannot be read.
     """
@@ -90,9 +83,7 @@ def write_training_figures(run: Path, folder: Path) -> list[Path]:
 def charts(training: FinishedTraining, paper: bool = False) -> dict[str, Figure]:
     """Every chart of a training: curves by their columns, and codes.
 
-    Args:
-        training: what it left.
-        paper: whether to fit into a column of a paper and to name what the page's captions name.
+    For a `paper` they fit into a column and name what the page's captions name.
     """
     drawn = {}
     for column, curve in training.curves.items():

@@ -32,6 +32,7 @@ from mefar.tokenizer.plain import (
     refuse_not_finite,
     refuse_other_images,
     refuse_unfinished,
+    under,
 )
 from mefar.tokenizer.quality import TokenQuality
 from mefar.tokens import ActionTokenizer
@@ -232,11 +233,7 @@ def start_from(network: ActionNetwork, path: Path) -> str:
     """
     path = located(path)
     checkpoint = read_checkpoint(path)
-    state = {
-        name.removeprefix("network."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("network.")
-    }
+    state = under(checkpoint["state_dict"], "network.")
     told = checkpoint.get("hyper_parameters", {}).get("network", {})
     there, here = str(told.get("class_path", "another class")).rpartition(".")[2], type(network).__name__
     own = network.state_dict()

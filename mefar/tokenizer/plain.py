@@ -20,6 +20,7 @@ from mefar.tokenizer.network import ActionNetwork
 from mefar.tokens import ActionTokens, Movement
 
 SHIPPED = Path(__file__).parents[1] / "assets"
+_MAKE_ONE = "make one with `make pretrain` or `make demo`, or take `demo`, which comes with mefar"
 _SLACK = 1e-3  # what a resampled image may leave [0, 1] by
 
 
@@ -71,11 +72,7 @@ class TokenInterface:
 
 
 class PlainTokenizer(TokenInterface, nn.Module):
-    """A finished network as an ActionTokenizer, frozen.
-
-    Args:
-        network: with its weights.
-    """
+    """A finished network as an ActionTokenizer, frozen."""
 
     known_as = "FacialActionTokenizer"  # which trained it, and makes the same tokens
 
@@ -98,21 +95,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PlainTokenizer
     described = checkpoint.get("hyper_parameters", {}).get("network")
     if not isinstance(described, Mapping):
         raise UserError(f"{path}: a checkpoint, but without a network of mefar's; take mefar.tokenizer.load")
-    weights = {
-        name.removeprefix("network."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("network.")
-    }
-    return build(described, weights, path).to(device)
+    return build(described, under(checkpoint["state_dict"], "network."), path).to(device)
 
 
 def build(described: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> PlainTokenizer:
-    """A tokenizer of a network's description and its weights.
-
-    Args:
-        described: see network.describe.
-        weights: name -> tensor.
-        path: of the file that they come from, for messages.
+    """A tokenizer of a network's description (network.describe) and its weights, read from a file.
 
     Raises:
         UserError: no such network, or its weights and settings do not fit together or are not finite.
@@ -137,7 +124,9 @@ def located(path: str | Path) -> Path:
     return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
 
 
-_MAKE_ONE = "make one with `make pretrain` or `make demo`, or take `demo`, which comes with mefar"
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def read_checkpoint(path: Path, or_else: str = _MAKE_ONE) -> dict[str, Any]:

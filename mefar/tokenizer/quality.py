@@ -11,12 +11,7 @@ from mefar.tokenizer.quantizer import perplexity
 
 
 class TokenQuality(Metric):
-    """Usage, perplexity, delta PSNR, gain over copy and no-action spread, summed over batches and ranks.
-
-    Args:
-        num_codes: K.
-        num_tokens: L.
-    """
+    """Usage, perplexity, delta PSNR, gain over copy and no-action spread, summed over batches and ranks."""
 
     full_state_update = False
     counts: Tensor

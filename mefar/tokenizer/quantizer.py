@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mefar.errors import UserError
 from mefar.tokenizer import ranks
 
+DECAY = 0.99  # of the moving averages, per step
 REVIVAL_SHARE = 0.15  # a code used less than this part of the uniform share is revived
 PUBLISHED_SHARE, PUBLISHED_NOISE = 0.1, 1e-12  # see VectorQuantizer.revive
 
@@ -61,7 +62,6 @@ class VectorQuantizer(nn.Module):
         method: `ema` (ours) or `nsvq` (published).
         warmup_steps: training steps during which `ema` passes vectors through unquantised and only
             collects them; then k-means makes the first book. 0 starts k-means on the first batch.
-        decay: of the moving averages, per step, in (0, 1).
         revive_every: steps between revivals of the codes of `ema`; 0 switches them off.
         revival: which codes `nsvq` replaces at the steps of its schedule, and by what: see `revive`.
     """
@@ -79,17 +79,14 @@ class VectorQuantizer(nn.Module):
         code_dim: int = 32,
         method: Literal["ema", "nsvq"] = "ema",
         warmup_steps: int = 0,
-        decay: float = 0.99,
         revive_every: int = 50,
         revival: Revival = "published",
     ) -> None:
         super().__init__()
-        if num_codes < 2 or code_dim < 1 or not 0 < decay < 1:
-            raise UserError(
-                f"needs num_codes >= 2, code_dim >= 1, 0 < decay < 1: {num_codes}, {code_dim}, {decay}"
-            )
+        if num_codes < 2 or code_dim < 1:
+            raise UserError(f"needs num_codes >= 2, code_dim >= 1: {num_codes}, {code_dim}")
         self.num_codes, self.code_dim, self.method = num_codes, code_dim, method
-        self.warmup_steps, self.decay, self.revive_every = warmup_steps, decay, revive_every
+        self.warmup_steps, self.revive_every = warmup_steps, revive_every
         self.revival = revival
         book = torch.randn(num_codes, code_dim)
         if method == "nsvq":
@@ -213,8 +210,8 @@ class VectorQuantizer(nn.Module):
         ranks.add_up(statistics)
         share = statistics[:, 0] / statistics[:, 0].sum().clamp_min(1) * self.num_codes
         scale = self.num_codes / statistics[:, 0].sum().clamp_min(1)
-        self.cluster_size.lerp_(share, 1 - self.decay)
-        self.cluster_sum.lerp_(statistics[:, 1:] * scale, 1 - self.decay)
+        self.cluster_size.lerp_(share, 1 - DECAY)
+        self.cluster_sum.lerp_(statistics[:, 1:] * scale, 1 - DECAY)
         used = self.cluster_size > 1e-4
         means = self.cluster_sum / self.cluster_size.clamp_min(1e-4).unsqueeze(-1)
         self.codebook.copy_(torch.where(used.unsqueeze(-1), means, self.codebook))

@@ -22,11 +22,7 @@ ATTENTION_SCALE = 8.0  # queries and keys have unit length, so the scale is a co
 
 
 class PositionConvolution(nn.Module):
-    """Depthwise 3x3x3 convolution over (t, h, w), zero-padded; in time it looks only back.
-
-    Args:
-        dim: channels D.
-    """
+    """Depthwise 3x3x3 convolution over (t, h, w), zero-padded; in time it looks only back."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,11 +132,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, expansion to twice int(8/3 D), GEGLU, back to D; no biases in the projections.
-
-    Args:
-        dim: D.
-    """
+    """LayerNorm, expansion to twice int(8/3 D), GEGLU, back to D; no biases in the projections."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -157,14 +149,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Position convolution, self-attention, cross-attention if asked for, feed-forward: all residual.
-
-    Args:
-        dim: D.
-        heads: attention heads.
-        head_dim: channels of a head.
-        cross: whether to attend to a context as well.
-    """
+    """Position convolution, self-attention, cross-attention if asked for, feed-forward: all residual."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, cross: bool) -> None:
         super().__init__()
