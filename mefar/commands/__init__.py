@@ -89,7 +89,8 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
     """Run a function as a command; its signature and Google docstring are the command line.
 
     A required `Path` or `str` that may be given by position becomes a positional argument; every other
-    parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`).
+    parameter becomes `--name`, keyword-only ones always (`def loso(*, dataset: str, data: Path)`). One more
+    before the `*` may be given either way (`def table(runs: list[Path], *, ...)`: `mefar table A B`).
     Types may be what YAML can say: numbers, strings, bool, Path, Literal, lists, unions of these, and
     dataclasses of them (`--training.epochs 50`).
     `--config FILE` reads any of the options from YAML, `--config NAME` from a shipped one; `--text-model`
@@ -119,30 +120,31 @@ def run_function(function: Callable[..., int | None], argv: Sequence[str], prog:
 def _parser(function: Callable[..., Any], prog: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
-    hints = get_type_hints(function)
-    parameters = inspect.signature(function).parameters
-    positional: set[str | int] = {
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.default is parameter.empty
-        and hints.get(name) in (str, Path)
-    }
+    positional: set[str | int] = {*_by_place(function)[0]}
     text = inspect.getdoc(function) or ""
     description = re.split(r"\n(?:Args|Returns|Raises):", text)[0].strip()
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    parameters = inspect.signature(function).parameters
     options: set[str | int] = {name for name in parameters if name not in positional}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=options)
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=positional)
     return parser
 
 
+def _by_place(function: Callable[..., Any]) -> tuple[list[str], str]:
+    """Parameters that are given by place alone, and the one that may be, or nothing."""
+    hints, parameters = get_type_hints(function), inspect.signature(function).parameters
+    before = [one for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [one.name for one in before if one.default is one.empty and hints.get(one.name) in (str, Path)]
+    return needed, next((one.name for one in before if one.name not in needed), "")
+
+
 def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
     # The parser knows options by the parameter's name, every option by name and value, a list's by `+`.
-    hints = get_type_hints(function)
+    hints, (needed, spare) = get_type_hints(function), _by_place(function)
     words: list[str] = []
-    listing = ""
+    listing, awaited, placed = "", False, 0
     for word, following in pairwise([*argv, "--"]):
         option, equals, value = word.partition("=")
         name = option[2:].replace("-", "_")
@@ -150,12 +152,19 @@ def _spelled(function: Callable[..., Any], argv: Sequence[str]) -> list[str]:
         if listing and not word.startswith("--"):
             words.append(f"--{listing}+={word}")
             continue
+        if spare and not awaited and not word.startswith("-"):
+            many = "+" if get_origin(hints[spare]) is list else ""
+            words.append(word if placed < len(needed) else f"--{spare}{many}={word}")
+            placed += 1
+            continue
         listing = name if known and not equals and get_origin(hints.get(name)) is list else ""
         if listing:
             continue
         words.append(f"--{name}{equals}{value}" if known else word)
-        if known and hints.get(name) is bool and not equals and following not in ("true", "false"):
+        alone = known and hints.get(name) is bool and not equals and following not in ("true", "false")
+        if alone:
             words.append("true")
+        awaited = option.startswith("--") and not equals and not alone
     return words
 
 

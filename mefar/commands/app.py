@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from mefar.commands import run_function
 from mefar.errors import UserError
 
 
-def app(*, model: str = "demo", port: int | None = None, device: str = "cpu", browser: bool = True) -> None:
+def app(model: str = "demo", *, port: int | None = None, device: str = "cpu", browser: bool = True) -> None:
     """Open a page: two pictures or a short video in; tokens, what they say, and the action on other faces.
 
     The page is served to this machine alone, and sends nothing anywhere.
@@ -39,11 +37,3 @@ def app(*, model: str = "demo", port: int | None = None, device: str = "cpu", br
         raise UserError(f"port {port or '7860 and the next'}: {error}; give another --port") from None
     print(f"{url} is the page, for this machine alone; Ctrl-C ends it", flush=True)
     page.block_thread()
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar app`."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--model", *words]
-    return run_function(app, words, "mefar app")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
@@ -13,10 +13,9 @@ from datamodules.databases.description import Database
 from datamodules.databases.long_videos import LongDatabase
 from datamodules.databases.looking import Sight, look
 from datamodules.protocols import COMPOSITES
-from mefar.commands import run_function
 
 
-def databases(*, folder: Path | None = None, json: bool = False) -> None:
+def databases(folder: Path | None = None, *, json: bool = False) -> None:
     """List all databases, their classes and where to apply; with a folder, what it holds of them.
 
     A database of your own appears here once it is installed (entry point group `mefar.databases`), or is
@@ -90,13 +89,3 @@ def _as_json(database: Database | LongDatabase, sight: Sight | None) -> dict[str
         "protocols": protocols,
         "found": asdict(sight) if sight else None,
     }
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar databases`."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words[0] = f"--folder={words[0]}"
-    elif len(words) > 1 and words[0] == "--json" and not words[1].startswith("-"):
-        words[1] = f"--folder={words[1]}"
-    return run_function(databases, words, "mefar databases")

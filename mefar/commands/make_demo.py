@@ -13,6 +13,7 @@ from mefar.progress import shown
 
 def make_demo(
     out: Path,
+    *,
     seed: int = 0,
     size: Literal["demo", "tiny"] = "demo",
     strength: Literal["micro", "demo", "macro"] = "demo",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from mefar.commands import run_function
 from mefar.report import comparison, figures
 
 
-def table(*, runs: list[Path], out: Path | None = None, chart: Path | None = None) -> None:
+def table(runs: list[Path], *, out: Path | None = None, chart: Path | None = None) -> None:
     """Methods by databases: last, inner, oracle, parameters, seconds, intervals, paired comparisons.
 
     `mefar table RUN_A RUN_B ...`; the first run of a protocol is what the others are compared with.
@@ -26,10 +24,3 @@ def table(*, runs: list[Path], out: Path | None = None, chart: Path | None = Non
         print(out)
     if chart is not None:
         print(*figures.save(comparison.charts(found), chart), sep="\n")
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `mefar table`: words before the first option are runs."""
-    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    runs = [f"--runs+={word}" for word in argv[:first]]
-    return run_function(table, [*runs, *argv[first:]], "mefar table")
