@@ -51,15 +51,9 @@ def recall_per_class(counts: Tensor) -> Tensor:
 
 
 def scores(labels: Tensor, predictions: Tensor, num_classes: int) -> dict[str, float]:
-    """UF1 and UAR of pooled predictions.
+    """UF1 and UAR of pooled predictions: {"uf1": ..., "uar": ...}, each in [0, 1].
 
-    Args:
-        labels: (N,) int64 in [0, C).
-        predictions: (N,) int64 in [0, C).
-        num_classes: C, all classes of the protocol, present here or not.
-
-    Returns:
-        {"uf1": ..., "uar": ...}, each in [0, 1].
+    Arguments as of `confusion`; all classes of the protocol count, present here or not.
     """
     counts = confusion(labels, predictions, num_classes)
     return {"uf1": float(f1_per_class(counts).mean()), "uar": float(recall_per_class(counts).mean())}

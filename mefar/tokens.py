@@ -127,11 +127,9 @@ class ActionTokenizer(Protocol):
 
     def tokenize(self, onset: Tensor, apex: Tensor) -> ActionTokens:
         """(B, 3, H, W) onset and apex -> tokens, hard-quantised, without gradient noise."""
-        ...
 
     def reconstruct(self, onset: Tensor, tokens: ActionTokens) -> Tensor:
         """Apply the action to an onset, its own or another face's -> (B, 3, H, W) in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -157,11 +155,9 @@ class SteerableTokenizer(ActionTokenizer, Protocol):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes (B, L) int64 in [0, K) -> embeddings (B, L, D), as `tokenize` gives them."""
-        ...
 
     def move(self, onset: Tensor, tokens: ActionTokens) -> Movement:
         """What tokens do to an onset (B, 3, H, W) float in [0, 1]."""
-        ...
 
 
 @runtime_checkable
@@ -176,7 +172,6 @@ class AdaptableTokenizer(ActionTokenizer, Protocol):
             apex: the same.
             seeds: B numbers from which each pair's random numbers follow, if there are any.
         """
-        ...
 
 
 @torch.no_grad()

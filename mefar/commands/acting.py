@@ -56,13 +56,8 @@ def given(
 ) -> Iterator[Source]:
     """What `--source` names: pictures are an onset and its apex, two by two.
 
-    Args:
-        paths: as the user gave them.
-        tokenizer: reads them.
-        fingerprint: of the tokenizer.
-        face: which one of several, 1 the largest.
-        faces: `align` or `precropped`.
-        times: seconds of onset and apex of a video, where they are known.
+    `face` is the one of several that is meant, 1 the largest; `times` are seconds of onset and apex of a
+    video, where they are known; `fingerprint` is the tokenizer's.
 
     Raises:
         UserError: cannot be read, shows no face that can be, an onset without an apex, tokens of another
@@ -106,13 +101,8 @@ def of_database(
 ) -> Iterator[Source]:
     """Clips of a protocol, as `mefar loso` reads them.
 
-    Args:
-        dataset: protocol.
-        data: folder.
-        names: keys, or their ends, of the clips that are wanted, `megc` for those of the challenge; all if
-            there are none.
-        tokenizer: reads them.
-        faces: `align` or `precropped`.
+    `names` are keys, or their ends, of the clips that are wanted, `megc` those of the challenge; without
+    names all are.
 
     Raises:
         UserError: cannot be read, or a clip that is not there.

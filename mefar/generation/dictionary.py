@@ -85,7 +85,7 @@ def fit(
     units: Sequence[int],
     seed: int = 0,
 ) -> Dictionary:
-    """Fit a read-out and look every code up in it.
+    """Fit a read-out on the tokens of N pairs, and look every code up in it.
 
     Args:
         tokenizer: that made the tokens.

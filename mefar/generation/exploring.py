@@ -34,16 +34,9 @@ def _batches(face: Tensor, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def pictures(tokenizer: SteerableTokenizer, face: Tensor, indices: Tensor, strength: Tensor | None) -> Tensor:
-    """One face decoded with every set of codes.
+    """One face (3, S, S) decoded with every set of codes (N, L) -> (N, 3, S, S); float in [0, 1].
 
-    Args:
-        tokenizer: to ask.
-        face: (3, S, S) float in [0, 1].
-        indices: (N, L) codes.
-        strength: (1,) of the tokens; None where the tokenizer has none.
-
-    Returns:
-        (N, 3, S, S) float in [0, 1].
+    `strength` (1,) is that of the tokens; None where the tokenizer has none.
     """
     parts = [
         tokenizer.reconstruct(onset, _tokens(tokenizer, some, strength))

@@ -2,6 +2,9 @@
 
 Pairs of frames of people who talk: is the rebuilt apex nearer than the onset, also where little moves; do the
 tokens of somebody else do worse; do movements that are carried to another face have their size there.
+
+Everywhere the tokenizer is in eval mode, onset and apex are (N, 3, H, W) float in [0, 1], and subjects are N
+keys of the people, none with more than half of the pairs.
 """
 
 from __future__ import annotations
@@ -33,12 +36,6 @@ def gains(
     tokenizer: ActionTokenizer, onset: Tensor, apex: Tensor, subjects: Sequence[str]
 ) -> dict[str, float]:
     """How much nearer to the apex tokens bring the onset, in dB inside the moving region.
-
-    Args:
-        tokenizer: in eval mode.
-        onset: (N, 3, H, W) float in [0, 1].
-        apex: the same.
-        subjects: N keys of the people, none with more than half of the pairs.
 
     Returns:
         `copy_psnr` of the onset; `gain_over_copy`, mean over pairs, and `gain_part_1` (least motion) to
@@ -85,14 +82,8 @@ def carried_movements(
 
     Every pair's onset is moved by the tokens of another person's pair (`other_faces`). Head motion is taken
     out and the distance of the outer corners of the eyes is the unit. The half of the pairs in which a region
-    moves most is asked: where it does not move, landmarks tell their own noise.
-
-    Args:
-        tokenizer: in eval mode.
-        onset: (N, 3, H, W) float in [0, 1].
-        apex: the same.
-        subjects: N keys of the people.
-        landmarks: (N, 3, H, W) -> (N, 468, 2), points of MediaPipe's face mesh.
+    moves most is asked: where it does not move, landmarks tell their own noise. `landmarks` gives the points
+    of MediaPipe's face mesh: (N, 3, H, W) -> (N, 468, 2).
 
     Returns:
         For `brows`, `lids`, `mouth`: `slope_*`, carried over source by least squares (1 = as large), and

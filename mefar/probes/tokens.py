@@ -3,6 +3,9 @@
 A good action token tells action units and hides who acts. Both are read by the same class-balanced ridge
 classifier, always on people or clips that it was not fitted on, and always next to the same probe on aligned
 pixel differences: what tokens cannot do better than pixels, they have not earned.
+
+Everywhere `read` are features (N, P), labels (N,) int64 in [0, C), subjects N keys; onset and apex are
+(N, 3, H, W) float in [0, 1], tokenizers in eval mode on the images' device.
 """
 
 from __future__ import annotations
@@ -36,9 +39,7 @@ IMAGES_AT_ONCE = 64
 def features(tokenizer: ActionTokenizer, clips: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """What the probes read of N clips; where a clip comes in several views, every reader gets their mean.
 
-    Args:
-        tokenizer: in eval mode, on the images' device.
-        clips: N times onset and apex of one clip, (V, 3, H, W) float in [0, 1] each.
+    `clips` gives onset and apex of one clip after another, (V, 3, H, W) float in [0, 1] each.
 
     Returns:
         `tokens` (N, L * K) one-hot codes, `embeddings` (N, L * D), `pixels` (N, P) aligned differences.
@@ -54,12 +55,7 @@ def features(tokenizer: ActionTokenizer, clips: Iterable[tuple[Tensor, Tensor]])
 
 
 def au_probe(read: Tensor, units: Tensor, subjects: Sequence[str]) -> tuple[float, dict[int, float]]:
-    """Action units from features, leaving one subject out.
-
-    Args:
-        read: (N, P) features.
-        units: (N, U) 0 or 1, unit u shown by clip n.
-        subjects: N subject keys.
+    """Action units, (N, U) 0 or 1, from features, leaving one subject out.
 
     Returns:
         Mean F1 over the units that at least ten clips show, and F1 by column; nan and {} if there is none.
@@ -75,9 +71,9 @@ def au_probe(read: Tensor, units: Tensor, subjects: Sequence[str]) -> tuple[floa
 
 
 def identity_probe(read: Tensor, subjects: Sequence[str]) -> tuple[float, float]:
-    """Whose face it is, from features (N, P), on clips the probe was not fitted on; lower is better.
+    """Whose face it is, from features, on clips the probe was not fitted on; lower is better.
 
-    The clips of each of N subject keys are dealt to four parts.
+    The clips of each subject are dealt to four parts.
 
     Returns:
         Accuracy, and the accuracy of chance: always naming the subject with most clips.
@@ -92,26 +88,17 @@ def identity_probe(read: Tensor, subjects: Sequence[str]) -> tuple[float, float]
 
 
 def all_clips(read: Tensor, labels: Tensor, subjects: Sequence[str]) -> float:
-    """UF1 of the pooled predictions when every subject is left out once.
-
-    `read` are features (N, P), `labels` (N,) int64 in [0, C).
-    """
+    """UF1 of the pooled predictions when every subject is left out once."""
     classes = int(labels.max()) + 1
     return scores(labels, linear_control(read, labels, subjects, classes), classes)["uf1"]
 
 
 @single_threaded()
 def few_shot(read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int) -> float:
-    """Mean UF1 when every class is learned from a few clips of other people.
+    """Mean UF1 when every class is learned from a few clips of other people, `shots` of them.
 
     Clips are drawn anew for each of four parts of the subjects; the rest of the other parts is not used.
     Ten times: a handful of clips alone is luck.
-
-    Args:
-        read: (N, P) features.
-        labels: (N,) int64 in [0, C).
-        subjects: N subject keys.
-        shots: clips per class to learn from.
     """
     generator, draws = torch.Generator().manual_seed(0), 10
     number, gram, classes = subject_numbers(subjects), read.double() @ read.double().T, int(labels.max()) + 1
@@ -132,10 +119,7 @@ def few_shot(read: Tensor, labels: Tensor, subjects: Sequence[str], shots: int) 
 def cross_database(
     read: Tensor, labels: Tensor, subjects: Sequence[str], databases: Sequence[str]
 ) -> dict[str, float]:
-    """UF1 on each database when the others were learned from: database -> UF1; {} for a single database.
-
-    `read` are features (N, P), `labels` (N,) int64 in [0, C).
-    """
+    """UF1 on each database when the others were learned from: database -> UF1; {} for a single database."""
     names = sorted(set(databases))
     if len(names) < 2:
         return {}
@@ -200,13 +184,8 @@ def transfer_error(
 ) -> dict[str, float]:
     """How near an expression carried to another face comes to that face's true frame, where it is known.
 
-    Args:
-        tokenizer: in eval mode.
-        onset: (N, 3, H, W) float in [0, 1].
-        apex: the same.
-        subjects: N subject keys.
-        truth: (N, 3, H, W) float in [0, 1]; row n shows the face of clip n with the change of clip
-            other_faces(subjects)[n].
+    `truth` is (N, 3, H, W) float in [0, 1]; row n shows the face of clip n with the change of clip
+    other_faces(subjects)[n].
 
     Returns:
         `transfer_psnr` in dB inside the region that moves in truth, `transfer_gain_over_copy` the same less

@@ -40,15 +40,12 @@ class Faces(Protocol):
 
     def detect(self, frame: UInt8) -> Sequence[Any]:
         """Faces of an (H, W, 3) frame, each with `points` (5, 2) in pixels and `width`."""
-        ...
 
     def from_points(self, points: Float) -> Float:
         """(5, 2) points -> (2, 3) transform, frame pixels -> crop pixels."""
-        ...
 
     def crop(self, frame: UInt8, matrix: Float) -> UInt8:
         """(SIDE, SIDE, 3) uint8."""
-        ...
 
 
 @dataclass
