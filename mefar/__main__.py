@@ -56,14 +56,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
-
-    Args:
-        argv: arguments after `mefar`; None takes them from the command line.
-
-    Returns:
-        Exit code: 0, or 2 after a mistake the user can mend.
-    """
+    """Run one verb, by default the command line's -> exit code: 0, or 2 after what the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())

@@ -23,12 +23,7 @@ TRAINING = replace(
 
 
 class Residual(nn.Module):
-    """Two convolutions 3x3 beside one 1x1; the first halves the side.
-
-    Args:
-        inputs: channels.
-        width: channels, a multiple of 4.
-    """
+    """Two convolutions 3x3 beside one 1x1; the first halves the side. Its width is a multiple of 4."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()

@@ -157,11 +157,7 @@ class Model(nn.Module, ModelHubMixin, library_name="mefar", license="mit"):
     ) -> list[UInt8]:
         """Show an action on the face in a whole picture, at the picture's own resolution, without a seam.
 
-        Args:
-            face: B pictures of faces at rest, of whomever, whose heads stay where they are.
-            tokens: as `reconstruct`.
-            strength: as there.
-            faces: as there.
+        Arguments as of `reconstruct`; heads stay where they are.
 
         Returns:
             B pictures (H, W, 3) uint8 RGB as large as those given.

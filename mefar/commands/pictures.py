@@ -135,12 +135,9 @@ def pair(
 
 
 def arrays(given: Pictures, name: str, count: int | None = None) -> list[Array]:
-    """Pictures as (H, W, 3) arrays, uint8 or float32 in [0, 1].
+    """Pictures as (H, W, 3) arrays, uint8 or float32 in [0, 1], `count` of them if that is said.
 
-    Args:
-        given: one or many, see the head of mefar/commands/pictures.py.
-        name: what they are, for messages.
-        count: how many there must be; None: any number.
+    `name` tells in messages what they are.
 
     Raises:
         UserError: not pictures, unreadable, or of other values than said.

@@ -129,10 +129,7 @@ def fit(
 def showing(contributions: Tensor, sure: Tensor, units: Sequence[int]) -> list[int]:
     """Positions whose codes add to any of some action units, and surely so.
 
-    Args:
-        contributions: (U, L), what each position's code adds to each unit.
-        sure: (U, L) bool, that its sign is known.
-        units: numbers of the rows that are asked for.
+    Contributions (U, L) and whether their sign is sure are those of `Dictionary.of`; units are rows of them.
     """
     rows = list(units)
     return torch.nonzero(((contributions > 0) & sure)[rows].any(0))[:, 0].tolist()

@@ -59,11 +59,7 @@ def spotting_rates(hits: int, false: int, missed: int) -> dict[str, float]:
 
 
 def analysis_rates(counts: Tensor) -> dict[str, float]:
-    """precision, recall and f1 of the analysis.
-
-    Args:
-        counts: (3, 4) true positives by true class and called class; the last column is "no class".
-    """
+    """precision, recall and f1 of true positives (3, 4) by true and called class; last column "no class"."""
     hits = counts[:, :3].diagonal().double()
     precision = float((hits / counts[:, :3].sum(0).clamp(min=1)).mean())
     recall = float((hits / counts.sum(1).clamp(min=1)).mean())

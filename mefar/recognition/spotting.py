@@ -356,12 +356,7 @@ def _first_under(side: Float, level: float) -> float:
 
 
 def _talks(mouth: Float, rate: float) -> Bools:
-    """Whether lips and jaw move quickly for a good part of the three seconds around each moment.
-
-    Args:
-        mouth: (T, C) motion of the mouth's regions.
-        rate: samples per second.
-    """
+    """Whether lips and jaw, (T, C) motion, move quickly for much of the three seconds around each moment."""
     quick = _came_and_went(mouth, max(1, round(_SYLLABLE * rate)))
     busy = (np.sqrt(np.sort(quick**2, 1)[:, -3:].mean(1)) > 3.0 * _FLOOR).astype(np.float64)
     width = np.ones(2 * round(1.5 * rate) + 1)

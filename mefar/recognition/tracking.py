@@ -29,6 +29,7 @@ Float = NDArray[np.float64]
 LOOK_SECONDS = 0.5
 _LOST = 0.55  # quality under which it is not the same face any more
 _UNSEEN = 1.6  # seconds without the detector's word after which a track has drifted off
+_SHORTEST = 0.5  # seconds that a face must be seen for to count
 _ABSENT = 1.0  # seconds that a person may be away and keep the number
 _DRIFT = 0.07  # shares of the crop by which a crop may sit wrong before it is set right
 _CUT = 32.0  # gray levels that a whole small picture changes by
@@ -146,15 +147,10 @@ class Followed:
 
 
 class Follower:
-    """Follows all faces of a video that is given to it frame by frame.
+    """Follows all faces of a video that is given to it frame by frame."""
 
-    Args:
-        faces: finds and cuts out faces.
-        shortest: seconds that a face must be seen for to count.
-    """
-
-    def __init__(self, faces: Faces, shortest: float = 0.5) -> None:
-        self.faces, self.shortest = faces, shortest
+    def __init__(self, faces: Faces) -> None:
+        self.faces = faces
         self.cuts: list[float] = []
         self._live: list[_Live] = []
         self._done: list[Track] = []
@@ -180,7 +176,7 @@ class Follower:
     def tracks(self) -> list[Track]:
         """End everything and give all tracks, in order of time."""
         self._end(list(self._live))
-        kept = [t for t in self._done if t.seconds[-1] - t.seconds[0] >= self.shortest]
+        kept = [t for t in self._done if t.seconds[-1] - t.seconds[0] >= _SHORTEST]
         order = {person: n for n, person in enumerate(dict.fromkeys(t.person for t in kept), 1)}
         for track in kept:
             track.person = order[track.person]

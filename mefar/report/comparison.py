@@ -31,13 +31,7 @@ _SELECTIONS = ("last", "inner", "oracle")
 
 @dataclass(frozen=True)
 class Row:
-    """One run.
-
-    Attributes:
-        name: of the method.
-        run: what it left.
-        mark: `+`, `-` or nothing against the first run of the block; `?` where they cannot be paired.
-    """
+    """One run of a method; mark: `+` or `-` against the block's first run, `?` where they cannot be paired."""
 
     name: str
     run: FinishedRun
@@ -46,13 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The runs of one protocol.
-
-    Attributes:
-        protocol: its name.
-        scopes: full, then databases.
-        rows: the runs, the one that the others are compared with first.
-    """
+    """The runs of one protocol, first what the others are compared with; scopes: full, then databases."""
 
     protocol: str
     scopes: list[str]

@@ -182,11 +182,9 @@ def code_usage(usage: Sequence[int], width: float = 6.0) -> Figure:
 
 @_styled
 def subjects(scores: Sequence[tuple[str, float, float]], width: float = 6.2) -> Figure:
-    """A bar per subject, as high as it has clips, filled as far as they were right.
+    """A bar per subject, as high as it has clips, filled as far as they were right; at most `width` inches.
 
-    Args:
-        scores: (name, right, clips) in the order of drawing.
-        width: of the axes, in inches, at most.
+    Scores are (name, right, clips) in the order of drawing.
     """
     most = max(clips for _, _, clips in scores)
     step = min(0.16, width / len(scores))

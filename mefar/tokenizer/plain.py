@@ -130,11 +130,7 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, or_else: str = _MAKE_ONE) -> dict[str, Any]:
-    """A checkpoint of Lightning's, in today's form.
-
-    Args:
-        path: of the file.
-        or_else: what to do where there is none.
+    """A checkpoint of Lightning's, in today's form; `or_else` says what to do where there is none.
 
     Raises:
         UserError: no such file, unreadable, damaged, or without model weights.

@@ -31,12 +31,7 @@ from mefar.tokens import ActionTokens
 
 
 class PatchEmbedding(nn.Module):
-    """Square patches -> LayerNorm, Linear, LayerNorm; the same for both frames.
-
-    Args:
-        patch_size: side of a patch in pixels.
-        dim: D.
-    """
+    """Square patches, patch_size pixels a side -> LayerNorm, Linear, LayerNorm; the same for both frames."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()

@@ -149,10 +149,7 @@ class VectorQuantizer(nn.Module):
 
         `ema`: the nearest codes, their gradient handed to the vectors; the book stays as it is. `nsvq`: noise
         in place of the error, as published; the book follows its gradient. Neither counts nor revives codes.
-
-        Args:
-            vectors: (B, L, d).
-            seeds: B numbers, each the source of one pair's noise, so that a batch may be cut anywhere.
+        Of B seeds each is the source of one pair's noise, so that a batch may be cut anywhere.
         """
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
@@ -239,10 +236,7 @@ class VectorQuantizer(nn.Module):
         codes chosen in fewer batches than a tenth of the *pairs* of a batch, and the noise on their copies is
         too small for float32: of a large batch nearly every code must be in use, and a copy comes to life
         only where its original moves away. With `revival: unused` the codes that no batch chose are replaced,
-        by copies that lie beside their originals.
-
-        Args:
-            pairs: pairs of a batch, over all ranks; `nsvq` alone asks.
+        by copies that lie beside their originals. `pairs` are those of a batch, over all ranks.
         """
         if self.method == "ema":
             least, noise = REVIVAL_SHARE, 0.0

@@ -171,14 +171,9 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks with a bias-less LayerNorm at the end.
+    """A stack of `depth` blocks with a bias-less LayerNorm at the end.
 
-    Args:
-        dim: D.
-        depth: blocks.
-        heads: attention heads.
-        head_dim: channels of a head.
-        cross: whether every block also attends to a context (the decoder does).
+    With `cross` every block also attends to a context, as the decoder does.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, head_dim: int, cross: bool = False) -> None:
@@ -193,16 +188,13 @@ class Transformer(nn.Module):
         bias: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Tokens of a batch of frame stacks through all blocks.
+        """Tokens (N, S, D) of a batch of frame stacks through all blocks -> (N, S, D).
 
         Args:
             tokens: (N, S, D).
             grid: (t, h, w), how the position convolution reads the tokens' memory.
             bias: (heads, S, S) added to the self-attention logits.
             context: (N, M, D) for the cross-attention.
-
-        Returns:
-            (N, S, D).
         """
         for block in self.blocks:
             tokens = block(tokens, grid, bias, context)
