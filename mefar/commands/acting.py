@@ -7,19 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.crops import PairSettings, render
 from datamodules.databases.folders import IMAGES
 from datamodules.faces.align import FaceAligner, FaceMode
 from datamodules.loose_clips import loose_clip
 from datamodules.protocols import load
-from mefar.commands.pictures import align, pair
+from mefar.commands.pictures import UInt8, align, pair
 from mefar.errors import UserError
 from mefar.generation import token_file
 from mefar.tokens import ActionTokens, SteerableTokenizer, as_images
-
-UInt8 = NDArray[np.uint8]
 
 MEGC = (
     "casme2/sub01/EP19_06f", "casme2/sub19/EP01_01f", "casme2/sub17/EP01_13",

@@ -15,16 +15,13 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.footage import footage
 from mefar.commands.model import Model
-from mefar.commands.pictures import align, example
+from mefar.commands.pictures import UInt8, align, example
 from mefar.commands.recognise import recognise
 from mefar.errors import UserError
 from mefar.tokens import ActionTokens
-
-UInt8 = NDArray[np.uint8]
 
 MEGABYTES = 50
 LONGEST = 20.0

@@ -11,9 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from datamodules.databases.folders import list_frames
 from datamodules.faces.align import FaceAligner
 from datamodules.footage import Footage, ahead, films_in, footage, write_video
@@ -23,14 +20,13 @@ from mefar.files import claim_folder, code_fingerprint, csv_text, fingerprint, l
 from mefar.progress import shown
 from mefar.recognition.drawing import annotate
 from mefar.recognition.events import Recognition, known, spotted, track_of
-from mefar.recognition.motion import SIDE, resized
+from mefar.recognition.motion import SIDE, Float, UInt8, resized
 from mefar.recognition.tracking import Followed, Follower
 from mefar.report.recognition_page import write_recognition_report
 
 if TYPE_CHECKING:
     from mefar.commands.model import Model
 
-UInt8 = NDArray[np.uint8]
 Progress = Callable[[int, int, float], None]
 
 SLOW = 15.0  # frames a second under which a micro-expression is one frame, or none
@@ -271,7 +267,7 @@ def _read(
     return found, crops
 
 
-def _cut(pair: Sequence[UInt8], places: Sequence[NDArray[np.float64]], side: int) -> tuple[UInt8, UInt8]:
+def _cut(pair: Sequence[UInt8], places: Sequence[Float], side: int) -> tuple[UInt8, UInt8]:
     aligner = FaceAligner(side)
     onset, apex = (
         aligner.crop(frame, resized(place, side)) for frame, place in zip(pair, places, strict=True)

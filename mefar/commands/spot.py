@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +23,7 @@ from mefar.errors import UserError
 from mefar.files import claim_folder, code_fingerprint, csv_text, fingerprint, lock, write_text
 from mefar.progress import shown
 from mefar.recognition.intervals import Interval, write_intervals
-from mefar.recognition.motion import resized
+from mefar.recognition.motion import Float, resized
 from mefar.recognition.protocol import (
     THRESHOLDS,
     Candidate,
@@ -38,8 +37,6 @@ from mefar.recognition.scores import CLASSES, GROUPS
 from mefar.recognition.spotting import spot as spot_events
 from mefar.recognition.tracking import Followed, Track
 from mefar.report.recognition_page import write_spotting_report
-
-Float = NDArray[np.float64]
 
 DEFAULT = 4.5
 ORACLE = "oracle (leaks; only to compare with published tables)"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.faces.align import FaceMode
@@ -17,7 +16,7 @@ from datamodules.faces.resample import resample
 from datamodules.footage import write_video
 from datamodules.loose_clips import picture_at
 from mefar.commands.acting import Source, given, of_database
-from mefar.commands.pictures import align
+from mefar.commands.pictures import Float, UInt8, align
 from mefar.errors import UserError
 from mefar.files import claim_folder, fingerprint, lock, replacing
 from mefar.generation import token_file
@@ -27,8 +26,6 @@ from mefar.generation.transfer import Target, carry, clip
 from mefar.readers import weights_of
 from mefar.tokenizer.plain import load
 from mefar.tokens import SteerableTokenizer
-
-UInt8 = NDArray[np.uint8]
 
 Named = TypeVar("Named", Source, Target)
 
@@ -227,7 +224,7 @@ def _grid(
     blank = np.full((CELL, CELL, 3), 255, np.uint8)
     ratio = CELL / model.image_size
 
-    def cell(picture: UInt8, matrix: NDArray[np.float64]) -> UInt8:
+    def cell(picture: UInt8, matrix: Float) -> UInt8:
         onto = matrix * ratio
         onto[:, 2] += (ratio - 1) / 2
         return resample(picture, onto, CELL)

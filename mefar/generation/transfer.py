@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mefar.generation.pasting import paste
+from mefar.generation.pasting import Float, UInt8, paste
 from mefar.tokens import ActionTokens, SteerableTokenizer, as_images
-
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Target:
 
     name: str
     picture: UInt8
-    matrix: NDArray[np.float64]
+    matrix: Float
     crop: UInt8
 
 

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from mefar.recognition.events import Event, Recognition
-from mefar.recognition.motion import SIDE
+from mefar.recognition.motion import SIDE, Float, UInt8
 from mefar.recognition.spotting import curves
 
-UInt8 = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 LARGEST = 1280  # longer side of what is written
@@ -66,10 +64,10 @@ def _colour(event: Event) -> Colour:
 
 def _face(
     picture: UInt8,
-    matrix: NDArray[np.float64],
+    matrix: Float,
     ratio: float,
     name: str,
-    motion: NDArray[np.float64],
+    motion: Float,
     now: Event | None,
     told: Event | None,
 ) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from mefar.errors import UserError
 from mefar.files import csv_text
 from mefar.recognition.intervals import Kind
-from mefar.recognition.motion import PARTS, REGIONS, SIDE
+from mefar.recognition.motion import PARTS, REGIONS, SIDE, Float
 from mefar.recognition.spotting import LONGEST_MICRO, curves, spot
 from mefar.recognition.tracking import Track
 
@@ -231,7 +230,7 @@ def track_of(tracks: Sequence[Track], event: Event) -> Track:
     )  # fmt: skip
 
 
-def place(matrix: NDArray[np.float64]) -> tuple[float, float, float]:
+def place(matrix: Float) -> tuple[float, float, float]:
     """Where a crop's face is in the frame: x and y of its centre and its width, in pixels."""
     inverse = cv2.invertAffineTransform(matrix)
     x, y = inverse @ [0.5 * SIDE, 0.53 * SIDE, 1.0]

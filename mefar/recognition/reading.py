@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mefar.readers import FAINTEST, NOTHING, Readers
 from mefar.recognition.events import Event
+from mefar.recognition.motion import UInt8
 from mefar.tokens import ActionTokenizer, ActionTokens, as_images
-
-UInt8 = NDArray[np.uint8]
 
 _BATCH = 32
 

@@ -32,9 +32,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from mefar.recognition.intervals import Kind
-from mefar.recognition.motion import PARTS, REGIONS
+from mefar.recognition.motion import PARTS, REGIONS, Float
 
-Float = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 LONGEST_MICRO = 0.5

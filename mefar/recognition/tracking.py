@@ -20,11 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mefar.files import replacing
-from mefar.recognition.motion import SIDE, FaceMotion, Motion
+from mefar.recognition.motion import SIDE, FaceMotion, Float, Motion, UInt8
 from mefar.recognition.spotting import Traces
-
-UInt8 = NDArray[np.uint8]
-Float = NDArray[np.float64]
 
 LOOK_SECONDS = 0.5
 _LOST = 0.55  # quality under which it is not the same face any more

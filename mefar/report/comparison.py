@@ -31,7 +31,7 @@ _SELECTIONS = ("last", "inner", "oracle")
 
 @dataclass(frozen=True)
 class Row:
-    """One run of a method; mark: `+` or `-` against the block's first run, `?` where they cannot be paired."""
+    """One run of a method; mark: `+` or `-` against the block's first run, `?` if they cannot be paired."""
 
     name: str
     run: FinishedRun

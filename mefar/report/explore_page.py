@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -25,8 +24,6 @@ from mefar.generation.exploring import changes, claims, motion, pictures
 from mefar.report import figures
 from mefar.report.page import write_page
 from mefar.tokens import ActionTokens, SteerableTokenizer
-
-UInt8 = NDArray[np.uint8]
 
 CELL = 96
 """Pixels of a face in a sheet, at most."""
@@ -111,7 +108,7 @@ def _sheets(made: Tensor, rows: int) -> dict[str, Any]:
     size = min(CELL, made.shape[-1])
     if size < made.shape[-1]:
         made = functional.interpolate(made, (size, size), mode="bilinear", antialias=True)
-    cells: UInt8 = (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    cells: figures.Picture = (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     first, others = cells[0], cells[1:]
     gain = figures.gain_for(first, max(others, key=lambda one: float(np.abs(one.astype(int) - first).mean())))
     maps = np.stack([figures.signed_map(first, one, gain) for one in others])
@@ -120,7 +117,7 @@ def _sheets(made: Tensor, rows: int) -> dict[str, Any]:
             "picture_uri": _uri(sheets[0]), "map_uri": _uri(sheets[1])}  # fmt: skip
 
 
-def _uri(picture: UInt8) -> str:
+def _uri(picture: figures.Picture) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

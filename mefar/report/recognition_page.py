@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mefar.recognition.events import Event, Recognition
-from mefar.recognition.motion import PARTS
+from mefar.recognition.motion import PARTS, UInt8
 from mefar.recognition.spotting import curves
 from mefar.report import figures
 from mefar.report.page import write_page
@@ -18,7 +17,6 @@ from mefar.report.page import write_page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UInt8 = NDArray[np.uint8]
 
 MOST_EVENTS = 60
 """Events shown with pictures: the most certain; the tables hold all."""
