@@ -15,6 +15,7 @@ import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,34 +25,28 @@ from mefar.errors import UserError
 from mefar.tokens import ActionTokens
 
 
-class _Tokenize(nn.Module):
-    def __init__(self, model: Model) -> None:
+class _Part(nn.Module):
+    def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.network = model.tokenizer.network
+        self.inner = inner
 
+
+class _Tokenize(_Part):
     def forward(self, onset: Tensor, apex: Tensor) -> tuple[Tensor, ...]:
-        tokens = self.network.tokenize(onset, apex)
+        tokens = self.inner.tokenize(onset, apex)
         every = (tokens.indices, tokens.embeddings, tokens.strength, tokens.head)
         return tuple(each for each in every if each is not None)
 
 
-class _Reconstruct(nn.Module):
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.network = model.tokenizer.network
-
+class _Reconstruct(_Part):
     def forward(self, onset: Tensor, embeddings: Tensor, strength: Tensor | None = None) -> Tensor:
-        return self.network.reconstruct(onset, _tokens(embeddings, strength)).clamp(0, 1)
+        made: Tensor = self.inner.reconstruct(onset, _tokens(embeddings, strength)).clamp(0, 1)
+        return made
 
 
-class _Classify(nn.Module):
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.readers = model.readers
-
+class _Classify(_Part):
     def forward(self, embeddings: Tensor, strength: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        assert self.readers is not None
-        told: tuple[Tensor, Tensor] = self.readers(_tokens(embeddings, strength).features)
+        told: tuple[Tensor, Tensor] = self.inner(_tokens(embeddings, strength).features)
         return told
 
 
@@ -69,18 +64,18 @@ def write(model: Model, folder: Path) -> list[Path]:
     if find_spec("onnxscript") is None:
         raise UserError("ONNX files need the packages onnx and onnxscript: pip install 'mefar[onnx]'")
     model = model.to("cpu").eval()
-    S = model.image_size
+    S, network = model.image_size, model.tokenizer.network
     onset, apex = torch.rand(2, 3, 3, S, S).unbind()
     tokens = model.tokenizer.tokenize(onset, apex)
     said = [tokens.embeddings] if tokens.strength is None else [tokens.embeddings, tokens.strength]
     names = ["embeddings", "strength"][: len(said)]
     made = ["indices", *names, *(["head"] if tokens.head is not None else [])]
     parts: list[tuple[str, nn.Module, list[Tensor], list[str], list[str]]] = [
-        ("tokenize", _Tokenize(model), [onset, apex], ["onset", "apex"], made),
-        ("reconstruct", _Reconstruct(model), [onset, *said], ["onset", *names], ["apex"]),
+        ("tokenize", _Tokenize(network), [onset, apex], ["onset", "apex"], made),
+        ("reconstruct", _Reconstruct(network), [onset, *said], ["onset", *names], ["apex"]),
     ]
     if model.readers is not None:
-        parts.append(("classify", _Classify(model), said, names, ["classes", "units"]))
+        parts.append(("classify", _Classify(model.readers), said, names, ["classes", "units"]))
     paths = []
     for name, module, given, inputs, outputs in parts:
         path = folder / f"{name}.onnx"

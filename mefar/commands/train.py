@@ -179,13 +179,11 @@ class MefarCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the page of a tokenizer's training."""
-        root = Path(self.trainer.default_root_dir)
-        if not self.trainer.is_global_zero:
-            return
-        if not self._reports(self.config[str(self.subcommand)]["trainer"]):
+        reports = self._reports(self.config[str(self.subcommand)]["trainer"])
+        if not (reports and self.trainer.is_global_zero):
             return
         try:
-            print(write_training_report(root))
+            print(write_training_report(Path(self.trainer.default_root_dir)))
         except (UserError, OSError) as error:
             # The weights are safe by now: a page that cannot be written does not undo the training.
             print(f"mefar fit: no report page: {error}", file=sys.stderr)

@@ -369,14 +369,11 @@ def published_names(settings: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _check_names(state: Mapping[str, Tensor], names: Mapping[str, str | None], path: Path) -> None:
-    unknown = sorted(set(state) - set(names))
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UserError(f"{path}: entry {unknown[0]!r}{more} is unknown to the published tokenizer")
-    missing = sorted(set(names) - set(state))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{path}: entry {missing[0]!r}{more} is missing; is the file complete?")
+    unknown, missing = set(state) - set(names), set(names) - set(state)
+    if odd := sorted(unknown or missing):
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        what = "unknown to the published tokenizer" if unknown else "missing; is the file complete?"
+        raise UserError(f"{path}: entry {odd[0]!r}{more} is {what}")
 
 
 def _count(state: Mapping[str, Tensor], prefix: str, suffix: str = "") -> int:
