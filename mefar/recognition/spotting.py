@@ -264,7 +264,8 @@ def _smoothed(values: Float, sigma: float) -> Float:
 
 def _without_head(motion: Float, head: Float, rate: float) -> Float:
     """Take out what goes with the head, by a ridge regression over windows of 20 s that overlap by half."""
-    quick, turned = (_above(values, rate) for values in (motion, head))
+    # What is quicker than about two seconds.
+    quick, turned = (values - _smoothed(values, rate) for values in (motion, head))
     width, step = round(20 * rate), round(10 * rate)
     total, out = np.zeros(len(motion)), np.zeros(motion.shape)
     for start in range(0, max(1, len(motion) - step), step):
@@ -283,11 +284,6 @@ def _without_head(motion: Float, head: Float, rate: float) -> Float:
         out[part] += fade[:, None] * (head[part] @ slope)
         total[part] += fade
     return motion - out / total[:, None]
-
-
-def _above(values: Float, rate: float) -> Float:
-    """What is quicker than about two seconds."""
-    return np.asarray(values - _smoothed(values, rate), np.float64)
 
 
 def _came_and_went(values: Float, shift: int) -> Float:

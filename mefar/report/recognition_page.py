@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mefar.recognition.events import Event, Recognition
+from mefar.recognition.events import Recognition
 from mefar.recognition.motion import PARTS, UInt8
 from mefar.recognition.spotting import curves
 from mefar.report import figures
@@ -61,13 +61,9 @@ def _chart(found: Recognition, person: int, threshold: float) -> Figure:
         if track.person == person:  # a gap in the curve where the face is away
             times += [np.array(track.seconds), np.array([track.seconds[-1]])]
             rows += [curves(track.traces())[0], np.full((1, len(PARTS)), np.nan)]
-    spans = [(e.onset, e.offset, e.kind == "micro", str(e.event)) for e in _of(found, person)]
+    spans = [(e.onset, e.offset, e.kind == "micro", str(e.event)) for e in found.events if e.person == person]
     motion = dict(zip(PARTS, np.concatenate(rows).T, strict=True))
     return figures.time_line(np.concatenate(times), motion, spans, threshold)
-
-
-def _of(found: Recognition, person: int) -> list[Event]:
-    return [event for event in found.events if event.person == person]
 
 
 def write_spotting_report(
