@@ -426,17 +426,6 @@ def gain_for(before: Picture, after: Picture) -> float:
     return float(np.clip(0.9 / max(strongest, 1e-3), 1.0, 20.0))
 
 
-def row_of(pictures: Mapping[str, NDArray[np.generic]], database: str) -> tuple[list[Picture], float] | None:
-    """Of pictures.npz one database's onset, apex, reconstruction and both changes; their amplification.
-
-    None if any is not there.
-    """
-    names = [f"{database}_{part}" for part in ("onset", "apex", "reconstruction")]
-    if not all(name in pictures for name in names):
-        return None
-    return with_changes(*(pictures[name] for name in names))
-
-
 def with_changes(onset: NDArray[np.generic], *others: NDArray[np.generic]) -> tuple[list[Picture], float]:
     """Onset, others, and what changed from the onset to each of them; the amplification of all changes.
 

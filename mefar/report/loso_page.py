@@ -147,8 +147,12 @@ def _columns(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _pictures(run: FinishedRun) -> list[tuple[str, list[figures.Picture], float]]:
     """One clip per database: its title, onset, apex, reconstruction and both changes, amplification."""
-    rows = [(title(database), figures.row_of(run.pictures, database)) for database in run.databases]
-    return [(name, *found) for name, found in rows if found is not None]
+    found = []
+    for database in run.databases:
+        names = [f"{database}_{part}" for part in PICTURE_TITLES[:3]]
+        if all(name in run.pictures for name in names):
+            found.append((title(database), *figures.with_changes(*(run.pictures[name] for name in names))))
+    return found
 
 
 def _mistakes(run: FinishedRun) -> list[tuple[Mistake, list[figures.Picture], float]]:
