@@ -17,15 +17,9 @@ from torchmetrics import Metric
 
 
 def confusion(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
-    """Count how often each class was taken for each class.
+    """Count how often each class was taken for each class: (C, C) int64, rows truth, columns prediction.
 
-    Args:
-        labels: (N,) int64 in [0, C), the truth.
-        predictions: (N,) int64 in [0, C).
-        num_classes: C.
-
-    Returns:
-        (C, C) int64, rows truth, columns prediction.
+    Labels, which are the truth, and predictions are (N,) int64 in [0, C).
 
     Raises:
         ValueError: different lengths, or a value outside [0, C).

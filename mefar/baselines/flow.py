@@ -27,12 +27,7 @@ Algorithm = Literal["dis", "tvl1"]
 
 
 def flow_between(onset: Tensor, apex: Tensor, algorithm: Algorithm = "dis") -> Tensor:
-    """Where every pixel went.
-
-    Args:
-        onset: (B, 3, H, W) float in [0, 1].
-        apex: the same.
-        algorithm: `dis`, or `tvl1`.
+    """Where every pixel went from onset to apex, both (B, 3, H, W) float in [0, 1].
 
     Returns:
         (B, 2, H, W) float, right and down, in hundredths of the crop's width.

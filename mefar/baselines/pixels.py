@@ -72,14 +72,8 @@ def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty:
 def linear_control(features: Tensor, labels: Tensor, subjects: Sequence[str], num_classes: int) -> Tensor:
     """Leave-one-subject-out predictions of a class-balanced ridge classifier.
 
-    Args:
-        features: (N, P) float, not scaled.
-        labels: (N,) int64 in [0, C).
-        subjects: N subject keys.
-        num_classes: C.
-
-    Returns:
-        (N,) int64 predictions, each clip by the fold that never saw its subject.
+    Features (N, P) float, not scaled, labels (N,) int64 in [0, C) and N subject keys -> (N,) int64, each clip
+    by the fold that never saw its subject.
     """
     # Folds share all inner products; a fold sees only the rows and columns of its own clips.
     gram = features.double() @ features.double().T

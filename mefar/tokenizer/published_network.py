@@ -99,14 +99,7 @@ def bottleneck_layout(
 
 
 class Bottleneck(nn.Module):
-    """Per frame: D -> d per patch, then convolutions with ReLU between them, down to L cells.
-
-    Args:
-        dim: D.
-        code_dim: d.
-        grid: patches along a side.
-        layout: the convolutions.
-    """
+    """Per frame: D -> d per patch of grid x grid, then convolutions with ReLU between, down to L cells."""
 
     def __init__(self, dim: int, code_dim: int, grid: int, layout: Sequence[Convolution]) -> None:
         super().__init__()
