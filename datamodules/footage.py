@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import av
 import numpy as np
@@ -100,36 +99,16 @@ def films_in(folder: Path) -> list[Path]:
 
 def ahead(items: Iterable[T], count: int = 4) -> Iterator[T]:
     """The same items, `count` of them fetched ahead by a thread: one core decodes while another looks."""
-    waiting: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(count)
-    stop = threading.Event()
+    source, end = iter(items), object()
 
-    def put(item: tuple[T] | BaseException | None) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                waiting.put(item, timeout=0.2)
-                return
+    def fetch() -> T | object:
+        return next(source, end)
 
-    def fetch() -> None:
-        try:
-            for item in items:
-                put((item,))
-                if stop.is_set():
-                    return
-        except BaseException as error:  # told to whoever waits
-            put(error)
-        else:
-            put(None)
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    try:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item[0]
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque(thread.submit(fetch) for _ in range(count))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(thread.submit(fetch))
+            yield cast(T, item)
 
 
 def write_video(path: Path, frames: Iterable[tuple[float, UInt8]], crf: int = 23) -> None:
