@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ import openpyxl
 
 from datamodules.clips import ActionUnit
 from datamodules.demo.replicas import ClipPlan
+from mefar.files import replacing
 
 CODING_FILES: Final[Mapping[str, str]] = {
     "casme2": "CASME2-coding-20140508.xlsx",
@@ -60,56 +60,44 @@ Cell = str | int | None
 
 def unit_text(units: Sequence[ActionUnit]) -> str | int:
     """Write units as coders do: ``4+7``, ``R12``; a lone bilateral unit becomes a number cell."""
-    text = "+".join(f"{unit.side}{unit.number}" for unit in units)
+    text = "+".join(map(str, units))
     return int(text) if text.isdigit() else text
 
 
 def coding_rows(database: str, plans: Sequence[ClipPlan]) -> list[list[Cell]]:
     """All rows of a coding file, preamble and header included."""
+    rows: list[list[Cell]] = []
     if database == "casme2":
-        rows: list[list[Cell]] = [list(CASME2_COLUMNS)]
+        rows.append([*CASME2_COLUMNS])
         for p in plans:
             apex: Cell = "/" if p.written_apex is None else p.written_apex
             number = int(p.subject.removeprefix("sub"))
             rows.append([number, p.clip, None, p.onset, apex, p.offset, None, unit_text(p.units), p.emotion])
-        return rows
-    if database == "samm":
-        preamble: list[list[Cell]] = [[None] for _ in range(13)]
-        preamble[0] = ["Demo replica in the layout of SAMM: rendered faces, nobody's recordings"]
-        preamble[2] = ["Frames are counted at 200 frames per second"]
-        rows = [
-            *preamble,
-            list(SAMM_COLUMNS),
-        ]
+    elif database == "samm":
+        rows += [[None] for _ in range(13)]
+        rows[0] = ["Demo replica in the layout of SAMM: rendered faces, nobody's recordings"]
+        rows[2] = ["Frames are counted at 200 frames per second"]
+        rows.append([*SAMM_COLUMNS])
         for k, p in enumerate(plans):
             emotion = "Other" if p.emotion == "others" else p.emotion.title()
-            text = unit_text(p.units)
-            if k % 7 == 3:  # some coders add intensities
-                text = "+".join(f"{unit.side}{unit.number}B" for unit in p.units)
-            start: list[Cell] = [p.subject, p.clip, k % 7 + 1]
-            span: list[Cell] = [p.onset, p.written_apex, p.offset, p.frames]
-            rows.append([*start, *span, "Micro - 1/2", text, emotion, _OBJECTIVE[p.emotion], None])
-        return rows
-    rows = [[*CASME3_COLUMNS]]
-    for p in plans:
-        emotion = _CASME3_EMOTION.get(p.emotion, p.emotion)
-        span = [p.onset, p.written_apex, p.offset]
-        rows.append(
-            [p.subject, p.clip.split("_")[0], *span, unit_text(p.units), _OBJECTIVE[p.emotion], emotion]
-        )
+            # Some coders add intensities.
+            text = "+".join(f"{unit}B" for unit in p.units) if k % 7 == 3 else unit_text(p.units)
+            row: list[Cell] = [p.subject, p.clip, k % 7 + 1, p.onset, p.written_apex, p.offset, p.frames]
+            rows.append([*row, "Micro - 1/2", text, emotion, _OBJECTIVE[p.emotion], None])
+    else:
+        rows.append([*CASME3_COLUMNS])
+        for p in plans:
+            row = [p.subject, p.clip.split("_")[0], p.onset, p.written_apex, p.offset, unit_text(p.units)]
+            rows.append([*row, _OBJECTIVE[p.emotion], _CASME3_EMOTION.get(p.emotion, p.emotion)])
     return rows
 
 
-def write_coding(folder: Path, database: str, plans: Sequence[ClipPlan]) -> Path:
+def write_coding(folder: Path, database: str, plans: Sequence[ClipPlan]) -> None:
     """Write the coding file of one replica into its folder; SMIC has none and must not be asked for."""
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = {"casme2": "Sheet1", "samm": "MICRO_ONLY", "casme3": "label"}[database]
-    rows = coding_rows(database, plans)
-    for row in rows:
+    for row in coding_rows(database, plans):
         sheet.append(row)
-    path = folder / CODING_FILES[database]
-    partial = path.with_name(f".{path.name}.partial")
-    book.save(partial)
-    os.replace(partial, path)
-    return path
+    with replacing(folder / CODING_FILES[database]) as temporary:
+        book.save(temporary)

@@ -74,93 +74,73 @@ SIZES: Final[Mapping[SizeName, Size]] = {
 
 
 @dataclass(frozen=True)
+class Corpora:
+    """Which corpora: equal ones have the same bytes.
+
+    Attributes:
+        root: folder of all of them.
+        seed: of everything.
+        size: how much.
+        strength: how strong the micro-expressions of the databases are; all else about their clips is the
+            same, and voxceleb's people talk alike whatever it is.
+        twins: two speakers of voxceleb each play one script, in videos of the same names: their faces do the
+            same at the same time, under other light, before another camera, with other head motion.
+        realism: what ``datamodules.demo.realism`` adds to voxceleb; speakers and scripts stay the same.
+    """
+
+    root: Path
+    seed: int = 0
+    size: SizeName = "demo"
+    strength: StrengthName = "demo"
+    twins: bool = False
+    realism: Sequence[Extra] = ()
+
+    @property
+    def amount(self) -> Size:
+        """How much its size is."""
+        return SIZES[self.size]
+
+
+@dataclass(frozen=True)
 class _Task:
     """One person's files."""
 
-    root: Path
+    corpora: Corpora
     database: str  # or "voxceleb"
-    seed: int
     number: int  # of the person, within the database
-    size: Size
     clips: tuple[ClipPlan, ...] = ()
-    strength: StrengthName = "demo"
-    twins: bool = False
-    realism: tuple[Extra, ...] = ()
 
 
-def make_voxceleb(
-    root: Path,
-    seed: int = 0,
-    size: SizeName = "demo",
-    workers: int = 0,
-    progress: Progress | None = None,
-    strength: StrengthName = "demo",
-    twins: bool = False,
-    realism: Sequence[Extra] = (),
-) -> None:
+def make_voxceleb(corpora: Corpora, workers: int = 0, progress: Progress | None = None) -> None:
     """Write ``root/voxceleb/dev/mp4/idNNNNN/<video>/00001.mp4`` (H.264, yuv420p, 25 fps).
 
     Args:
-        root: folder of all demo corpora.
-        seed: same seed, same bytes.
-        size: how much.
+        corpora: which.
         workers: processes; 0 = one per core, 1 = none besides this one.
         progress: called with (speakers done, speakers in all, speakers per second).
-        strength: of the databases beside it; people talk alike whatever it is.
-        twins: two speakers each play one script, in videos of the same names: their faces do the same at the
-            same time, under other light, before another camera, with other head motion.
-        realism: what ``datamodules.demo.realism`` adds; speakers and scripts stay the same.
 
     Raises:
         UserError: root holds corpora made otherwise.
     """
-    _claim(root, seed, size, strength, twins, realism)
-    how = SIZES[size]
-    tasks = [
-        _Task(root, "voxceleb", seed, k, how, twins=twins, realism=tuple(realism))
-        for k in range(how.speakers)
-    ]
-    _work(tasks, workers, progress)
+    _claim(corpora)
+    _work([_Task(corpora, "voxceleb", k) for k in range(corpora.amount.speakers)], workers, progress)
 
 
-def make_databases(
-    root: Path,
-    seed: int = 0,
-    size: SizeName = "demo",
-    workers: int = 0,
-    progress: Progress | None = None,
-    strength: StrengthName = "demo",
-    twins: bool = False,
-    realism: Sequence[Extra] = (),
-) -> None:
-    """Write the replicas ``root/{casme2,samm,smic,casme3}``.
-
-    Args:
-        root: folder of all demo corpora.
-        seed: same seed, same bytes.
-        size: how much.
-        workers: processes; 0 = one per core, 1 = none besides this one.
-        progress: called with (subjects done, subjects in all, subjects per second).
-        strength: how strong the micro-expressions are; all else about the clips is the same.
-        twins: of the voxceleb beside them.
-        realism: of the voxceleb beside them; these clips are the same whatever it is.
-
-    Raises:
-        UserError: root holds corpora made otherwise.
-    """
-    _claim(root, seed, size, strength, twins, realism)
-    how = SIZES[size]
-    tasks = []
+def make_databases(corpora: Corpora, workers: int = 0, progress: Progress | None = None) -> None:
+    """Write the replicas ``root/{casme2,samm,smic,casme3}``; arguments and errors as of `make_voxceleb`."""
+    _claim(corpora)
+    how, tasks = corpora.amount, []
     for database in STUDIOS:
         small = database == "casme3"
         counts = (how.casme3_subjects, how.casme3_clips) if small else (how.subjects, how.clips)
-        plans = plan(database, seed, *counts, how.clip_frames)
+        plans = plan(database, corpora.seed, *counts, how.clip_frames)
         if database in CODING_FILES:
-            (root / database).mkdir(parents=True, exist_ok=True)
-            write_coding(root / database, database, plans)
+            folder = corpora.root / database
+            folder.mkdir(parents=True, exist_ok=True)
+            write_coding(folder, database, plans)
         for number, subject in enumerate(dict.fromkeys(p.subject for p in plans)):
             clips = tuple(p for p in plans if p.subject == subject)
-            tasks.append(_Task(root, database, seed, number, how, clips, strength))
+            tasks.append(_Task(corpora, database, number, clips))
     _work(tasks, workers, progress)
 
 
@@ -200,8 +180,9 @@ def on_set(root: Path, database: str, subject: str) -> tuple[Identity, Scene]:
     """
     try:
         made = json.loads((root / "demo.json").read_text(encoding="utf-8"))
-        how = SIZES[made["size"]]
-        task = _Task(root, database, made["seed"], SUBJECTS[database].index(subject), how)
+        if made["size"] not in SIZES:
+            raise KeyError(made["size"])
+        task = _Task(Corpora(root, made["seed"], made["size"]), database, SUBJECTS[database].index(subject))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{root}: no demo corpora with a subject {database}/{subject} in them") from error
     identity, _, scene = _cast(task, _generator(task))
@@ -211,22 +192,20 @@ def on_set(root: Path, database: str, subject: str) -> tuple[Identity, Scene]:
 def _cast(task: _Task, rng: np.random.Generator) -> tuple[Identity, npt.NDArray[np.float64], Scene]:
     """A replica's subject: face, resting face and scene, drawn in this order."""
     identity, rest = Identity.random(rng), resting_face(rng)
-    return identity, rest, STUDIOS[task.database].scene(rng, task.size.shrink)
+    return identity, rest, STUDIOS[task.database].scene(rng, task.corpora.amount.shrink)
 
 
-def _claim(
-    root: Path, seed: int, size: SizeName, strength: StrengthName, twins: bool, realism: Sequence[Extra]
-) -> None:
+def _claim(corpora: Corpora) -> None:
     """Mark the folder with what it holds, or refuse one that holds something else."""
-    root.mkdir(parents=True, exist_ok=True)
-    wanted: dict[str, object] = {"corpus": "mefar demo", "seed": seed, "size": size}
-    if strength != "demo":  # which folders made before there was a choice do not name
-        wanted["strength"] = strength
-    if twins:
+    corpora.root.mkdir(parents=True, exist_ok=True)
+    wanted: dict[str, object] = {"corpus": "mefar demo", "seed": corpora.seed, "size": corpora.size}
+    if corpora.strength != "demo":  # which folders made before there was a choice do not name
+        wanted["strength"] = corpora.strength
+    if corpora.twins:
         wanted["twins"] = True
-    if realism:
-        wanted["realism"] = sorted(realism)
-    claim_folder(root, "demo", wanted)
+    if corpora.realism:
+        wanted["realism"] = sorted(corpora.realism)
+    claim_folder(corpora.root, "demo", wanted)
 
 
 def _work(tasks: Sequence[_Task], workers: int, progress: Progress | None) -> None:
@@ -273,28 +252,28 @@ def _end_with_parent() -> None:
 def _generator(task: _Task, *more: int) -> np.random.Generator:
     """Random numbers of one person, or of one of their clips."""
     stream = 2 if task.database == "voxceleb" else 3 + sorted(STUDIOS).index(task.database)
-    return np.random.default_rng([task.seed, stream, task.number, *more])
+    return np.random.default_rng([task.corpora.seed, stream, task.number, *more])
 
 
 def _script(task: _Task, *more: int) -> np.random.Generator:
     """Random numbers that two speakers share."""
-    return np.random.default_rng([task.seed, 0, task.number // 2, *more])
+    return np.random.default_rng([task.corpora.seed, 0, task.number // 2, *more])
 
 
 def _extras(task: _Task) -> np.random.Generator:
     """Random numbers of what `realism` adds to a speaker."""
-    return np.random.default_rng([task.seed, 1, task.number])
+    return np.random.default_rng([task.corpora.seed, 1, task.number])
 
 
 def _videos(task: _Task, rng: np.random.Generator) -> list[Path]:
-    rng = _script(task) if task.twins else rng
-    speaker = task.root / "voxceleb" / "dev" / "mp4" / f"id{task.number + 12:05d}"
-    names = ("".join(rng.choice(_LETTERS, 11)) for _ in range(task.size.utterances))
+    rng = _script(task) if task.corpora.twins else rng
+    speaker = task.corpora.root / "voxceleb" / "dev" / "mp4" / f"id{task.number + 12:05d}"
+    names = ("".join(rng.choice(_LETTERS, 11)) for _ in range(task.corpora.amount.utterances))
     return [speaker / name / "00001.mp4" for name in names]
 
 
 def _last_frame(task: _Task, clip: ClipPlan) -> Path:
-    folder = clip_folder(task.root, task.database, clip)
+    folder = clip_folder(task.corpora.root, task.database, clip)
     return folder / frame_name(task.database, clip, clip.offset)
 
 
@@ -320,17 +299,17 @@ def _film_speaker(task: _Task) -> None:
         if video.exists():
             continue
         own = _generator(task, k)
-        scene = street_scene(own, task.size.pixels)
-        script = _script(task, k) if task.twins else own
-        turning = TURNING if "turns" in task.realism else 1.0
-        performance = talking(script, rest, task.size.frames, FPS, scene.camera.scale, own, turning)
-        scene, crf = as_real(scene, task.realism, _extras(task))
+        scene = street_scene(own, task.corpora.amount.pixels)
+        script = _script(task, k) if task.corpora.twins else own
+        turning = TURNING if "turns" in task.corpora.realism else 1.0
+        performance = talking(script, rest, task.corpora.amount.frames, FPS, scene.camera.scale, own, turning)
+        scene, crf = as_real(scene, task.corpora.realism, _extras(task))
         pictures = scene.film(identity, performance, own)
         name = f"{video.parent.parent.name}_{video.parent.name}_00001"
         _write_truth(task, name, identity, performance)
         video.parent.mkdir(parents=True, exist_ok=True)
         partial = video.with_name(".00001.partial.mp4")
-        write_h264(partial, np.stack(pictures), FPS, crf)
+        write_h264(partial, pictures, FPS, crf)
         os.replace(partial, video)
 
 
@@ -343,16 +322,17 @@ def _film_subject(task: _Task) -> None:
             continue
         own = _generator(task, k)
         performance = micro_expression(
-            own, clip.units, rest, clip.frames, clip.apex, studio.fps, scene.camera.scale, task.strength
-        )
+            own, clip.units, rest, clip.frames, clip.apex, studio.fps, scene.camera.scale,
+            task.corpora.strength,
+        )  # fmt: skip
         pictures = scene.film(identity, performance, own)
         _write_truth(task, f"{clip.subject}_{clip.clip}", identity, performance)
-        folder = clip_folder(task.root, task.database, clip)
+        folder = clip_folder(task.corpora.root, task.database, clip)
         partial = folder.with_name(f".{folder.name}.{clip.clip}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         folder.mkdir(parents=True, exist_ok=True)
-        files = [frame_name(task.database, clip, clip.first + t) for t in range(clip.frames)]
+        files = [frame_name(task.database, clip, clip.onset + t) for t in range(clip.frames)]
         for name, picture in zip(files, pictures, strict=True):
             stored = picture[..., 0] if task.database == "samm" else picture[..., ::-1]
             if not cv2.imwrite(str(partial / name), stored, options):
@@ -364,7 +344,7 @@ def _film_subject(task: _Task) -> None:
 
 def _write_truth(task: _Task, name: str, identity: Identity, performance: Performance) -> None:
     """Keep what was rendered: identity weights, and per frame actions, action units, pose, light gain."""
-    folder = task.root / "ground_truth" / task.database
+    folder = task.corpora.root / "ground_truth" / task.database
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.partial.npz"
     np.savez_compressed(

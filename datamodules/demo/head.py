@@ -9,19 +9,19 @@ Lengths are decimetres; x points to the subject's left (the right of the picture
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.clips import Side
 from datamodules.demo.kernels import occlusion, vertex_normals
 
 F32 = npt.NDArray[np.float32]
-Side = Literal["", "L", "R"]
 
 ASSET: Final = Path(__file__).with_name("assets") / "head_cc0.npz"
 SKIN, EYE, TEETH, TONGUE = range(4)
@@ -114,31 +114,6 @@ class HeadModel:
     atlas: F32
     occlusion: F32
     normals: F32
-
-    def weights(self, actions: Mapping[str, float] | Iterable[float]) -> F32:
-        """Put actions in order.
-
-        Args:
-            actions: action name -> weight, or 52 weights already in order.
-
-        Returns:
-            (52,) float32.
-
-        Raises:
-            KeyError: an action the head does not have.
-            ValueError: not 52 weights.
-        """
-        if not isinstance(actions, Mapping):
-            row = np.asarray(actions, np.float32)
-            if row.shape != (len(self.action_names),):
-                raise ValueError(f"expected {len(self.action_names)} action weights, got shape {row.shape}")
-            return row
-        row = np.zeros(len(self.action_names), np.float32)
-        for name, weight in actions.items():
-            if name not in self.action_names:
-                raise KeyError(f"the head has no action {name!r}")
-            row[self.action_names.index(name)] = weight
-        return row
 
 
 def _names(array: npt.NDArray[np.str_]) -> tuple[str, ...]:

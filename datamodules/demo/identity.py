@@ -135,12 +135,9 @@ def _ears() -> F32:
     """How much each vertex (N,) belongs to an ear, in [0, 1]."""
     model = head()
     moved = np.zeros(len(model.vertices), np.float32)
-    for name, offsets in zip(model.identity_names, model.identities, strict=True):
-        if name in (
-            "ears/l-ear-wing-incr",
-            "ears/r-ear-wing-incr",
-        ):  # these two move the ear and nothing around it
-            moved = np.maximum(moved, np.linalg.norm(offsets, axis=1) / np.linalg.norm(offsets, axis=1).max())
+    for name in ("ears/l-ear-wing-incr", "ears/r-ear-wing-incr"):  # they move the ear and nothing around it
+        distance = np.linalg.norm(model.identities[model.identity_names.index(name)], axis=1)
+        moved = np.maximum(moved, distance / distance.max())
     return _smooth(0.04, 0.15, moved)
 
 
@@ -184,10 +181,10 @@ def _lip_texels() -> F32:
     return np.asarray(np.nan_to_num(inside), np.float32)
 
 
-def _noise(rng: np.random.Generator, cell: float, rows: int = SKIN_ROWS, columns: int = ATLAS_WIDTH) -> F32:
-    """Smooth noise (rows, columns), about unit variance, one independent value every ``cell`` texels."""
-    grid = rng.standard_normal((int(rows / cell) + 3, int(columns / cell) + 3), np.float32)
-    return np.asarray(cv2.resize(grid, (columns, rows), interpolation=cv2.INTER_CUBIC), np.float32)
+def _noise(rng: np.random.Generator, cell: float) -> F32:
+    """Smooth noise on the skin, about unit variance, one independent value every ``cell`` texels."""
+    grid = rng.standard_normal((int(SKIN_ROWS / cell) + 3, int(ATLAS_WIDTH / cell) + 3), np.float32)
+    return np.asarray(cv2.resize(grid, (ATLAS_WIDTH, SKIN_ROWS), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _brow(rng: np.random.Generator, x: F32, y: F32) -> F32:

@@ -8,8 +8,7 @@ later and loses it some frames earlier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -28,6 +27,7 @@ from datamodules.demo.motion import (
     draw_units,
     ease,
     gaze,
+    performance,
     resting_face,
     smooth_path,
     speech,
@@ -35,10 +35,8 @@ from datamodules.demo.motion import (
     units,
 )
 from datamodules.demo.replicas import STUDIOS
-from datamodules.demo.scene import Scene
 from mefar.files import csv_text, replacing, write_text
 
-U8 = npt.NDArray[np.uint8]
 F64 = npt.NDArray[np.float64]
 Content = Literal["expressions", "calm", "talking"]
 Kind = Literal["micro", "macro"]
@@ -49,7 +47,6 @@ PAUSE_SECONDS: Final = (1.5, 6.0)
 MACRO_SHARE = 0.25
 MACRO_PEAKS: Final = (0.3, 1.0)
 _CLASS: Final = {"happiness": "positive", "surprise": "surprise", "others": "others"}
-_CHUNK = 64  # frames rendered before they are handed on: memory does not grow with length
 
 
 @dataclass(frozen=True)
@@ -81,15 +78,11 @@ class LongVideo:
         fps: frames per second.
         performance: of T frames.
         events: the expressions, in order of time.
-        blinks: (B,) seconds at which the lids are shut.
-        talking: (from, to) in seconds.
     """
 
     fps: float
     performance: Performance
     events: tuple[TrueEvent, ...]
-    blinks: F64
-    talking: tuple[tuple[float, float], ...]
 
 
 def perform(
@@ -146,19 +139,14 @@ def perform(
             TrueEvent(kind, onset, onset + rise, onset + length, feeling, acting, float(peaks.max()))
         )
 
-    blinks = []
     moment = float(rng.exponential(2.0)) + 0.3
     while moment < times[-1]:
         actions += blink(times, moment)[:, None] * unit_rows(rng, units("45"))
-        blinks.append(moment)
         moment += 0.4 + float(rng.exponential(3.0))
     actions += 0.5 * gaze(rng, times)
     gain = 1.0 + 0.01 * smooth_path(rng, times, 1.5)
-    shown = Performance(
-        np.clip(actions, 0, 1).astype(np.float32), (), np.zeros((len(times), 0), np.float32),
-        _head(rng, times, scale).astype(np.float32), gain.astype(np.float32),
-    )  # fmt: skip
-    return LongVideo(fps, shown, tuple(events), np.array(blinks), tuple(talking))
+    shown = performance(actions, _head(rng, times, scale), gain)
+    return LongVideo(fps, shown, tuple(events))
 
 
 def _head(rng: np.random.Generator, times: F64, scale: float) -> F64:
@@ -174,19 +162,6 @@ def _head(rng: np.random.Generator, times: F64, scale: float) -> F64:
         moment += 3 * lasting + float(rng.exponential(10.0))
     pose[:, :3] += rng.normal(0.0, 3.0, 3)
     return pose
-
-
-def pictures(
-    scene: Scene, identity: Identity, performance: Performance, rng: np.random.Generator
-) -> Iterator[U8]:
-    """The frames of a performance, (H, W, 3) uint8 each, a few in memory at a time."""
-    for first in range(0, len(performance.pose), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        few = replace(
-            performance, actions=performance.actions[part], pose=performance.pose[part],
-            gain=performance.gain[part], intensity=performance.intensity[part],
-        )  # fmt: skip
-        yield from scene.film(identity, few, rng)
 
 
 def make_long_video(
@@ -216,7 +191,7 @@ def make_long_video(
     identity, scene = Identity.random(rng), STUDIOS[studio].scene(rng, 1.0)
     video = perform(rng, seconds, fps, scene.camera.scale, content, strength)
     with replacing(path) as temporary:
-        write_h264(temporary, pictures(scene, identity, video.performance, rng), fps)
+        write_h264(temporary, scene.film(identity, video.performance, rng), fps)
     _write_truth(path, video)
     return video
 

@@ -87,6 +87,23 @@ class Performance:
         return actions, Pose(yaw, pitch, roll, (right, down))
 
 
+def performance(
+    actions: F64,
+    pose: F64,
+    gain: F64,
+    units: Sequence[ActionUnit] = (),
+    intensity: F64 | None = None,
+) -> Performance:
+    """What a face does, of arrays as computed: actions (T, 52) of any size are clipped to [0, 1]."""
+    return Performance(
+        np.clip(actions, 0.0, 1.0).astype(np.float32),
+        tuple(units),
+        (np.zeros((len(gain), 0)) if intensity is None else intensity).astype(np.float32),
+        pose.astype(np.float32),
+        gain.astype(np.float32),
+    )
+
+
 def smooth_path(rng: np.random.Generator, times: F64, knot_seconds: float) -> F64:
     """A smooth random process of unit variance at times (T,) in s, with features of ``knot_seconds``."""
     knots = np.arange(times[0] - 3 * knot_seconds, times[-1] + 3 * knot_seconds, knot_seconds)
@@ -178,7 +195,7 @@ def micro_expression(
     drift = smooth_path(rng, times, 0.5 * times[-1])
     drift = drift - drift[0]
     gain = 1.0 + rng.uniform(-0.03, 0.03) * drift / max(float(np.abs(drift).max()), 1e-6)
-    return _performance(actions, shown, intensity, pose, gain)
+    return performance(actions, pose, gain, shown, intensity)
 
 
 def speech(rng: np.random.Generator, times: F64) -> F64:
@@ -270,7 +287,7 @@ def talking(
     pose[:, :3] += rng.normal(0.0, [7.0, 4.0, 4.0])
     pose[:, 3:] += rng.normal(0.0, 0.04 * scale, 2)
     gain = 1.0 + 0.015 * smooth_path(rng, times, 0.5)
-    return _performance(actions, shown, np.stack(curves, axis=1), pose, gain)
+    return performance(actions, pose, gain, shown, np.stack(curves, axis=1))
 
 
 def _free_units(rng: np.random.Generator) -> tuple[ActionUnit, ...]:
@@ -281,15 +298,3 @@ def _free_units(rng: np.random.Generator) -> tuple[ActionUnit, ...]:
         sided = any(halves for _, _, halves in FACS[number]) and rng.random() < 0.15
         acting.append(ActionUnit(number, "L" if sided and rng.random() < 0.5 else "R" if sided else ""))
     return tuple(acting)
-
-
-def _performance(
-    actions: F64, shown: Sequence[ActionUnit], intensity: F64, pose: F64, gain: F64
-) -> Performance:
-    return Performance(
-        actions=np.clip(actions, 0.0, 1.0).astype(np.float32),
-        units=tuple(shown),
-        intensity=intensity.astype(np.float32),
-        pose=pose.astype(np.float32),
-        gain=gain.astype(np.float32),
-    )

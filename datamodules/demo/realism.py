@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import cv2
 import numpy as np
@@ -24,7 +24,6 @@ from datamodules.demo.render import Light, Pose, Renderer
 
 F32 = npt.NDArray[np.float32]
 Extra = Literal["wrinkles", "glasses", "shutter", "camera", "turns"]
-EXTRAS: Final[tuple[Extra, ...]] = get_args(Extra)
 
 TURNING = 2.5  # factor on head motion
 WORST_CRF = 32

@@ -6,8 +6,7 @@ every frame, so creases (nasolabial fold, frown) appear by shading alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,7 +17,6 @@ from datamodules.demo.identity import Identity
 from datamodules.demo.kernels import rasterize, shade, vertex_normals
 
 F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 PIVOT: Final = np.array([0.0, 6.55, 0.35], np.float32)  # where the skull turns on the neck
 ORIGIN: Final = np.array([0.0, 7.15, 1.0], np.float32)  # what the camera looks at
@@ -62,7 +60,7 @@ class Light:
     colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def array(self) -> F32:
-        """Return the (6, 3) array that ``demo_kernels.shade`` reads."""
+        """Return the (6, 3) array that ``kernels.shade`` reads."""
         azimuth, elevation = np.deg2rad([self.azimuth, self.elevation])
         level = np.cos(elevation)
         towards = [np.sin(azimuth) * level, np.sin(elevation), np.cos(azimuth) * level]
@@ -89,7 +87,6 @@ class Camera:
     centre: tuple[float, float] = (0.5, 0.52)
 
 
-@dataclass
 class Renderer:
     """Reusable buffers for one picture size.
 
@@ -97,21 +94,18 @@ class Renderer:
         camera: picture size and framing.
     """
 
-    camera: Camera = field(default_factory=Camera)
-
-    def __post_init__(self) -> None:
-        rows, columns = self.camera.height * SAMPLES, self.camera.width * SAMPLES
+    def __init__(self, camera: Camera) -> None:
+        self.camera = camera
+        rows, columns = camera.height * SAMPLES, camera.width * SAMPLES
         self._depth = np.zeros((rows, columns), np.float32)
         self._owner = np.full((rows, columns), -1, np.int32)
         self._bary = np.zeros((rows, columns, 2), np.float32)
 
-    def deform(self, identity: Identity, actions: Mapping[str, float] | Iterable[float]) -> F32:
-        """Return the (N, 3) vertices in dm of an identity showing actions, without pose."""
-        model = head()
-        weights = model.weights(actions)
+    def deform(self, identity: Identity, actions: F32) -> F32:
+        """Return the (N, 3) vertices in dm of an identity showing actions (52,), without pose."""
         vertices = identity.shape.copy()
-        for k in np.flatnonzero(weights):
-            vertices += weights[k] * model.actions[k]
+        for k in np.flatnonzero(actions):
+            vertices += actions[k] * head().actions[k]
         return vertices
 
     def place(self, vertices: F32, pose: Pose) -> F32:
@@ -143,19 +137,12 @@ class Renderer:
         row = camera.centre[1] * camera.height - 0.5 - focal * placed[:, 1] / -placed[:, 2]
         return np.stack([column, row], axis=1).astype(np.float32)
 
-    def linear(
-        self,
-        identity: Identity,
-        actions: Mapping[str, float] | Iterable[float],
-        pose: Pose,
-        light: Light,
-        background: F32,
-    ) -> F32:
+    def linear(self, identity: Identity, actions: F32, pose: Pose, light: Light, background: F32) -> F32:
         """Render one frame in linear light.
 
         Args:
             identity: who.
-            actions: action name -> weight, or the 52 weights in order.
+            actions: (52,) weights in the order of ``HeadModel.action_names``.
             pose: head pose.
             light: the scene's light.
             background: (H, W, 3) linear picture behind the head.
@@ -190,22 +177,3 @@ class Renderer:
             out,
         )
         return out
-
-    def render(
-        self,
-        identity: Identity,
-        actions: Mapping[str, float] | Iterable[float],
-        pose: Pose | None = None,
-        light: Light | None = None,
-        background: F32 | None = None,
-    ) -> U8:
-        """Render one clean frame (no sensor) before a gray wall: (H, W, 3) uint8 sRGB; see ``linear``."""
-        if background is None:
-            background = np.full((self.camera.height, self.camera.width, 3), 0.25, np.float32)
-        return to_srgb(self.linear(identity, actions, pose or Pose(), light or Light(), background))
-
-
-def to_srgb(linear: F32) -> U8:
-    """Encode linear light in [0, 1] as sRGB bytes (the 2.2 power stands for the curve)."""
-    encoded = np.power(np.clip(linear, 0.0, 1.0), 1.0 / 2.2) * 255.0
-    return (encoded + 0.5).astype(np.uint8)

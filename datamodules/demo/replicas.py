@@ -6,7 +6,7 @@ Layouts, file and column names and quirks follow the real databases; faces and a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -24,9 +24,9 @@ class ClipPlan:
     Attributes:
         subject: the database's id, normalised.
         clip: name, unique within the subject.
-        emotion: key of ``demo_motion.EMOTIONS``.
+        emotion: key of ``motion.EMOTIONS``.
         units: action units that move.
-        first: number of the first frame file: the onset.
+        onset: number of the first frame file.
         frames: clip length.
         apex: index of the strongest frame, counted from 0.
         written_apex: what the coding file says, None = its sign for "missing".
@@ -36,20 +36,15 @@ class ClipPlan:
     clip: str
     emotion: str
     units: tuple[ActionUnit, ...]
-    first: int
+    onset: int
     frames: int
     apex: int
     written_apex: int | None
 
     @property
-    def onset(self) -> int:
-        """Frame number of the onset."""
-        return self.first
-
-    @property
     def offset(self) -> int:
         """Frame number of the offset."""
-        return self.first + self.frames - 1
+        return self.onset + self.frames - 1
 
 
 @dataclass(frozen=True)
@@ -81,16 +76,11 @@ class Studio:
         width, height = (2 * round(side * shrink / 2) for side in self.size)
         near = float(np.exp(rng.normal(0.0, 0.03)))
         camera = Camera(width, height, self.scale * shrink * near, (0.5 + float(rng.normal(0, 0.012)), 0.52))
-        light = Light(
-            azimuth=self.light.azimuth + float(rng.normal(0, 5)),
-            elevation=self.light.elevation + float(rng.normal(0, 3)),
-            key=self.light.key,
-            fill=self.light.fill,
-            sky=self.light.sky,
-            colour=self.light.colour,
-        )
+        azimuth = self.light.azimuth + float(rng.normal(0, 5))
+        elevation = self.light.elevation + float(rng.normal(0, 3))
         red, green, blue = np.exp(rng.uniform(-3.5, -1.0) + rng.normal(0, 0.25, 3)).tolist()
         wall = plain_wall(camera, self.wall, self.fall_off)
+        light = replace(self.light, azimuth=azimuth, elevation=elevation)
         return Scene(camera, light, self.sensor, wall, (red, green, blue))
 
 

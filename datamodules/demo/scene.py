@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -82,15 +82,13 @@ class Scene:
     wrinkles: float = 0.0
     glasses: Glasses | None = None
 
-    def film(self, identity: Identity, performance: Performance, rng: np.random.Generator) -> list[U8]:
-        """Film a performance: one (H, W, 3) uint8 sRGB picture per frame."""
+    def film(self, identity: Identity, performance: Performance, rng: np.random.Generator) -> Iterator[U8]:
+        """Film a performance: one (H, W, 3) uint8 sRGB picture per frame, rendered when it is asked for."""
         renderer = Renderer(self.camera)
         moments = np.linspace(0.0, self.shutter, 3 if self.shutter else 1)
-        pictures = []
         for t, gain in enumerate(performance.gain):
             exposed = [self._light(renderer, identity, *performance.at(t + moment)) for moment in moments]
-            pictures.append(self.sensor.expose(np.mean(exposed, axis=0), float(gain), rng))
-        return pictures
+            yield self.sensor.expose(np.mean(exposed, axis=0), float(gain), rng)
 
     def _light(self, renderer: Renderer, identity: Identity, actions: F32, pose: Pose) -> F32:
         """The light (H, W, 3) of one moment."""

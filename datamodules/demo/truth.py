@@ -69,7 +69,7 @@ def true_frames(
         shown = Performance(np.clip(moved, 0.0, 1.0), (), np.zeros((1, 0), np.float32), pose, gain)
         identity, scene = on_set_once(root, face.database, face.subject)
         quiet = replace(scene, sensor=replace(scene.sensor, noise=0.0))
-        picture = quiet.film(identity, shown, np.random.default_rng(0))[0]
+        picture = next(quiet.film(identity, shown, np.random.default_rng(0)))
         matrix = aligner.estimate(read_image(face.frames[face.onset]))
         if matrix is None:
             raise UserError(f"{face.frames[face.onset]}: no face found")

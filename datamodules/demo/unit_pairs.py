@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from datamodules.clips import ActionUnit
 from datamodules.demo.identity import Identity
-from datamodules.demo.motion import Performance, resting_face, unit_rows
+from datamodules.demo.motion import performance, resting_face, unit_rows
 from datamodules.demo.scene import street_scene
 from datamodules.faces.align import FaceAligner
 
@@ -50,11 +50,9 @@ def unit_pairs(size: int, people: int, pairs: int, seed: int = 0) -> Iterator[Un
         for row in shown:
             row[rng.choice(len(UNITS), int(rng.integers(1, 4)), replace=False)] = rng.uniform(0.2, 1.0)
         actions = shown @ unit_rows(rng, [ActionUnit(unit) for unit in UNITS])
-        still = np.zeros_like(actions)
-        moved = np.clip(np.concatenate([still, actions]) + rest, 0, 1).astype(np.float32)
-        film = Performance(moved, (), np.zeros((0, 0), np.float32), np.zeros((2 * pairs, 5), np.float32),
-                           np.ones(2 * pairs, np.float32))  # fmt: skip
-        pictures = scene.film(identity, film, rng)
+        moved = np.concatenate([np.zeros_like(actions), actions]) + rest
+        shows = performance(moved, np.zeros((2 * pairs, 5)), np.ones(2 * pairs))
+        pictures = list(scene.film(identity, shows, rng))
         matrix = aligner.estimate(pictures[0])
         if matrix is not None:
             crops = np.stack([aligner.crop(picture, matrix) for picture in pictures])

@@ -31,7 +31,7 @@ import numpy as np
 
 from datamodules.demo.encoding import write_h264
 from datamodules.demo.identity import Identity
-from datamodules.demo.long_videos import perform, pictures
+from datamodules.demo.long_videos import perform
 from datamodules.demo.replicas import STUDIOS
 from datamodules.faces.align import FaceAligner
 from datamodules.footage import footage, write_video
@@ -53,7 +53,7 @@ def film(path: Path, seconds: float) -> None:
     noise = [rng.normal(0, 2.5, (HEIGHT, WIDTH, 3)).astype(np.int8) for _ in range(5)]
 
     def large() -> Iterator[np.ndarray]:
-        for number, picture in enumerate(pictures(scene, identity, performance, rng)):
+        for number, picture in enumerate(scene.film(identity, performance, rng)):
             tall = cv2.resize(picture, (960, HEIGHT), interpolation=cv2.INTER_CUBIC)
             whole = cv2.copyMakeBorder(tall, 0, 0, 160, 160, cv2.BORDER_REPLICATE)
             yield np.clip(whole.astype(np.int16) + noise[number % 5], 0, 255).astype(np.uint8)

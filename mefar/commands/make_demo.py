@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from datamodules.demo.corpora import make_databases, make_voxceleb
+from datamodules.demo.corpora import Corpora, make_databases, make_voxceleb
 from datamodules.demo.realism import Extra
 from mefar.files import lock
 from mefar.progress import shown
@@ -40,10 +40,11 @@ def make_demo(
     """
     if size == "tiny" and workers == 0:
         workers = 1  # starting processes would take longer than the work
+    corpora = Corpora(out, seed, size, strength, twins, realism or ())
     with lock(out / ".lock"), shown("rendering databases", "subjects") as progress:
-        make_databases(out, seed, size, workers, progress, strength, twins, realism or ())
+        make_databases(corpora, workers, progress)
     if talking:
         with lock(out / ".lock"), shown("rendering voxceleb", "speakers") as progress:
-            make_voxceleb(out, seed, size, workers, progress, strength, twins, realism or ())
+            make_voxceleb(corpora, workers, progress)
     names = ("voxceleb, " if talking else "") + "casme2, samm, smic, casme3"
     print(f"{out}: demo corpora of rendered faces, seed {seed}, strength {strength}: {names}")

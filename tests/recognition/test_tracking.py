@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rendering import render
 
+from datamodules.demo.head import head
 from datamodules.demo.identity import Identity
 from datamodules.demo.motion import resting_face
-from datamodules.demo.render import Camera, Light, Pose, Renderer
+from datamodules.demo.render import Camera, Renderer
 from datamodules.faces.align import FaceAligner
 from mefar.recognition.motion import SIDE
 from mefar.recognition.tracking import Followed, Follower
@@ -23,7 +25,8 @@ def portraits() -> list[np.ndarray]:
         rng = np.random.default_rng(seed)
         identity = Identity.random(rng)
         renderer = Renderer(Camera(160, 160, 58.0))
-        pictures.append(renderer.render(identity, resting_face(rng), Pose(), Light()))
+        rest = dict(zip(head().action_names, resting_face(rng), strict=True))
+        pictures.append(render(renderer, identity, rest))
     return pictures
 
 

@@ -17,7 +17,7 @@ from replicas import dropped
 from waiting import gone, wait_for
 
 from datamodules.demo.coding import CASME2_COLUMNS, CODING_FILES, coding_rows
-from datamodules.demo.corpora import SIZES, clip_folder, frame_name, make_voxceleb
+from datamodules.demo.corpora import SIZES, Corpora, clip_folder, frame_name, make_voxceleb
 from datamodules.demo.motion import EMOTIONS, units
 from datamodules.demo.replicas import STUDIOS, plan
 from datamodules.protocols import load
@@ -56,9 +56,9 @@ def test_the_voxceleb_tree_is_named_and_encoded_like_voxceleb2(corpora):
 
 
 def test_two_speakers_play_one_script_each_with_their_own_head(corpora, tmp_path):
-    make_voxceleb(tmp_path, 0, "tiny", workers=1, twins=True)
+    make_voxceleb(Corpora(tmp_path, 0, "tiny", twins=True), workers=1)
     with pytest.raises(UserError, match="made otherwise"):
-        make_voxceleb(corpora, 0, "tiny", workers=1, twins=True)
+        make_voxceleb(Corpora(corpora, 0, "tiny", twins=True))
     truths = sorted((tmp_path / "ground_truth" / "voxceleb").glob("*.npz"))
     names = [path.name.split("_", 1)[1] for path in truths]
     one, other, third = (np.load(truths[i]) for i in (0, 2, 4))
@@ -133,7 +133,7 @@ def test_the_real_loaders_read_the_replicas(corpora):
     read = by_key[f"casme2/{planned.subject}/{planned.clip}"]
     assert (read.onset, read.apex, read.offset) == (
         planned.onset,
-        planned.first + planned.apex,
+        planned.onset + planned.apex,
         planned.offset,
     )
     assert read.aus == tuple(sorted(planned.units))
@@ -190,7 +190,7 @@ def test_an_interrupted_run_is_finished_and_finished_files_are_left_alone(corpor
 
 def test_a_folder_of_another_seed_is_refused(corpora, capsys):
     with pytest.raises(UserError, match=r"made otherwise \(seed"):
-        make_voxceleb(corpora, 1, "tiny")
+        make_voxceleb(Corpora(corpora, 1, "tiny"))
     assert main(["make-demo", str(corpora)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -1,16 +1,18 @@
 """What `mefar make-demo --realism` adds: where it is seen, and that nothing else changes."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
+from rendering import weights
 
-from datamodules.demo.corpora import make_voxceleb
+from datamodules.demo.corpora import Corpora, make_voxceleb
 from datamodules.demo.encoding import CRF
 from datamodules.demo.head import actions_of, head
 from datamodules.demo.identity import Identity
 from datamodules.demo.motion import Performance, talking
-from datamodules.demo.realism import EXTRAS, LINES, TURNING, WORST_CRF, Glasses, folded
+from datamodules.demo.realism import LINES, TURNING, WORST_CRF, Extra, Glasses, folded
 from datamodules.demo.render import Camera, Light
 from datamodules.demo.scene import Scene, Sensor, as_real, plain_wall, street_scene
 from datamodules.voxceleb.video import info
@@ -32,15 +34,15 @@ def scene() -> Scene:
 
 def still(unit: int | None, frames: int = 2, turn: float = 0.0) -> Performance:
     """A face that shows one unit all the time and turns by so many degrees from frame to frame."""
-    weights = head().weights(actions_of(unit)) if unit else np.zeros(52, np.float32)
+    shown = weights(actions_of(unit) if unit else {})
     pose = np.zeros((frames, 5), np.float32)
     pose[:, 0] = turn * np.arange(frames)
-    actions = np.repeat(weights[None], frames, axis=0)
+    actions = np.repeat(shown[None], frames, axis=0)
     return Performance(actions, (), actions[:, :0], pose, np.ones(frames, np.float32))
 
 
 def filmed(scene: Scene, person: Identity, performance: Performance) -> np.ndarray:
-    return np.stack(scene.film(person, performance, np.random.default_rng(0))).astype(float)
+    return np.stack([*scene.film(person, performance, np.random.default_rng(0))]).astype(float)
 
 
 def test_wrinkles_are_where_the_skin_folds_and_nowhere_at_rest(scene, person):
@@ -120,7 +122,7 @@ def test_what_is_not_asked_for_does_not_change_what_is():
     scene = street_scene(np.random.default_rng(0), 96)
     drawn = {}
     for seed in range(20):
-        everything, crf = as_real(scene, EXTRAS, np.random.default_rng(seed))
+        everything, crf = as_real(scene, get_args(Extra), np.random.default_rng(seed))
         alone, same = as_real(scene, ["glasses"], np.random.default_rng(seed))
         assert CRF <= crf <= WORST_CRF
         assert same == CRF
@@ -131,9 +133,9 @@ def test_what_is_not_asked_for_does_not_change_what_is():
 
 
 def test_the_corpus_has_the_same_people_who_do_the_same(tiny_corpora, tmp_path, capsys):
-    make_voxceleb(tmp_path, 0, "tiny", workers=1, realism=["glasses", "camera", "wrinkles"])
+    make_voxceleb(Corpora(tmp_path, 0, "tiny", realism=["glasses", "camera", "wrinkles"]), workers=1)
     with pytest.raises(UserError, match="made otherwise"):
-        make_voxceleb(tmp_path, 0, "tiny", workers=1)
+        make_voxceleb(Corpora(tmp_path, 0, "tiny"))
     truth = sorted((tmp_path / "ground_truth" / "voxceleb").glob("*.npz"))
     for path in truth:
         here, there = np.load(path), np.load(tiny_corpora / "ground_truth" / "voxceleb" / path.name)
