@@ -165,14 +165,9 @@ def examine(
         raise refused[0]
     same = list(_same_files(clips, chosen))
     shown, images = _look(clips, chosen, all_frames, views, {f.clip for f in same}, workers, progress)
-    ordered = sorted([*findings, *same, *shown], key=lambda f: (_LEVELS.index(f.level), f.kind, f.clip))
-    return Report(
-        next(iter(members)) if len(members) == 1 else dataset,
-        holdings,
-        tuple(ordered),
-        tuple(corrections),
-        images,
-    )
+    name = next(iter(members)) if len(members) == 1 else dataset
+    ordered = _worst_first([*findings, *same, *shown])
+    return Report(name, holdings, ordered, tuple(corrections), images)
 
 
 def _examine_long(dataset: str, data: Path, prefer: FrameKind) -> Report:
@@ -189,8 +184,11 @@ def _examine_long(dataset: str, data: Path, prefer: FrameKind) -> Report:
         {kind: Count(counts[kind], published.get(kind)) for kind in ("micro", "macro")},
         apex=dict(Counter("missing" if one.apex is None else "annotated" for one in movements)),
     )
-    findings = sorted(study.findings, key=lambda f: (_LEVELS.index(f.level), f.kind, f.clip))
-    return Report(dataset, {dataset: holding}, tuple(findings), (), 0)
+    return Report(dataset, {dataset: holding}, _worst_first(study.findings), (), 0)
+
+
+def _worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda f: (_LEVELS.index(f.level), f.kind, f.clip)))
 
 
 def _told(finding: Finding) -> bool:
@@ -352,16 +350,16 @@ def _same_people(
     copies: set[str],
 ) -> Iterable[Finding]:
     """Clips of two subjects that show the same pictures, encoded anew."""
-    looks = {}
+    kept, pictures = [], []
     for clip in clips:
         pair = [seen[clip.key].get(number) for number in (clip.onset, chosen[clip.key].number)]
-        if clip.key not in copies and all(one is not None and one.look is not None for one in pair):
-            looks[clip.key] = np.stack([one.look for one in pair if one is not None and one.look is not None])
-    kept = [clip for clip in clips if clip.key in looks]
+        looks = [one.look for one in pair if one is not None and one.look is not None]
+        if clip.key not in copies and len(looks) == 2:
+            kept.append(clip)
+            pictures.append(np.stack(looks))
     if not kept:
         return
-    pictures = np.stack([looks[clip.key] for clip in kept])
-    for first, second in look_alikes([clip.subject_key for clip in kept], pictures):
+    for first, second in look_alikes([clip.subject_key for clip in kept], np.stack(pictures)):
         clip, other = kept[second], kept[first]
         detail = f"onset and apex show what {other.key} shows, another subject: a leak over folds; remove one"
         yield Finding("warning", "same pictures", clip.database, detail, clip.key)

@@ -7,6 +7,7 @@ line of detail. Loaders yield findings, `Study.findings` keeps them, the doctor 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,3 +70,10 @@ class Finding:
     def place(self) -> str:
         """The clip's key, or the database."""
         return self.clip or self.database
+
+
+def differences(counts: Iterable[tuple[str, int, int]]) -> tuple[str, bool]:
+    """Of (what, found, expected) those that differ, "surprise 28 of 25, ...", and whether one is too few."""
+    differing = [(what, found, expected) for what, found, expected in counts if found != expected]
+    told = ", ".join(f"{what} {found} of {expected}" for what, found, expected in differing)
+    return told, any(found < expected for _, found, expected in differing)

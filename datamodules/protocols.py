@@ -20,7 +20,7 @@ from datamodules.databases.folders import FrameKind, existing_folder, find_root
 from datamodules.databases.long_videos import LongStudy
 from datamodules.databases.long_videos import read as read_long_videos
 from datamodules.databases.reading import read
-from datamodules.findings import Finding, Level
+from datamodules.findings import Finding, Level, differences
 from mefar.errors import UserError
 
 COMPOSITES = {"composite": (("casme2", "samm", "smic"), 3)}
@@ -236,20 +236,16 @@ def _against_published(database: Database, read_all: Annotations, member: Member
         return
     expected = database.published.emotions
     listed = Counter(one.emotion for one in read_all.annotated.values())
-    differing = [
-        f"{emotion or 'blank'} {listed[emotion]} of {expected.get(emotion, 0)}"
-        for emotion in [*expected, *sorted(set(listed) - set(expected))]
-        if listed[emotion] != expected.get(emotion, 0)
-    ]
+    emotions = [*expected, *sorted(set(listed) - set(expected))]
+    counts = [(emotion or "blank", listed[emotion], expected.get(emotion, 0)) for emotion in emotions]
     subjects = len({key.split("/")[1] for key in read_all.annotated})
-    if subjects != database.published.subjects:
-        differing.append(f"subjects {subjects} of {database.published.subjects}")
+    differing, _ = differences([*counts, ("subjects", subjects, database.published.subjects)])
     if differing:
         rows = len(read_all.annotated)
         # A loss only where the protocol has no counts of its own, which tell more.
         level: Level = "lost" if rows < database.published.clips and not member.rule.expected else "warning"
-        detail = f"the coding file lists {rows} clips, the published one {database.published.clips}: "
-        detail += ", ".join(differing)
+        lists = f"the coding file lists {rows} clips, the published one {database.published.clips}"
+        detail = f"{lists}: {differing}"
         yield Finding(level, "coding file", database.name, detail, file=str(read_all.coding_file or ""))
 
 
@@ -260,9 +256,7 @@ def _against_protocol(database: Database, clips: Iterable[Clip], rule: Rule) -> 
     counts = [(name, found[name], expected) for name, expected in rule.expected.items()]
     if rule.subjects is not None:
         counts.append(("subjects", len({clip.subject for clip in clips}), rule.subjects))
-    differing = [(name, number, expected) for name, number, expected in counts if number != expected]
+    differing, fewer = differences(counts)
     if differing:
-        level: Level = "lost" if any(number < expected for _, number, expected in differing) else "warning"
-        shown = ", ".join(f"{name} {number} of {expected}" for name, number, expected in differing)
-        detail = f"{len(clips)} clips, {sum(rule.expected.values())} in the protocol: {shown}"
-        yield Finding(level, "protocol counts", database.name, detail)
+        detail = f"{len(clips)} clips, {sum(rule.expected.values())} in the protocol: {differing}"
+        yield Finding("lost" if fewer else "warning", "protocol counts", database.name, detail)

@@ -34,6 +34,12 @@ from datamodules.databases.folders import FrameKind, Place, Recogniser
 from datamodules.findings import Finding
 
 NEGATIVE_POSITIVE_SURPRISE = ("negative", "positive", "surprise")
+VALENCE = {
+    **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness", "sad"), "negative"),
+    **dict.fromkeys(("happiness", "happy"), "positive"),
+    "surprise": "surprise",
+}
+"""Emotion, in two spellings -> class of these three."""
 
 
 @dataclass(frozen=True)
@@ -220,18 +226,44 @@ class Annotations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Database:
-    """A database of micro-expression clips.
+class Source:
+    """What every database has, of clips or of long videos.
 
     Attributes:
-        name: lower case, as in `--dataset`; begins the keys of its clips.
+        name: lower case, as in `--dataset`; begins the keys of what is in it.
         title: as papers call it.
         access: where to apply for it.
         fps: frames per second, where the coding file does not tell them by clip.
-        protocols: number of classes -> labels; the first is the database's own.
         folder: regular expression of its folder's name without spaces, `_`, `-`, in lower case.
         coding_file: the coding file's published name; "" = there is none.
         coding_patterns: regular expressions of the names it occurs under, the preferred first.
+    """
+
+    name: str
+    title: str
+    access: str
+    fps: float
+    folder: str = ""
+    coding_file: str = ""
+    coding_patterns: Sequence[str] = ()
+
+    @property
+    def folder_pattern(self) -> str:
+        """Of its folder's name, by default the database's."""
+        return self.folder or re.sub("_", "", self.name)
+
+    @property
+    def file_patterns(self) -> Sequence[str]:
+        """Of its coding file's name, by default the published one."""
+        return self.coding_patterns or (f"^{re.escape(self.coding_file)}$",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database(Source):
+    """A database of micro-expression clips.
+
+    Attributes (beside those of a `Source`):
+        protocols: number of classes -> labels; the first is the database's own.
         sheet: sheet of the workbook.
         columns: names of the columns.
         subject: how subjects are called.
@@ -245,14 +277,7 @@ class Database:
         checks: (folder, place -> frames' folder, annotated) -> findings of its own.
     """
 
-    name: str
-    title: str
-    access: str
-    fps: float
     protocols: Mapping[int, Rule]
-    folder: str = ""
-    coding_file: str = ""
-    coding_patterns: Sequence[str] = ()
     sheet: str | None = None
     columns: Columns = Columns()
     subject: SubjectId = SubjectId()
@@ -284,13 +309,3 @@ class Database:
     def classes(self) -> int:
         """The number of classes of its own protocol."""
         return next(iter(self.protocols))
-
-    @property
-    def folder_pattern(self) -> str:
-        """Of its folder's name, by default the database's."""
-        return self.folder or re.sub("_", "", self.name)
-
-    @property
-    def file_patterns(self) -> Sequence[str]:
-        """Of its coding file's name, by default the published one."""
-        return self.coding_patterns or (f"^{re.escape(self.coding_file)}$",)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from datamodules.databases.coding_file import Row
 from datamodules.databases.description import (
     NEGATIVE_POSITIVE_SURPRISE,
+    VALENCE,
     Columns,
     Database,
     Rule,
@@ -49,14 +50,6 @@ DATABASE = Database(
             {**same(*_SIX, "contempt"), "happy": "happiness", "sad": "sadness"},
             left_out=_OTHERS,
         ),
-        3: Rule(
-            NEGATIVE_POSITIVE_SURPRISE,
-            {
-                **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness", "sad"), "negative"),
-                **dict.fromkeys(("happiness", "happy"), "positive"),
-                "surprise": "surprise",
-            },
-            left_out=_OTHERS,
-        ),
+        3: Rule(NEGATIVE_POSITIVE_SURPRISE, VALENCE, left_out=_OTHERS),
     },
 )

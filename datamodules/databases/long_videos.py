@@ -19,15 +19,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from datamodules.clips import ActionUnit
 from datamodules.databases.action_units import parse_action_units
 from datamodules.databases.coding_file import Row, find_coding_file, known_coding_file, read_table
-from datamodules.databases.description import Database
+from datamodules.databases.description import Database, Source
 from datamodules.databases.folders import (
     FrameKind,
+    Place,
     Recogniser,
     existing_folder,
     find_clip_folders,
@@ -35,7 +37,7 @@ from datamodules.databases.folders import (
     list_frames,
 )
 from datamodules.databases.video_frames import number_frames
-from datamodules.findings import Finding, Kind, Level
+from datamodules.findings import Finding, Kind, Level, differences
 from mefar.errors import UserError
 
 MovementKind = Literal["micro", "macro"]
@@ -158,17 +160,10 @@ class CodedMovement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongDatabase:
+class LongDatabase(Source):
     """A database of long videos.
 
-    Attributes:
-        name: lower case; begins the keys of its videos.
-        title: as papers call it.
-        access: where to apply for it.
-        fps: frames per second.
-        folder: regular expression of its folder's name without spaces, `_`, `-`, in lower case.
-        coding_file: the coding file's published name.
-        coding_patterns: regular expressions of the names it occurs under, the preferred first.
+    Attributes (beside those of a `Source`):
         movements: coding file -> what its rows say.
         recognise: tells the folder (or video file) of a video: its place is (subject, video).
         below: folder inside it that holds the frames, where there is one.
@@ -178,13 +173,6 @@ class LongDatabase:
         published: how many videos, subjects, micro and macro movements the complete database has.
     """
 
-    name: str
-    title: str
-    access: str
-    fps: float
-    folder: str
-    coding_file: str
-    coding_patterns: Sequence[str]
     movements: Callable[[Path], Iterable[CodedMovement]]
     recognise: Recogniser
     below: str = ""
@@ -236,8 +224,8 @@ def read(database: LongDatabase, data: Path, prefer: FrameKind = "raw") -> LongS
     Raises:
         UserError: no or no readable coding file, a cell that is not what its column says, or no video.
     """
-    root = find_root(existing_folder(data), database.name, database.folder)
-    file = find_coding_file(root, database.coding_patterns, database.coding_file, beside=data)
+    root = find_root(existing_folder(data), database.name, database.folder_pattern)
+    file = find_coding_file(root, database.file_patterns, database.coding_file, beside=data)
     told, findings = _emotions(database, root, data)
     coded = [
         replace(one, emotion=told.get((one.subject, one.clip), one.emotion))
@@ -249,20 +237,17 @@ def read(database: LongDatabase, data: Path, prefer: FrameKind = "raw") -> LongS
     findings += problems
     if not folders:
         raise UserError(f"{root}: no videos of {database.title}; point to the folder that holds them")
-    found = {(subject, video): path for (subject, video), path in folders.items()}
-    by_video: dict[tuple[str, str], list[CodedMovement]] = {place: [] for place in found}
+    by_video: dict[Place, list[CodedMovement]] = {place: [] for place in folders}
     for one in coded:
-        place = (one.subject, one.video)
-        if place in by_video:
-            by_video[place].append(one)
+        if (one.subject, one.video) in by_video:
+            by_video[one.subject, one.video].append(one)
         else:
-            key = f"{database.name}/{one.subject}/{one.video}"
             where = f"({file.name}, row {one.row.number})"
             detail = f"no video {one.subject}/{one.video} under {root / copy} {where}"
-            _tell(findings, database, "lost", "missing frames", detail, key, one)
+            _tell(findings, database, one, "lost", "missing frames", detail)
     videos = []
     for (subject, name), rows in by_video.items():
-        path = found[subject, name]
+        path = folders[subject, name]
         if database.below and (path / database.below).is_dir():
             path = path / database.below
         videos.append(_video(database, subject, name, path, rows, findings))
@@ -318,7 +303,7 @@ def _video(
         plain = [Movement(m.video, m.kind, m.onset, m.offset) for m in movements]
         if Movement(key, made.kind, made.onset, made.offset) in plain:
             detail = f"row {made.row} repeats another"
-            _tell(findings, database, "warning", "duplicate clip", detail, key, one)
+            _tell(findings, database, one, "warning", "duplicate clip", detail)
         else:
             movements[made] = None
     ordered = sorted(movements, key=lambda one: (one.onset, one.offset, one.kind))
@@ -335,54 +320,43 @@ def _movement(
 ) -> Movement | None:
     """A movement, or None where the row does not make one; findings say why."""
     where = f"({one.row.file.name}, row {one.row.number})"
+    tell = partial(_tell, findings, database, one)
     last = max(frames, default=None)
     offset, apex = one.offset, one.apex
     if one.onset is None:
-        _tell(findings, database, "lost", "onset, apex, offset", f"onset not annotated {where}", key, one)
+        tell("lost", "onset, apex, offset", f"onset not annotated {where}")
         return None
     if offset is None:
         if not database.open_end:
-            detail = f"offset not annotated {where}"
-            _tell(findings, database, "lost", "onset, apex, offset", detail, key, one)
+            tell("lost", "onset, apex, offset", f"offset not annotated {where}")
             return None
         offset = last = last or len(number_frames(path))
-        detail = f"lasts until the end of the video, frame {last}"
-        _tell(findings, database, "note", "onset, apex, offset", detail, key, one)
+        tell("note", "onset, apex, offset", f"lasts until the end of the video, frame {last}")
     if offset <= one.onset:
-        detail = f"offset {offset} is not after onset {one.onset} {where}"
-        _tell(findings, database, "lost", "onset, apex, offset", detail, key, one)
+        tell("lost", "onset, apex, offset", f"offset {offset} is not after onset {one.onset} {where}")
         return None
     if last is not None and offset > last:
-        detail = f"offset {offset}, but frames end at {last} {where}"
-        _tell(findings, database, "warning", "missing frames", detail, key, one)
+        tell("warning", "missing frames", f"offset {offset}, but frames end at {last} {where}")
     if apex is not None and not one.onset <= apex <= offset:
         detail = f"apex {apex} is outside [{one.onset}, {offset}]: treated as not annotated"
-        _tell(findings, database, "warning", "onset, apex, offset", detail, key, one)
+        tell("warning", "onset, apex, offset", detail)
         apex = None
     aus, unread = parse_action_units(one.aus)
     if unread:
         detail = f"not read in {str(one.aus)!r}: {', '.join(map(repr, unread))} {where}"
-        _tell(findings, database, "warning", "action units", detail, key, one)
+        tell("warning", "action units", detail)
     return Movement(key, one.kind, one.onset, offset, apex, one.emotion, aus, one.row.number)
 
 
 def _tell(
-    findings: list[Finding],
-    database: LongDatabase,
-    level: Level,
-    kind: Kind,
-    detail: str,
-    key: str,
-    one: CodedMovement,
+    findings: list[Finding], database: LongDatabase, one: CodedMovement, level: Level, kind: Kind, detail: str
 ) -> None:
+    key = f"{database.name}/{one.subject}/{one.video}"
     findings.append(Finding(level, kind, database.name, detail, key, str(one.row.file), one.row.number))
 
 
 def _against_published(database: LongDatabase, study: LongStudy) -> Iterable[Finding]:
-    counts = study.counts()
-    differing = [(what, counts[what], number) for what, number in database.published.items()]
-    differing = [(what, found, number) for what, found, number in differing if found != number]
+    found = study.counts()
+    differing, fewer = differences((what, found[what], count) for what, count in database.published.items())
     if differing:
-        level: Level = "lost" if any(found < number for _, found, number in differing) else "warning"
-        detail = ", ".join(f"{what} {found} of {number}" for what, found, number in differing)
-        yield Finding(level, "protocol counts", database.name, detail)
+        yield Finding("lost" if fewer else "warning", "protocol counts", database.name, differing)

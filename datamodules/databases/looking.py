@@ -57,16 +57,14 @@ def look(databases: Mapping[str, Database | LongDatabase], data: Path) -> dict[s
 
 
 def _sight(database: Database | LongDatabase, data: Path) -> Sight | None:
-    pattern = database.folder if isinstance(database, LongDatabase) else database.folder_pattern
-    root = find_root(data, database.name, pattern)
+    root = find_root(data, database.name, database.folder_pattern)
     if isinstance(database, Database) and database.reader is not None:
         try:  # known by its folders only, so not searched for in other databases
-            root = find_root(data, database.name, pattern, required=True)
+            root = find_root(data, database.name, database.folder_pattern, required=True)
             return Sight(str(root), "", len(database.reader(root, "raw").annotated))
         except UserError:
             return None
-    patterns = database.coding_patterns if isinstance(database, LongDatabase) else database.file_patterns
-    file = known_coding_file(root, patterns, data)
+    file = known_coding_file(root, database.file_patterns, data)
     if file is None:
         return None
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from datamodules.databases.coding_file import Row
 from datamodules.databases.description import (
     NEGATIVE_POSITIVE_SURPRISE,
+    VALENCE,
     Annotated,
     ClipFolders,
     Columns,
@@ -85,14 +86,6 @@ DATABASE = Database(
             {**same("happiness", "surprise", "disgust"), "happy": "happiness", **_OTHERS},
             left_out=("anger", "fear", "sadness", "sad"),
         ),
-        3: Rule(
-            NEGATIVE_POSITIVE_SURPRISE,
-            {
-                **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness", "sad"), "negative"),
-                **dict.fromkeys(("happiness", "happy"), "positive"),
-                "surprise": "surprise",
-            },
-            left_out=tuple(_OTHERS),
-        ),
+        3: Rule(NEGATIVE_POSITIVE_SURPRISE, VALENCE, left_out=tuple(_OTHERS)),
     },
 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from datamodules.clips import Clip
@@ -184,18 +185,18 @@ class _Reader:
             subject, video, emotion, onset, apex, offset, row.raw(columns.aus) if columns.aus else None
         )
         fps = row.rate(columns.fps) if columns.fps else database.fps
-        key = f"{database.name}/{subject}/{clip}"
+        places = database.folders.places(subject, clip)
+        entry = _Entry(f"{database.name}/{subject}/{clip}", clip, coded, row, fps or database.fps, places)
         if fps is None:
-            self._tell(
-                "note", "frame rate", f"frames per second not annotated: {database.fps:g} assumed", key, row
-            )
-        return _Entry(key, clip, coded, row, fps or database.fps, database.folders.places(subject, clip))
+            detail = f"frames per second not annotated: {database.fps:g} assumed"
+            self._tell(entry, "note", "frame rate", detail)
+        return entry
 
-    def _tell(
-        self, level: Level, kind: Kind, detail: str, key: str, row: Row | None = None, stops: bool = False
-    ) -> None:
-        file, number = (str(row.file), row.number) if row else ("", 0)
-        self.findings.append(Finding(level, kind, self.database.name, detail, key, file, number, stops=stops))
+    def _tell(self, entry: _Entry, level: Level, kind: Kind, detail: str, stops: bool = False) -> None:
+        file, row = str(entry.row.file), entry.row.number
+        self.findings.append(
+            Finding(level, kind, self.database.name, detail, entry.key, file, row, stops=stops)
+        )
 
     def _join(
         self, entries: Sequence[_Entry], folders: Mapping[Place, Path], frames: Path
@@ -213,37 +214,30 @@ class _Reader:
             before = rows.setdefault(key, entry)
             if before is not entry:
                 if replace(before.coded, aus=None) == replace(entry.coded, aus=None):
-                    self._tell(
-                        "warning",
-                        "duplicate clip",
-                        f"row {row.number} repeats row {before.row.number}",
-                        key,
-                        row,
-                    )
+                    detail = f"row {row.number} repeats row {before.row.number}"
+                    self._tell(entry, "warning", "duplicate clip", detail)
                 else:
                     complaint = f"{key} contradicts row {before.row.number}, which has the same clip"
                     error = row.error(self.database.columns.clip, complaint)
-                    self._tell("lost", "duplicate clip", str(error), key, row, stops=True)
+                    self._tell(entry, "lost", "duplicate clip", str(error), stops=True)
                 continue
             folder = next((folders[place] for place in entry.places if place in folders), None)
             if folder is None:
                 missing.append(entry)
-                self._tell(
-                    "lost", "missing frames", f"no folder {self._expected(entry)} under {frames}", key, row
-                )
+                detail = f"no folder {self._expected(entry)} under {frames}"
+                self._tell(entry, "lost", "missing frames", detail)
                 continue
             used[key] = folder
             other = users.setdefault(folder, entry)
             if other is not entry and not self.database.folders.shared:
-                error = row.error(
-                    self.database.columns.clip, f"{folder} is the folder of row {other.row.number} too"
-                )
-                self._tell("lost", "duplicate clip", str(error), key, row, stops=True)
+                complaint = f"{folder} is the folder of row {other.row.number} too"
+                error = row.error(self.database.columns.clip, complaint)
+                self._tell(entry, "lost", "duplicate clip", str(error), stops=True)
                 continue
             if folder not in listed:
                 listed[folder] = frames_of(self.database.name, key, folder, self.findings)
             elif not listed[folder]:
-                self._tell("lost", "missing frames", f"no frames in {folder}", key, row)
+                self._tell(entry, "lost", "missing frames", f"no frames in {folder}")
             if listed[folder] and (clip := self._clip(entry, listed[folder], folder)) is not None:
                 clips[key] = clip
         self._check_missing(missing, len(rows))
@@ -270,17 +264,17 @@ class _Reader:
 
     def _clip(self, entry: _Entry, frames: Mapping[int, Path], folder: Path) -> Clip | None:
         """A clip, or None where the row and the frames do not make one; findings say why."""
-        key, row = entry.key, entry.row
-        where = f"({row.file.name}, row {row.number})"
+        where = f"({entry.row.file.name}, row {entry.row.number})"
         shared = self.database.folders.shared
-        coded, corrections = apply_errata(self.database.name, key, entry.coded, frames, self.errata)
+        coded, corrections = apply_errata(self.database.name, entry.key, entry.coded, frames, self.errata)
         self.corrections += corrections
+        tell = partial(self._tell, entry)
         for correction in corrections:
-            self._tell("note", "erratum", str(correction), key, row)
+            tell("note", "erratum", str(correction))
         onset, apex, offset = coded.onset, coded.apex, coded.offset
 
         def lost(kind: Kind, detail: str) -> Clip | None:
-            self._tell("lost", kind, detail, key, row)
+            tell("lost", kind, detail)
             return None
 
         if onset is None:
@@ -289,15 +283,13 @@ class _Reader:
             if shared:
                 return lost("onset, apex, offset", f"offset not annotated {where}")
             offset = max(frames)
-            self._tell(
-                "warning", "onset, apex, offset", f"offset not annotated: the last frame, {offset}", key, row
-            )
+            tell("warning", "onset, apex, offset", f"offset not annotated: the last frame, {offset}")
         if offset <= onset:
             return lost("onset, apex, offset", f"offset {offset} is not after onset {onset} {where}")
         if not shared and _renumbered(frames, onset, offset) and is_video(folder):
             # As many pictures as the clip has frames: the video was cut from onset to offset.
             frames = number_frames(folder, onset)
-            self._tell("note", "source", f"{folder.name} is cut from onset to offset", key, row)
+            tell("note", "source", f"{folder.name} is cut from onset to offset")
         elif not shared and _renumbered(frames, onset, offset):
             numbers = f"{min(frames)} to {max(frames)}"
             detail = f"frames in {folder} are numbered {numbers}, the coding file says {onset} to {offset}"
@@ -307,10 +299,10 @@ class _Reader:
             return lost("missing frames", f"onset frame {onset} has no file in {folder}")
         if apex is None:
             if self.database.columns.apex:
-                self._tell("note", "apex missing", "apex not annotated", key, row)
+                tell("note", "apex missing", "apex not annotated")
         elif not onset <= apex <= offset:
             detail = f"apex {apex} is outside [{onset}, {offset}]: treated as not annotated"
-            self._tell("warning", "onset, apex, offset", detail, key, row)
+            tell("warning", "onset, apex, offset", detail)
             apex = None
         elif apex not in frames:
             return lost("missing frames", f"apex frame {apex} has no file in {folder}")
@@ -319,18 +311,13 @@ class _Reader:
         if sum(onset <= number <= offset for number in frames) < 2:
             return lost("missing frames", f"only one frame of [{onset}, {offset}] in {folder}")
         if offset not in frames:
+            name, gap = self.database.name, ((offset, offset),)
             detail = f"no file for the offset {offset}; frames end at {max(frames)}"
-            self.findings.append(
-                Finding(
-                    "note", "missing frames", self.database.name, detail, key, missing=((offset, offset),)
-                )
-            )
+            self.findings.append(Finding("note", "missing frames", name, detail, entry.key, missing=gap))
         aus, unread = parse_action_units(coded.aus)
         if unread:
-            shown = ", ".join(map(repr, unread))
-            self._tell(
-                "warning", "action units", f"not read in {str(coded.aus)!r}: {shown} {where}", key, row
-            )
+            detail = f"not read in {str(coded.aus)!r}: {', '.join(map(repr, unread))} {where}"
+            tell("warning", "action units", detail)
         return Clip(
             self.database.name,
             coded.subject,

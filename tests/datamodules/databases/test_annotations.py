@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from readers import casme2, casme3, samm, smic
 from replicas import (
     CASME2_COLUMNS,
@@ -22,7 +20,6 @@ from replicas import (
 )
 
 from datamodules.clips import Clip
-from mefar.errors import UserError
 
 
 def one(clips: tuple[Clip, ...]) -> Clip:
@@ -281,41 +278,3 @@ def test_unreadable_action_units_are_remarked_and_do_not_cost_the_clip(tmp_path:
     (finding,) = [f for f in read.findings if f.kind == "action units"]
     assert (finding.level, finding.row, finding.clip) == ("warning", 2, "casme2/sub01/EP02_01")
     assert "'smile'" in finding.detail and "'4'" not in finding.detail
-
-
-cells = st.one_of(
-    st.none(), st.integers(-5, 40), st.floats(), st.sampled_from(["/", "12", "1e3", "early", " 14 ", "sub01"])
-)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    subject=cells,
-    onset=cells,
-    apex=cells,
-    offset=cells,
-    aus=cells,
-    emotion=st.one_of(cells, st.text(max_size=9)),
-)
-def test_a_random_row_is_read_right_or_refused_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory, **values: object
-) -> None:
-    root = tmp_path_factory.mktemp("fuzz")
-    emotion = values["emotion"]
-    if isinstance(emotion, str):
-        values["emotion"] = "".join(c for c in emotion if c.isprintable())
-    write_casme2(root, [Row(filename="EP02_01", frames=range(8, 17), **values)], layout="")  # type: ignore[arg-type]
-    write_frames(root / "sub01" / "EP02_01", range(8, 17), "img{}.jpg")
-    write_frames(root / "sub02" / "EP02_01", range(8, 17), "img{}.jpg")
-    try:
-        read = casme2(root)
-    except UserError as error:
-        complaint = str(error)
-    else:
-        complaint = f"{root}"
-        for clip in read.clips:
-            assert clip.frames[clip.onset].parts[-3] == clip.subject
-            assert clip.onset < clip.offset
-            assert clip.apex is None or clip.onset <= clip.apex <= clip.offset
-    assert str(root) in complaint
-    assert "\n" not in complaint
