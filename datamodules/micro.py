@@ -44,20 +44,13 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
 
     Args:
         study: from protocols.load.
-        image_size: S, side of the crops in pixels.
-        faces: `align` finds the face; `precropped` takes frames that are face crops already.
-        apex: `annotated` (else the middle), `middle` or `spotted`; see datamodules.apex.
-        views: V, pairs per clip.
-        seed: of the views.
+        image_size, faces, apex, views, seed, stabilise, stretch: of the crops; see crops.PairSettings.
         cache_dir: folder for the crops.
-        stabilise: take out the head's own motion between onset and apex; see pairs.PairSettings.
-        workers: threads that make crops; 0 = one per core.
+        workers: threads that make crops; 0 = one per core, up to 8.
         progress: told (done, total, clips per second) while crops are made.
-        stretch: fill the square with a precropped frame, whatever its aspect.
 
     Attributes:
-        study: the study as it can be used: clips without a face are in `dropped`, the apex rules that were
-            used are counted in `notes`.
+        study: the study as it can be used: its findings name clips without a face and count the apex rules.
         apexes: key -> chosen apex.
 
     Raises:
@@ -136,8 +129,7 @@ class MicroExpressionDataset(Dataset[dict[str, Any]]):
     def _units(self, clip: Clip, v: int) -> str:
         """Action units as view v shows them: a mirrored picture has left and right exchanged."""
         flip = draw_view(self.settings.seed, clip.key, v).flip
-        shown = mirrored(clip.aus) if flip else clip.aus
-        return "+".join(f"{unit.side}{unit.number}" for unit in shown)
+        return "+".join(map(str, mirrored(clip.aus) if flip else clip.aus))
 
     def fingerprint(self) -> str:
         """sha256 of the data and settings behind the items, for ledgers and caches."""
@@ -149,16 +141,11 @@ def _no_face(clip: Clip) -> Finding:
     return Finding("lost", "no face", clip.database, f"no face found in onset frame {file}", clip.key, file)
 
 
-def _apex_rules(clips: Sequence[Clip], apexes: dict[str, Apex]) -> list[Finding]:
-    used: dict[str, Counter[str]] = {}
-    for clip in clips:
-        used.setdefault(clip.database, Counter())[apexes[clip.key].rule] += 1
-    return [
-        Finding(
-            "note", "apex rule", name, f"apex: {', '.join(f'{r} {n}' for r, n in sorted(counts.items()))}"
-        )
-        for name, counts in sorted(used.items())
-    ]
+def _apex_rules(clips: Sequence[Clip], apexes: dict[str, Apex]) -> Iterator[Finding]:
+    for name in sorted({clip.database for clip in clips}):
+        used = Counter(apexes[clip.key].rule for clip in clips if clip.database == name)
+        told = ", ".join(f"{rule} {count}" for rule, count in sorted(used.items()))
+        yield Finding("note", "apex rule", name, f"apex: {told}")
 
 
 class UnpaddedSampler(DistributedSampler[Any]):

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.voxceleb.module import VoxCelebDataModule as VoxCelebDataModule
 
-_WHERE = {"VoxCelebDataModule": "datamodules.voxceleb.module"}
-
 
 def __getattr__(name: str) -> Any:
-    """Give the datamodule by short names; imported when asked for, since they bring lightning."""
+    """Give the datamodule by a short name; imported when asked for, since it brings lightning."""
     from importlib import import_module
 
-    if name not in _WHERE:
+    if name != "VoxCelebDataModule":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module("datamodules.voxceleb.module"), name)

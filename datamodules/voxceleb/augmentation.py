@@ -145,19 +145,6 @@ class PairTransform:
             ]
         return pair[0], pair[1]
 
-    def __call__(self, onset: UInt8, apex: UInt8, number: int, view: int = 0) -> tuple[UInt8, UInt8]:
-        """One pair of (H, W, 3) uint8 frames -> two (image_size, image_size, 3) uint8.
-
-        Args:
-            onset: frame of a clip.
-            apex: another of the same clip, aligned alike.
-            number: another one for every pair and epoch, such as epoch * pairs + index.
-            view: views of the same pair differ in all but the flip.
-        """
-        if not self.train:
-            return self.middle(onset), self.middle(apex)
-        return self.apply(self.draw(np.array([number]), view)[0], onset, apex)
-
     def middle(self, frame: UInt8) -> UInt8:
         """The middle (image_size, image_size, 3) of a frame; smaller frames are enlarged."""
         size, (height, width) = self.image_size, frame.shape[:2]

@@ -70,14 +70,8 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         seed: int = 0,
         twins: bool = False,
     ) -> None:
-        self.folder, self.transform, self.pairs, self.two_views, self.seed = (
-            folder,
-            transform,
-            pairs,
-            two_views,
-            seed,
-        )
-        self.gap = gap_seconds
+        self.folder, self.transform, self.pairs = folder, transform, pairs
+        self.gap, self.two_views, self.seed = gap_seconds, two_views, seed
         document, (windows, times) = shards.read_index(folder)
         plan = document["plan"]
         self.videos, self.store = Path(plan["source"]), plan["store"]
@@ -92,8 +86,7 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         if not keep.any():
             raise UserError(
                 f"{folder}: none of {len(speakers or document['speakers'])} speakers shows a face for "
-                f"{gap_seconds[0]} s; "
-                "see quarantine.csv there, or lower gap_seconds"
+                f"{gap_seconds[0]} s; see quarantine.csv there, or lower gap_seconds"
             )
         self.windows, self.starts, self.times = windows[keep], starts[keep], times
         self.paths = np.array(document["paths"], np.str_)[keep]
@@ -240,12 +233,8 @@ class VoxCelebDataModule(LightningDataModule):
             raise UserError(f"val_fraction: {val_fraction} must be in [0, 1]")
         self.data, self.image_size, self.gap_seconds = Path(data), image_size, gap_seconds
         self.pairs_per_epoch, self.val_pairs, self.batch_size = pairs_per_epoch, val_pairs, batch_size
-        self.num_workers, self.faces, self.stabilise, self.two_views = (
-            num_workers,
-            faces,
-            stabilise,
-            two_views,
-        )
+        self.num_workers, self.two_views = num_workers, two_views
+        self.faces, self.stabilise = faces, stabilise
         self.frames_per_utterance, self.store = frames_per_utterance, store
         self.val_fraction, self.seed, self.twins = val_fraction, seed, twins
         self.folder = self._folder(Path(cache_dir))
@@ -256,16 +245,10 @@ class VoxCelebDataModule(LightningDataModule):
     def _folder(self, cache_dir: Path) -> Path:
         if (self.data / "index.json").is_file():
             return self.data
-        made = (
-            str(self.data.resolve()),
-            self.faces,
-            self.stabilise,
-            self.frames_per_utterance,
-            self.store,
-            self.seed,
-        )
-        digest = fingerprint(shards.VERSION, code_fingerprint(*shards.MADE_BY), *made)[:8]
-        return cache_dir / f"{self.data.resolve().name}-{self.image_size}px-{digest}"
+        data = self.data.resolve()
+        how = (self.faces, self.stabilise, self.frames_per_utterance, self.store, self.seed)
+        digest = fingerprint(shards.VERSION, code_fingerprint(*shards.MADE_BY), str(data), *how)[:8]
+        return cache_dir / f"{data.name}-{self.image_size}px-{digest}"
 
     def prepare_data(self) -> None:
         """Build the cache, or what is missing of it; say which videos gave nothing."""
@@ -387,6 +370,5 @@ class VoxCelebDataModule(LightningDataModule):
             ),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
             batch_bytes=self.batch_size * pictures * 3 * self.image_size**2,
         )

@@ -363,6 +363,7 @@ def _make_shard(
     """Write one shard; `opening` is told of each file before it is opened, `left_out` ones are not opened."""
     side = settings.size + 2 * settings.margin
     aligner = FaceAligner(settings.size, settings.faces, settings.margin)
+    how = (aligner, settings.frames_per_utterance, settings.stabilise, settings.seed)
     kept: list[Window] = []
     windows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
@@ -372,7 +373,7 @@ def _make_shard(
             continue
         opening(utterance.path)
         try:
-            found = _read_windows(root / utterance.path, utterance.path, aligner, settings)
+            found = read_windows(root / utterance.path, utterance.path, *how)
         except UserError as error:
             reason = str(error).removeprefix(f"{root / utterance.path}: ")
             bad.append({"path": utterance.path, "reason": reason})
@@ -387,10 +388,6 @@ def _make_shard(
     opening("")
     write_shard(out, shard, settings.store, kept, side)
     write_text(out / f"shard-{shard:05d}.json", json.dumps({"windows": windows, "bad": bad}))
-
-
-def _read_windows(path: Path, name: str, aligner: FaceAligner, settings: _Settings) -> list[Window]:
-    return read_windows(path, name, aligner, settings.frames_per_utterance, settings.stabilise, settings.seed)
 
 
 def _finish(out: Path, settings: _Settings, chunks: list[list[Utterance]]) -> CacheSummary:

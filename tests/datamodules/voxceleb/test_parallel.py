@@ -88,18 +88,18 @@ _make_shard = shards._make_shard
 
 def _with_a_crashing_decoder(*arguments):
     """Runs in the worker."""
-    reading = shards._read_windows
+    reading = shards.read_windows
 
     def read(path, name, *more):
         if name.startswith("id00002"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return reading(path, name, *more)
 
-    shards._read_windows = read
+    shards.read_windows = read
     try:
         _make_shard(*arguments)
     finally:
-        shards._read_windows = reading
+        shards.read_windows = reading
 
 
 def test_a_file_that_crashes_the_decoder_is_quarantined(videos, tmp_path, monkeypatch):

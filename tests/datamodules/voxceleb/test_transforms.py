@@ -16,6 +16,11 @@ QUIET = {"noise": 0.0, "camera": 0.0}
 STILL = {**QUIET, "turn": 0.0, "grow": 0.0, "shift": 0.0, "light": 0.0, "gray": 0.0}
 
 
+def pair(transform, onset, apex, number, view=0):
+    """One pair, with the draw of its number."""
+    return transform.apply(transform.draw(np.array([number]), view)[0], onset, apex)
+
+
 def picture(seed=0, size=72):
     """Smooth colours, so that geometry can be read from them."""
     rng = np.random.default_rng(seed)
@@ -36,7 +41,8 @@ def picture(seed=0, size=72):
 )
 def test_equal_frames_stay_equal_but_for_the_sensor(number, seed, view, side):
     frame = picture(1, side)
-    onset, apex = PairTransform(64, True, seed, noise=0.0, camera=0.5)(frame, frame.copy(), number, view)
+    transform = PairTransform(64, True, seed, noise=0.0, camera=0.5)
+    onset, apex = pair(transform, frame, frame.copy(), number, view)
     assert onset.shape == apex.shape == (64, 64, 3)
     assert onset.dtype == apex.dtype == np.uint8
     np.testing.assert_array_equal(onset, apex)
@@ -48,7 +54,8 @@ def test_geometry_is_shared_where_the_frames_differ():
     rows, columns = np.mgrid[:72, :72]
     spot = np.exp(-((rows - 30) ** 2 + (columns - 45) ** 2) / 18)[..., None].repeat(3, 2)
     for number in range(20):
-        one, two = transform((100 * spot).astype(np.uint8), (200 * spot).astype(np.uint8), number)
+        frames = (100 * spot).astype(np.uint8), (200 * spot).astype(np.uint8)
+        one, two = pair(transform, *frames, number)
         centres = [
             [(np.mgrid[:64, :64][axis] * image[..., 0]).sum() / image[..., 0].sum() for axis in (0, 1)]
             for image in (one.astype(float), two.astype(float))
@@ -60,7 +67,7 @@ def test_sensor_noise_is_drawn_for_each_frame():
     transform = PairTransform(64, True, 0, **{**STILL, "noise": 5.0, "flip": 0.0})
     frame, sigmas, overlap = np.full((72, 72, 3), 128, np.uint8), [], []
     for number in range(40):
-        onset, apex = (image.astype(float) - 128 for image in transform(frame, frame, number))
+        onset, apex = (image.astype(float) - 128 for image in pair(transform, frame, frame, number))
         sigmas.append(onset.std())
         if onset.std() > 1:
             assert apex.std() == pytest.approx(onset.std(), rel=0.15)
@@ -72,14 +79,15 @@ def test_sensor_noise_is_drawn_for_each_frame():
 
 def test_a_number_repeats_and_another_differs():
     frame, transform = picture(), PairTransform(64, True, 5)
-    pairs = {number: transform(frame, frame, number) for number in (0, 1, 2, 10**12)}
+    pairs = {number: pair(transform, frame, frame, number) for number in (0, 1, 2, 10**12)}
     for number, (onset, apex) in pairs.items():
-        again = PairTransform(64, True, 5)(frame, frame, number)
+        again = pair(PairTransform(64, True, 5), frame, frame, number)
         np.testing.assert_array_equal(onset, again[0])
         np.testing.assert_array_equal(apex, again[1])
         for other in pairs:
             assert other == number or np.abs(onset.astype(int) - pairs[other][0]).mean() > 0.5
-    assert np.abs(PairTransform(64, True, 6)(frame, frame, 0)[0].astype(int) - pairs[0][0]).mean() > 0.5
+    other = pair(PairTransform(64, True, 6), frame, frame, 0)
+    assert np.abs(other[0].astype(int) - pairs[0][0]).mean() > 0.5
 
 
 def test_draws_do_not_depend_on_the_batch():
@@ -101,10 +109,10 @@ def test_views_share_the_flip_alone():
 
 def test_a_flip_mirrors():
     frame = picture(2)
-    onset, apex = PairTransform(64, True, 0, **STILL, flip=1.0)(frame, frame, 7)
+    onset, apex = pair(PairTransform(64, True, 0, **STILL, flip=1.0), frame, frame, 7)
     np.testing.assert_array_equal(onset, frame[4:-4, 4:-4][:, ::-1])
     np.testing.assert_array_equal(apex, onset)
-    kept, _ = PairTransform(64, True, 0, **STILL, flip=0.0)(frame, frame, 7)
+    kept, _ = pair(PairTransform(64, True, 0, **STILL, flip=0.0), frame, frame, 7)
     np.testing.assert_array_equal(kept, frame[4:-4, 4:-4])
 
 
@@ -126,17 +134,15 @@ def test_flipping_twice_is_nothing(aus):
 
 
 def test_gray_takes_colour_from_both_and_from_the_noise():
-    onset, apex = PairTransform(64, True, 0, gray=1.0, camera=0.0)(picture(1), picture(2), 3)
+    onset, apex = pair(PairTransform(64, True, 0, gray=1.0, camera=0.0), picture(1), picture(2), 3)
     for image in (onset, apex):
         assert np.ptp(image.astype(int), axis=2).max() == 0
 
 
-def test_without_training_only_the_middle_is_taken():
+def test_the_middle_is_cut_out_or_enlarged():
     frame = picture(4, 80)
-    onset, apex = PairTransform(64, False)(frame, frame, 9)
-    np.testing.assert_array_equal(onset, frame[8:72, 8:72])
-    np.testing.assert_array_equal(apex, onset)
-    assert PairTransform(96, False)(frame, frame, 0)[0].shape == (96, 96, 3)
+    np.testing.assert_array_equal(PairTransform(64, False).middle(frame), frame[8:72, 8:72])
+    assert PairTransform(96, False).middle(frame).shape == (96, 96, 3)
 
 
 def test_a_transform_is_ready_before_its_first_pair():
@@ -156,21 +162,21 @@ def test_input_is_not_changed():
     before, later = frame.copy(), apex.copy()
     frame.flags.writeable = apex.flags.writeable = False
     for number in range(12):
-        PairTransform(64, True, 0, camera=1.0)(frame, apex, number)
+        pair(PairTransform(64, True, 0, camera=1.0), frame, apex, number)
     np.testing.assert_array_equal(frame, before)
     np.testing.assert_array_equal(apex, later)
 
 
 def _in_a_child(number: int) -> tuple[np.ndarray, np.ndarray]:
     np.random.seed(number)  # noqa: NPY002 - whatever a worker's own generators hold must not matter
-    return PairTransform(64, True, 2, camera=0.5)(picture(), picture(3), number)
+    return pair(PairTransform(64, True, 2, camera=0.5), picture(), picture(3), number)
 
 
 def test_processes_agree():
     with multiprocessing.get_context("fork").Pool(2) as pool:
         theirs = pool.map(_in_a_child, range(12))
-    for number, pair in enumerate(theirs):
-        for one, two in zip(pair, _in_a_child(number), strict=True):
+    for number, made in enumerate(theirs):
+        for one, two in zip(made, _in_a_child(number), strict=True):
             np.testing.assert_array_equal(one, two)
 
 
