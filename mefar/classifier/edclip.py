@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mefar.classifier.head import HeadFactory, TokenHead, name_of, takes_text
-from mefar.classifier.losses import TextAnchors
 from mefar.classifier.module import TokenClassifier
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
@@ -47,11 +46,11 @@ class EDCLIP(TokenClassifier):
         seed: int = 0,
         centred: bool = False,
     ) -> None:
-        vectors, described = Anchors.load(Path(anchors)).select(protocol, class_names, centred)
+        texts = Anchors.load(Path(anchors)).select(protocol, class_names, centred)
         super().__init__(tokenizer, len(class_names), head, training, held_out, seed)
         self.save_hyperparameters(ignore=["tokenizer", "head", "training"])
         if not takes_text(head):
             raise UserError(
                 f"EDCLIP: head {name_of(head)} takes no text_dim; give one that does, or use TokenClassifier"
             )
-        self.align(TextAnchors(vectors, described))
+        self.align(texts)

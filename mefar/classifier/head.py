@@ -82,11 +82,7 @@ HeadFactory = Callable[[int, int, int], nn.Module]
 class EncoderLayer(nn.Module):
     """Pre-norm Transformer layer: attention among the tokens, then a ReLU feed-forward block.
 
-    Args:
-        dim: W, a multiple of `heads`.
-        heads: H.
-        feedforward: width inside the feed-forward block.
-        dropout: probability in [0, 1).
+    Arguments as of TokenHead: W is `dim`, H are `heads`.
     """
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:

@@ -28,7 +28,7 @@ class TextAnchors:
     """What EDCLIP aligns to.
 
     Attributes:
-        vectors: (C, E) unit vectors, zero for classes without text.
+        vectors: (C, E) float unit vectors, zero for classes without text.
         described: (C,) bool, which classes have text.
     """
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from mefar.classifier.losses import TextAnchors
 from mefar.errors import UserError
 from mefar.files import replacing
 
@@ -107,7 +108,6 @@ class Anchors:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file: `vectors` (M, E), the sentences as metadata, a hash."""
-        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         names = ("protocol", "class", "description")
         rows = [dict(zip(names, astuple(each), strict=True)) for each in self.descriptions]
@@ -122,7 +122,6 @@ class Anchors:
         Raises:
             UserError: no such file, not an anchors file, or its content does not match its hash.
         """
-        path = Path(path)
         if not path.is_file():
             raise UserError(f"{path}: no such anchors file; make one with `mefar anchors`")
         try:
@@ -138,18 +137,13 @@ class Anchors:
             raise UserError(f"{path}: content does not match its hash; make it anew with `mefar anchors`")
         return anchors
 
-    def select(
-        self, protocol: str, class_names: Sequence[str], centred: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def select(self, protocol: str, class_names: Sequence[str], centred: bool = False) -> TextAnchors:
         """Anchors of the classes of one protocol, in their order: the mean direction of each one's sentences.
 
         Args:
             protocol: protocol id; its own sentences go before those of `any`.
             class_names: C class names.
             centred: take the mean of the anchors out, which is what all emotions have in common.
-
-        Returns:
-            (C, E) float32 unit vectors, zero for classes without text, and (C,) bool "has text".
 
         Raises:
             UserError: a class other than "others" has no sentence, or no class has one; one anchor cannot be
@@ -177,12 +171,12 @@ class Anchors:
                 raise UserError(f"{protocol}: a single class has a description; leave centring out")
             apart = vectors[described] - vectors[described].mean(0)
             vectors[described] = functional.normalize(apart, dim=1)
-        return vectors, described
+        return TextAnchors(vectors, described)
 
     def cosines(self, protocol: str = ANY_PROTOCOL, centred: bool = False) -> tuple[tuple[str, ...], Tensor]:
         """How alike the anchors of a protocol's sentences are: M class names, (M, M) cosines."""
         names = tuple(dict.fromkeys(d.class_name for d in self.descriptions if d.protocol == protocol))
-        vectors, _ = self.select(protocol, names, centred)
+        vectors = self.select(protocol, names, centred).vectors
         return names, vectors @ vectors.T
 
 

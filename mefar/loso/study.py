@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from mefar.baselines.method import Method
 from mefar.baselines.pixels import linear_control
 from mefar.classifier.head import HeadFactory, TokenHead, takes_text
-from mefar.classifier.losses import TextAnchors
 from mefar.classifier.settings import HeadTraining
 from mefar.classifier.text_anchors import SHIPPED_ANCHORS, Anchors
 from mefar.errors import UserError
@@ -27,8 +26,9 @@ from mefar.loso.engine import is_fitted
 from mefar.loso.folds import StudyTokens
 from mefar.loso.results import read_predictions, worst_mistakes
 from mefar.loso.run import Run, Where
-from mefar.loso.scores import place_scores
+from mefar.loso.scores import by_place
 from mefar.loso.token_table import TokenTable
+from mefar.metrics import scores
 from mefar.progress import shown
 from mefar.readers import weights_of
 from mefar.tokens import ActionTokenizer, AdaptableTokenizer
@@ -260,9 +260,10 @@ def finish(
     out, study, summary = runs[0].out, runs[0].study, runs[0].summary()
     controls: dict[str, Any] = {}
     if options.pixels:
-        labels = study.labels_of(options.seed)
-        guesses = linear_control(table.pixels, labels, study.subjects, len(study.class_names))
-        controls["pixels"] = place_scores(labels, guesses, study.databases, len(study.class_names))
+        labels, C = study.labels_of(options.seed), len(study.class_names)
+        guesses = linear_control(table.pixels, labels, study.subjects, C)
+        places = by_place(study.databases).items()
+        controls["pixels"] = {place: scores(labels[inside], guesses[inside], C) for place, inside in places}
     for shuffled in runs[1:]:
         controls["shuffled"] = shuffled.summary()["scores"]["last"]
     summary["controls"] = controls
@@ -292,22 +293,20 @@ def tokens_of(clips: Clips, tokenizer: ActionTokenizer | Method, folder: Path, k
     Of all ranks and runs that share the disk one makes it while the others wait.
     """
     path = folder / f"{key[:32]}.npz"
-    found = TokenTable.load(path, key)
-    if found is not None:
+    if (found := TokenTable.load(path, key)) is not None:
         return found
-    with lock(path.with_suffix(".lock")):
-        found = TokenTable.load(path, key)
-        if found is None:
-            with shown("tokenizing", "clips") as progress:
-                began = time.monotonic()
+    with lock(path.with_suffix(".lock")), shown("tokenizing", "clips") as progress:
+        if (found := TokenTable.load(path, key)) is not None:
+            return found  # made by somebody else, while this process waited
+        began = time.monotonic()
 
-                def tell(done: int) -> None:
-                    progress(done, len(clips), done / (time.monotonic() - began))
+        def tell(done: int) -> None:
+            progress(done, len(clips), done / (time.monotonic() - began))
 
-                loader: DataLoader[Any] = DataLoader(clips, batch_size=8)  # type: ignore[arg-type]
-                found = token_table.tokenize(tokenizer, loader, _device(tokenizer), tell)
-            found.save(path, key)
-    return found
+        loader: DataLoader[Any] = DataLoader(clips, batch_size=8)  # type: ignore[arg-type]
+        found = token_table.tokenize(tokenizer, loader, _device(tokenizer), tell)
+        found.save(path, key)
+        return found
 
 
 def _device(tokenizer: ActionTokenizer | Method) -> torch.device:
@@ -347,9 +346,7 @@ def material(
         subjects=tuple(clip.subject_key for clip in study.clips),
         clips=keys,
         class_names=tuple(study.class_names),
-        anchors=TextAnchors(*described.select(study.protocol, study.class_names, centred))
-        if described
-        else None,
+        anchors=None if described is None else described.select(study.protocol, study.class_names, centred),
         tokenizer=tokenizer,
         counts=study.counts(),
     )

@@ -13,7 +13,7 @@ from foreign_heads import ConvolutionHead, GRUHead
 from lightning.pytorch import Callback, Trainer
 from places import PARITY
 from safetensors.torch import load_file
-from token_sets import anchors, study
+from token_sets import study
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -256,12 +256,9 @@ def test_a_checkpoint_of_the_first_version_is_read(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="num_classes is 1"):
         TokenClassifier(SignTokenizer(), 1)
-    with pytest.raises(UserError, match="dim 9 is not a multiple of heads 2"):
-        classifier(head=partial(TokenHead, dim=9, heads=2))
     with pytest.raises(UserError, match=r"foreign_heads\.GRUHead takes no text_dim"):
         classifier(EDCLIP, GRUHead)
     with pytest.raises(UserError, match="dropout 1"):
         classifier(head=partial(HEAD, dropout=1.0))
     with pytest.raises(UserError, match="label 2 in the data, but num_classes is 2"):
         trainer(tmp_path, 1).fit(TokenClassifier(SignTokenizer(), 2, HEAD, TRAINING), batches())
-    assert anchors().vectors.shape == (3, 8)

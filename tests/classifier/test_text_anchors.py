@@ -84,8 +84,6 @@ def test_a_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
 
 def test_files_that_are_no_anchors_and_changed_ones_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "anchors.safetensors"
-    with pytest.raises(UserError, match="no such anchors file"):
-        Anchors.load(path)
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(UserError, match="not an anchors file"):
         Anchors.load(path)
@@ -103,24 +101,24 @@ def test_files_that_are_no_anchors_and_changed_ones_are_refused(tmp_path: Path) 
 
 def test_selection_follows_the_classes_and_prefers_the_protocols_own_sentence() -> None:
     anchors = made()
-    vectors, described = anchors.select("y", ("sad", "others", "happy"))
-    assert described.tolist() == [True, False, True]
-    torch.testing.assert_close(vectors, torch.stack([anchors.vectors[1], torch.zeros(5), anchors.vectors[0]]))
-    vectors, _ = anchors.select("x", ("sad",))
-    torch.testing.assert_close(vectors[0], anchors.vectors[2])
+    found = anchors.select("y", ("sad", "others", "happy"))
+    assert found.described.tolist() == [True, False, True]
+    expected = torch.stack([anchors.vectors[1], torch.zeros(5), anchors.vectors[0]])
+    torch.testing.assert_close(found.vectors, expected)
+    torch.testing.assert_close(anchors.select("x", ("sad",)).vectors[0], anchors.vectors[2])
 
 
 def test_sentences_of_a_class_are_averaged_and_centring_moves_classes_apart() -> None:
     rows = tuple(Description("any", name, text) for name in ("happy", "sad") for text in ("a", "b"))
     vectors = torch.tensor([[1.0, 0.2, 0.0], [1.0, 0.0, 0.2], [1.0, -0.2, 0.0], [1.0, 0.0, -0.2]])
     anchors = Anchors(rows, torch.nn.functional.normalize(vectors, dim=1), "toy tower")
-    plain, _ = anchors.select("any", ("happy", "others", "sad"))
+    plain = anchors.select("any", ("happy", "others", "sad")).vectors
     expected = torch.nn.functional.normalize(torch.tensor([1.0, 0.1, 0.1]), dim=0)
     torch.testing.assert_close(plain[0], expected)
-    centred, described = anchors.select("any", ("happy", "others", "sad"), centred=True)
+    apart = anchors.select("any", ("happy", "others", "sad"), centred=True)
     assert float(plain[0] @ plain[2]) > 0.9
-    assert float(centred[0] @ centred[2]) == pytest.approx(-1)
-    assert described.tolist() == [True, False, True] and not centred[1].any()
+    assert float(apart.vectors[0] @ apart.vectors[2]) == pytest.approx(-1)
+    assert apart.described.tolist() == [True, False, True] and not apart.vectors[1].any()
     names, cosines = anchors.cosines()
     assert names == ("happy", "sad") and float(cosines[0, 1]) == pytest.approx(float(plain[0] @ plain[2]))
     with pytest.raises(UserError, match="leave centring out"):
@@ -137,9 +135,9 @@ def test_classes_without_a_sentence_are_refused() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_shipped_file_serves_every_protocol(protocol: str) -> None:
     anchors = Anchors.load(SHIPPED_ANCHORS)
-    vectors, described = anchors.select(protocol, PROTOCOLS[protocol])
-    torch.testing.assert_close(vectors.norm(dim=1), described.float())
-    known = vectors[described]
+    found = anchors.select(protocol, PROTOCOLS[protocol])
+    torch.testing.assert_close(found.vectors.norm(dim=1), found.described.float())
+    known = found.vectors[found.described]
     assert float((known @ known.T - torch.eye(len(known))).max()) < 0.95, "anchors must differ"
 
 
