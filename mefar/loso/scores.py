@@ -6,16 +6,16 @@ The columns of single databases are the same pooled predictions restricted to th
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from mefar.files import csv_text
 from mefar.loso.folds import FULL, FoldResult, StudyTokens
 from mefar.loso.results import Predictions
 from mefar.metrics import confusion, scores
@@ -39,35 +39,32 @@ def by_place(databases: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def place_scores(
-    labels: Tensor, guesses: Tensor, databases: Sequence[str], num_classes: int
-) -> dict[str, dict[str, float]]:
-    """UF1 and UAR in all and per database, of labels and guesses (N,) int64 in [0, C).
-
-    C is the number of all classes of the protocol: one that a database lacks counts 0 there.
-    """
-    places = by_place(databases).items()
-    return {place: scores(labels[inside], guesses[inside], num_classes) for place, inside in places}
+def by_seed(
+    rows: Predictions, selection: str, score: Callable[[Tensor, Tensor], dict[str, float]]
+) -> dict[str, list[dict[str, float]]]:
+    """A score of labels and guesses (n,), in all and per database: place -> one for every seed."""
+    labels, guesses = torch.from_numpy(rows.labels), torch.from_numpy(rows.chosen[selection])
+    seeds, table = torch.tensor(rows.seeds), {}
+    for place, inside in by_place(rows.databases).items():
+        own = [inside & (seeds == seed) for seed in sorted(set(rows.seeds))]
+        table[place] = [score(labels[each], guesses[each]) for each in own]
+    return table
 
 
 def pool(rows: Predictions) -> Scores:
     """Scores of pooled predictions, per selection, in all and per database.
 
-    With several seeds each is pooled by itself; the scores are their mean and standard deviation.
+    With several seeds each is pooled by itself; the scores are their mean and standard deviation. A class
+    that a database lacks counts 0 there.
     """
     pooled: Scores = {}
-    every = rows.databases
+    uf1_and_uar = partial(scores, num_classes=len(rows.classes))
     for selection in rows.chosen:
-        per_seed = []
-        for seed in sorted(set(rows.seeds)):
-            own = [row for row, each in enumerate(rows.seeds) if each == seed]
-            labels, guesses = (torch.from_numpy(each[own]) for each in (rows.labels, rows.chosen[selection]))
-            per_seed.append(place_scores(labels, guesses, [every[row] for row in own], len(rows.classes)))
         pooled[selection] = {}
-        for place in per_seed[0]:
+        for place, per_seed in by_seed(rows, selection, uf1_and_uar).items():
             cell: dict[str, float] = {}
             for name in ("uf1", "uar"):
-                numbers = [values[place][name] for values in per_seed]
+                numbers = [values[name] for values in per_seed]
                 cell[name] = statistics.fmean(numbers)
                 if len(numbers) > 1:
                     cell[f"{name}_std"] = statistics.stdev(numbers)
@@ -135,11 +132,7 @@ def predictions_csv(study: StudyTokens, results: Sequence[FoldResult]) -> str:
         raise RuntimeError(f"{len(found)} predictions for {len(study.clips)} clips and {len(seeds)} seeds")
     names = [f"p_{name}" for name in study.class_names]
     header = ["database", "subject", "clip", "fold", "seed", "label", *selections, *names]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header + ["control"][: len(mark)])
-    writer.writerows(cells for _, cells in sorted(found.items()))
-    return text.getvalue()
+    return csv_text(header + ["control"][: len(mark)], [cells for _, cells in sorted(found.items())])
 
 
 def table(summary: Mapping[str, Any]) -> Table:

@@ -15,7 +15,6 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from mefar.errors import UserError
 from mefar.loso.folds import FoldResult, StudyTokens
 from mefar.loso.results import Predictions
 from mefar.loso.run import Run
-from mefar.loso.scores import predictions_csv
+from mefar.loso.scores import by_seed, predictions_csv
 from mefar.metrics import confusion, f1_per_class
 
 UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17)
@@ -88,16 +87,11 @@ def studies(
 
 def together(studies: Mapping[int, StudyTokens]) -> StudyTokens:
     """Studies of single units, on the same clips, as one in which a clip may show several."""
-    first = next(iter(studies.values()))
-    counts = {}
-    for name, told in first.counts.items():
-        shown = {f"AU{unit}": each.counts[name]["classes"]["present"] for unit, each in studies.items()}
-        counts[name] = {**told, "classes": shown}
     return replace(
-        first,
+        next(iter(studies.values())),
         labels=torch.stack([each.labels for each in studies.values()], 1),
         class_names=tuple(f"AU{unit}" for unit in studies),
-        counts=counts,
+        counts={},
     )
 
 
@@ -137,19 +131,16 @@ def _counts(clips: Sequence[str], databases: Sequence[str], labels: Tensor) -> d
     return counts
 
 
-def unit_scores(rows: Predictions, selection: str = "last") -> dict[str, dict[str, float]]:
+def unit_scores(rows: Predictions) -> dict[str, dict[str, float]]:
     """Database -> `macro` and `binary` F1, means over seeds; no databases that never show the unit."""
-    found: dict[str, dict[str, float]] = {}
-    for name in sorted(set(rows.databases)):
-        values = []
-        for seed in sorted(set(rows.seeds)):
-            own = (np.array(rows.databases) == name) & (np.array(rows.seeds) == seed)
-            labels, guesses = (torch.from_numpy(each[own]) for each in (rows.labels, rows.chosen[selection]))
-            f1 = f1_per_class(confusion(labels, guesses, 2))
-            values.append({"macro": float(f1.mean()), "binary": float(f1[1])})
-        if labels.any():  # those of every seed
-            found[name] = _mean(values)
-    return found
+
+    def both(labels: Tensor, guesses: Tensor) -> dict[str, float]:
+        f1 = f1_per_class(confusion(labels, guesses, 2))
+        return {"macro": float(f1.mean()), "binary": float(f1[1])}
+
+    showing = {database for database, label in zip(rows.databases, rows.labels, strict=True) if label}
+    places = by_seed(rows, "last", both).items()
+    return {name: _mean(values) for name, values in places if name in showing}
 
 
 def summarise(scores: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:

@@ -52,7 +52,10 @@ def run(out: Path, where: Where = CPU, seeds: Sequence[int] = (0,), **changes: A
 
 
 def test_scores_are_scikit_learns_on_the_predictions_and_stand_in_the_table(tmp_path: Path) -> None:
-    summary = run(tmp_path)
+    """A class that smic lacks counts 0 there."""
+    smic = torch.tensor([database == "smic" for database in STUDY.databases])
+    labels = torch.where(smic & (STUDY.labels == 2), 1, STUDY.labels)
+    summary = run(tmp_path, study=replace(STUDY, labels=labels))
     rows = rows_of(tmp_path)
     assert ["/".join((row["database"], row["subject"], row["clip"])) for row in rows] == [*STUDY.clips]
     every = {"labels": [0, 1, 2], "average": "macro", "zero_division": 0}
@@ -238,12 +241,10 @@ def test_cores_are_used_unless_somebody_else_decides(monkeypatch: pytest.MonkeyP
     assert callback.strategy(plain, 4, started=True) == "ddp"
 
 
-def test_fewer_than_one_of_anything_is_refused(tmp_path: Path) -> None:
+def test_fewer_than_one_of_anything_is_refused() -> None:
     for name, number in product(("devices", "num_nodes", "group"), (0, -2)):
         with pytest.raises(UserError, match=f"{name} is {number}; give at least 1"):
             Where(**{name: number})
-    with pytest.raises(UserError, match="no seed"):
-        run(tmp_path, seeds=())
 
 
 # Interruptions
@@ -319,20 +320,6 @@ def test_a_second_run_keeps_the_time_of_the_first(tmp_path: Path) -> None:
 
 
 # Bad input
-
-
-def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    run(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    with pytest.raises(UserError, match=r"training.epochs \(3 there, 4 asked for\)\); give another --out"):
-        run(tmp_path, training=replace(TRAINING, epochs=4))
-    with pytest.raises(UserError, match="tokenizer"):
-        run(tmp_path, study=replace(STUDY, tokenizer={**STUDY.tokenizer, "sha256": "1"}))
-    with pytest.raises(UserError, match=r"otherwise \(data"):
-        run(tmp_path, study=token_set(seed=5))
-    with pytest.raises(UserError, match=r"head.init_args.dim \(8 there, 16"):
-        run(tmp_path, head=partial(SMALL, dim=16))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_two_configurations_never_share_a_fresh_directory(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from mefar.classifier.losses import TextAnchors
 from mefar.classifier.settings import HeadTraining
 from mefar.errors import UserError
 from mefar.loso import callback
-from mefar.loso.engine import Heads, can_map
+from mefar.loso.engine import Heads
 from mefar.loso.folds import Fold, StudyTokens, fold_view, inner_view
 from mefar.loso.results import read_predictions
 from mefar.loso.run import Run, Where
@@ -72,14 +71,6 @@ def test_shuffled_sentences_are_those_of_other_classes() -> None:
     assert torch.equal(other.vectors[[0, 1]], own.vectors[[1, 0]]) and torch.equal(
         other.vectors[2], own.vectors[2]
     )
-
-
-def test_mean_pooling_looks_at_all_tokens_alike() -> None:
-    head = SMALL(4, 6, 3, pooling="mean").eval()
-    tokens = torch.randn(2, 4, 6)
-    output = head(tokens)
-    assert output.attention is None and "query" not in head.state_dict()
-    assert can_map(partial(SMALL, pooling="mean"), token_set(), TRAINING)
 
 
 def test_what_cannot_be_known_by_text_is_said_in_a_line() -> None:
