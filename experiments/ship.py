@@ -14,6 +14,7 @@ it open.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,8 +61,14 @@ def readers(name: str, *corpora: Path, cache: Path = Path("runs/demo/cache")) ->
         key = f"ship-{weights_of(model)[:16]}-{clips.fingerprint()[:16]}"
         table = study.tokens_of(clips, model, cache / "tokens", key)
         materials.append(study.material(clips, table, {}, anchors))
-        shown += [tuple({unit.number for unit in clip.aus}) for clip in clips.study.clips]
-    every = final.merged(materials)
+        shown += study.units_of(clips)
+    every = replace(
+        materials[0],
+        tokens=torch.cat([each.tokens for each in materials]),
+        labels=torch.cat([each.labels for each in materials]),
+        subjects=tuple(name for each in materials for name in each.subjects),
+        clips=tuple(name for each in materials for name in each.clips),
+    )
     notes = {
         "protocol": every.protocol,
         "clips": len(every.labels),

@@ -30,7 +30,7 @@ class Pairs(Dataset[dict[str, Any]]):
         spoilt: subject whose pictures are garbage.
     """
 
-    def __init__(self, side: int = 48, views: int = 2, spoilt: str = "") -> None:
+    def __init__(self, side: int, views: int, spoilt: str = "") -> None:
         self.side, self.views, self.spoilt = side, views, spoilt
 
     def __getitem__(self, row: int) -> dict[str, Any]:
@@ -63,14 +63,14 @@ def tokenizer(network: str = "warp") -> FacialActionTokenizer:
     return model.eval()
 
 
-def adaptation(network: str = "warp", views: int = 2, spoilt: str = "", weight: float = 0.1) -> Adaptation:
-    side = PUBLISHED["image_size"] if network == "published" else SMALL["image_size"]
-    return Adaptation(tokenizer(network), Pairs(int(side), views, spoilt), weight)
+def adaptation(network: str = "warp", spoilt: str = "", weight: float = 0.1) -> Adaptation:
+    model = tokenizer(network)
+    return Adaptation(model, Pairs(model.image_size, 2, spoilt), weight)
 
 
 @cache
-def material(network: str = "warp", views: int = 2) -> StudyTokens:
-    pairs = adaptation(network, views).pairs
+def material(network: str = "warp") -> StudyTokens:
+    pairs = adaptation(network).pairs
     items = [pairs[row] for row in range(len(SUBJECTS))]
     batch = {name: torch.stack([item[name] for item in items]) for name in ("onset", "apex")}
     table = tokenize(tokenizer(network), [batch | {"clip": [item["clip"] for item in items]}])

@@ -27,17 +27,12 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def token_set(
     clips: tuple[int, ...] = (5, 3, 9, 4, 7, 6),
-    views: int = 2,
-    L: int = 4,
-    D: int = 6,
     dtype: torch.dtype = torch.float32,
     noise: float = 0.4,
-    seed: int = 0,
     subjects: tuple[str, ...] | None = None,
 ) -> StudyTokens:
     """A composite study, subjects of unequal size; label i % 3, so no class is absent from a training set."""
-    generator = torch.Generator().manual_seed(seed)
-    N = sum(clips)
+    generator, N, views, L, D = torch.Generator().manual_seed(0), sum(clips), 2, 4, 6
     labels = torch.arange(N) % len(CLASSES)
     names = subjects or tuple(f"{DATABASES[i % 3]}/{i // 3:02d}" for i in range(len(clips)))
     patterns = torch.randn(len(CLASSES), L, D, generator=generator, dtype=torch.float64)
@@ -67,9 +62,9 @@ def study(tokens: Tensor, labels: Tensor, subjects: tuple[str, ...]) -> StudyTok
     )
 
 
-def anchors(E: int = 8, dtype: torch.dtype = torch.float32) -> TextAnchors:
-    """Unit vectors for the first two classes; the third has no text."""
+def anchors(dtype: torch.dtype = torch.float32) -> TextAnchors:
+    """Unit vectors of 8 numbers for the first two classes; the third has no text."""
     generator = torch.Generator().manual_seed(1)
-    vectors: Tensor = functional.normalize(torch.randn(3, E, generator=generator, dtype=dtype), dim=-1)
+    vectors: Tensor = functional.normalize(torch.randn(3, 8, generator=generator, dtype=dtype), dim=-1)
     vectors[2] = 0
     return TextAnchors(vectors, torch.tensor([True, True, False]))

@@ -23,8 +23,8 @@ from datamodules.faces.apex import ApexRule
 from datamodules.micro import MicroExpressionDataset
 from datamodules.protocols import load as load_study
 from mefar.baselines import chance, flow_svm, lbp_top, off_apexnet, resnet, ststnet
-from mefar.baselines import continuous as continuous_action
 from mefar.baselines import pixels as pixel_baseline
+from mefar.baselines.continuous import Continuous
 from mefar.baselines.method import Method
 from mefar.classifier.head import HeadFactory, TokenHead, name_of, options_of
 from mefar.classifier.settings import HeadTraining
@@ -184,12 +184,17 @@ def loso(
                 f"{checkpoint or 'tokenizer'}: {name} is {getattr(tokenizer, name, 'absent')}, not {asked}; "
                 "give another"
             )
-    source = _source(tokenizer, method, continuous)
-    size = source.image_size
+    source = method or tokenizer
+    assert source is not None
+    if continuous:
+        if isinstance(source, Method):
+            raise UserError("--continuous is about a tokenizer; leave it or --method out")
+        source = Continuous(source, identity_of(source))
     with shown("aligning faces", "clips") as progress:
         clips = MicroExpressionDataset(
-            found, size, faces, apex, views, 0, cache_dir, stabilise, progress=progress, stretch=stretch
-        )
+            found, source.image_size, faces, apex, views, 0, cache_dir, stabilise, progress=progress,
+            stretch=stretch,
+        )  # fmt: skip
     notes: dict[str, Any] = {
         "apex": apex,
         "command": COMMAND.get(),
@@ -257,24 +262,6 @@ def _yaml(value: object) -> str:
     if value == float("inf"):
         return ".inf"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _source(
-    tokenizer: ActionTokenizer | None, method: Method | None, unquantised: bool
-) -> ActionTokenizer | Method:
-    """What is classified.
-
-    Raises:
-        UserError: a baseline has no codebook.
-    """
-    if method is not None:
-        if unquantised:
-            raise UserError("--continuous is about a tokenizer; leave it or --method out")
-        return method
-    assert tokenizer is not None
-    if unquantised:
-        return continuous_action.Continuous(tokenizer, identity_of(tokenizer))
-    return tokenizer
 
 
 def _remarks(study: Study) -> list[str]:

@@ -45,7 +45,7 @@ from mefar.loso.folds import Fold, FoldResult, StudyTokens, fold_result, fold_vi
 from mefar.loso.run import Run, Where
 from mefar.progress import shown
 from mefar.randomness import epoch_order, seed_of, view_of
-from mefar.tokens import ActionTokenizer, AdaptableTokenizer
+from mefar.tokens import AdaptableTokenizer
 
 PUBLISHED_WEIGHT = 0.1
 
@@ -93,22 +93,6 @@ def pair_of(item: Mapping[str, Any], view: int) -> tuple[Tensor, Tensor]:
     return (onset, apex) if onset.ndim == 3 else (onset[view], apex[view])
 
 
-def classifier(
-    study: StudyTokens, fold: Fold, head: HeadFactory, training: HeadTraining, tokenizer: ActionTokenizer
-) -> TokenClassifier:
-    """The classifier of a fold, which knows its training clips; its tokenizer is a copy that may learn."""
-    made = TokenClassifier(
-        copy.deepcopy(tokenizer), len(study.class_names), head, training, fold.subject, fold.seed
-    )
-    made.align(study.anchors if training.edclip_weight else None)
-    rows = fold_view(study, fold).train
-    tokens = study.tokens[rows].double().flatten(0, 2)
-    counts = torch.bincount(study.labels_of(fold.seed)[rows], minlength=len(study.class_names))
-    made.measure(counts, tokens.mean(0), tokens.square().mean(0))
-    made.requires_grad_(True)
-    return made
-
-
 class AdaptingFold(LightningModule):
     """One fold: a classifier whose tokenizer, which made the study's tokens, goes on learning too."""
 
@@ -123,8 +107,15 @@ class AdaptingFold(LightningModule):
         super().__init__()
         self.study, self.fold, self.settings, self.adaptation = study, fold, training, adaptation
         self.labels, self.view = study.labels_of(fold.seed), fold_view(study, fold)
-        self.classifier = classifier(study, fold, head, training, adaptation.tokenizer)
-        self.steps = training.steps(len(self.view.train))
+        rows, C = self.view.train, len(study.class_names)
+        tokenizer = copy.deepcopy(adaptation.tokenizer)
+        self.classifier = TokenClassifier(tokenizer, C, head, training, fold.subject, fold.seed)
+        self.classifier.align(study.anchors if training.edclip_weight else None)
+        tokens = study.tokens[rows].double().flatten(0, 2)
+        counts = torch.bincount(self.labels[rows], minlength=C)
+        self.classifier.measure(counts, tokens.mean(0), tokens.square().mean(0))
+        self.classifier.requires_grad_(True)
+        self.steps = training.steps(len(rows))
         self.path: list[Tensor] = []
         self.attention: Tensor | None = None
 
@@ -163,7 +154,7 @@ class AdaptingFold(LightningModule):
         mask = torch.ones(len(mine)) if len(mine) else torch.zeros(1)
         mine = mine if len(mine) else rows[:1]
         V = self.study.tokens.shape[1]
-        views = [view_of(key, epoch, self.study.clips[row], V) if V > 1 else 0 for row in mine.tolist()]
+        views = [view_of(key, epoch, self.study.clips[row], V) for row in mine.tolist()]
         items = (self.adaptation.pairs[row] for row in mine.tolist())
         pairs = [pair_of(item, view) for item, view in zip(items, views, strict=True)]
         onset, apex = (torch.stack(column).to(self.device) / 255 for column in zip(*pairs, strict=True))

@@ -31,9 +31,9 @@ def subject_counts(rows: Predictions, selection: str) -> tuple[list[tuple[str, s
     return names, torch.stack(counts)
 
 
-def draws(names: Sequence[tuple[str, str]], times: int = DRAWS, seed: int = 0) -> Tensor:
+def draws(names: Sequence[tuple[str, str]], times: int = DRAWS) -> Tensor:
     """How often each subject is in each resample: (times, S) float64; each database keeps its number."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     weights = torch.zeros(times, len(names), dtype=torch.float64)
     for database in sorted({database for database, _ in names}):
         inside = torch.tensor([i for i, name in enumerate(names) if name[0] == database])

@@ -7,7 +7,6 @@ annotated; its F1 comes from others like it that left a fifth of the subjects ou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +29,8 @@ FEWEST = 10
 LEAST_F1 = 0.3
 """On people left out, for a unit to be read, and more than naming it always: guesses would mislead."""
 PENALTY = 3e-2
-"""Of the squared weights of a unit's read-out; 1e-3 to 0.3 give the same F1 to 0.015 on rendered faces."""
+"""Of the squared weights of a unit's read-out, of standardised features; from 1e-3 to 0.3 the F1 on rendered
+faces is the same to 0.015."""
 PARTS = 5
 
 
@@ -125,13 +125,12 @@ def _units(
     return weight, bias, units, {f"AU{u}": round(float(v), 4) for u, v in zip(units, f1[kept], strict=True)}
 
 
-def fit_units(features: Tensor, truth: Tensor, penalty: float = PENALTY) -> tuple[Tensor, Tensor]:
+def fit_units(features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Logistic regression of every unit, shown and not shown counting alike.
 
     Args:
         features: (n, V, P) float of all views.
         truth: (n, U) of 0 and 1.
-        penalty: of the squared weights of standardised features.
 
     Returns:
         (U, P) and (U,), to be applied to features as they are.
@@ -147,22 +146,10 @@ def fit_units(features: Tensor, truth: Tensor, penalty: float = PENALTY) -> tupl
     def loss() -> Tensor:
         optimiser.zero_grad()
         error = F.binary_cross_entropy_with_logits(x @ weight + bias, y, pos_weight=balance, reduction="none")
-        total = error.mean(0).sum() + penalty * weight.square().sum()
+        total = error.mean(0).sum() + PENALTY * weight.square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
     found = (weight.detach() / spread[:, None]).T.contiguous()
     return found, bias.detach() - found @ mean
-
-
-def merged(studies: Sequence[StudyTokens]) -> StudyTokens:
-    """Clips of several studies of the same classes as one."""
-    first = studies[0]
-    return replace(
-        first,
-        tokens=torch.cat([each.tokens for each in studies]),
-        labels=torch.cat([each.labels for each in studies]),
-        subjects=tuple(name for each in studies for name in each.subjects),
-        clips=tuple(name for each in studies for name in each.clips),
-    )

@@ -194,8 +194,6 @@ def plan(
         training: whose batch size tells the steps.
         learnable: whether each clip may be trained on; default: all.
     """
-    if group < 1:
-        raise UserError(f"group is {group}; give at least 1 head per group")
     clips = Counter(subjects)
     trained = Counter(s for s, may in zip(subjects, learnable or [True] * len(subjects), strict=True) if may)
     by_steps: dict[int, list[str]] = {}

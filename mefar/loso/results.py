@@ -227,10 +227,8 @@ def read_run(run: Path) -> FinishedRun:
     summary: Summary = _json(run / "summary.json", Summary)
     if "full" not in summary["scores"].get("last", {}):
         raise UserError(f"{run / 'summary.json'}: scores.last.full: Field required; run `mefar loso` again")
-    tables = {"confusion.json": Confusion, "attention.json": Attention}
-    there = {name: kind for name, kind in tables.items() if (run / name).is_file()}
-    read: dict[str, Any] = {name: _json(run / name, kind) for name, kind in there.items()}
-    confusion, attention = (read.get(name, {}) for name in tables)
+    confusion: Confusion = _json(run / "confusion.json", Confusion, {})
+    attention: Attention = _json(run / "attention.json", Attention, {})
     C = len(summary["classes"])
     for name, rows in [("attention.json", rows) for rows in attention.values()] + [
         ("confusion.json", rows) for places in confusion.values() for rows in places.values()
@@ -320,11 +318,13 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def _json(path: Path, kind: type[T] | Any) -> T:
-    """A JSON file of a kind: whoever shows a number may format it."""
+def _json(path: Path, kind: type[T] | Any, absent: T | None = None) -> T:
+    """A JSON file of a kind: whoever shows a number may format it. `absent`, where there may be none."""
     try:
         return TypeAdapter[T](kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError as error:
+        if absent is not None:
+            return absent
         raise UserError(f"{path}: no such file; give the folder of a finished `mefar loso` run") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -31,7 +31,7 @@ from mefar.loso import bootstrap
 from mefar.loso.engine import State, head_for
 from mefar.loso.folds import FoldResult, StudyTokens, plan
 from mefar.loso.ledger import Ledger
-from mefar.loso.results import Predictions, read_predictions
+from mefar.loso.results import read_predictions
 from mefar.loso.scores import pool, pooled_attention, pooled_confusion, predictions_csv
 
 CPU_GROUP, GPU_GROUP = 17, 128
@@ -41,14 +41,7 @@ CODE = ("mefar.classifier", "mefar.loso.engine", "mefar.loso.folds", "mefar.rand
 
 @dataclass(frozen=True)
 class Where:
-    """Where heads are trained.
-
-    Attributes:
-        accelerator: auto, cpu or gpu.
-        devices: ranks on this machine; None = one per core on CPUs, else 1.
-        num_nodes: machines, each started by torchrun or SLURM.
-        group: heads trained at once; None = 17 on CPUs, 128 on GPUs.
-        compiled: let torch.compile fuse a step: a minute at the start, then faster steps.
+    """Where heads are trained: the options of `mefar loso` of the same names, which says what they mean.
 
     Raises:
         UserError: a number below 1.
@@ -126,8 +119,6 @@ class Run:
         self.training, self.seeds = training or HeadTraining(), tuple(seeds)
         self.notes, self.keep_heads, self.started = dict(notes or {}), keep_heads, time.monotonic()
         where = where or Where()
-        if not self.seeds:
-            raise UserError("no seed; give at least 1")
         self.training.views_to_test(study.tokens.shape[1])
         group = 1 if adapting else where.group or (GPU_GROUP if where.on_gpu else CPU_GROUP)
         self.groups = plan(study.subjects, self.seeds, group, self.training, study.learnable.tolist())
@@ -204,20 +195,11 @@ class Run:
 
     def pool(self, results: Sequence[FoldResult]) -> dict[str, Any]:
         """Write what all folds say together, and return summary.json."""
-        files.write_text(self.out / "predictions.csv", predictions_csv(self.study, results))
+        study = self.study
+        files.write_text(self.out / "predictions.csv", predictions_csv(study, results))
         rows = read_predictions(self.out)
         files.write_text(self.out / "confusion.json", json.dumps(pooled_confusion(rows)))
-        files.write_text(self.out / "attention.json", json.dumps(pooled_attention(self.study, results)))
-        made = self._summarise(rows)
-        files.write_text(self.out / "summary.json", json.dumps(made, indent=1))
-        return made
-
-    def seconds(self) -> float:
-        """What training has taken so far, on all ranks together."""
-        return sum(seconds for _, seconds in self.ledger.read().values())
-
-    def _summarise(self, rows: Predictions) -> dict[str, Any]:
-        study = self.study
+        files.write_text(self.out / "attention.json", json.dumps(pooled_attention(study, results)))
         made = {
             "protocol": study.protocol,
             "classes": list(study.class_names),
@@ -237,7 +219,13 @@ class Run:
         }
         if study.control:
             made["control"] = study.control
-        return made | self.notes
+        made |= self.notes
+        files.write_text(self.out / "summary.json", json.dumps(made, indent=1))
+        return made
+
+    def seconds(self) -> float:
+        """What training has taken so far, on all ranks together."""
+        return sum(seconds for _, seconds in self.ledger.read().values())
 
     def summary(self) -> dict[str, Any]:
         """The summary that this very study left before; empty if it did not."""

@@ -392,8 +392,13 @@ def test_another_configuration_and_a_checkpoint_that_is_none(
 ) -> None:
     assert loso(dataset="smic") == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    assert loso("--views", "1", dataset="smic") == 2
-    assert "give another --out" in capsys.readouterr().err
+    for option, value, says in (
+        ("--views", "1", "made otherwise (data"),
+        ("--epochs", "3", "(training.epochs (2 there, 3 asked for)); give another --out"),
+        ("--head.dim", "16", "head.init_args.dim (8 there, 16"),
+    ):
+        assert loso(option, value, dataset="smic") == 2
+        assert says in capsys.readouterr().err
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"nothing of the kind")
     assert loso("--tokenizer", str(broken), dataset="smic") == 2

@@ -19,6 +19,7 @@ from mefar.loso.study import Options, run
 from mefar.readers import Readers
 
 TRAINING = HeadTraining(epochs=15, batch_size=8)
+STUDY = replace(token_set(clips=(12,) * 6, noise=0.2), anchors=anchors())
 
 
 def described() -> Anchors:
@@ -29,45 +30,33 @@ def described() -> Anchors:
 
 @pytest.fixture(scope="module")
 def made() -> Readers:
-    study = replace(token_set(clips=(12,) * 6, noise=0.2), anchors=anchors())
     # Unit 12 goes with the second class, unit 4 with nothing, unit 9 is too rare.
     dice = torch.Generator().manual_seed(0)
-    chance = torch.rand(len(study.labels), generator=dice) < 0.4
+    chance = torch.rand(len(STUDY.labels), generator=dice) < 0.4
     shown = [
         (1, *((12,) if label == 1 else ()), *((4,) if chance[row] else ()), *((9,) if row < 3 else ()))
-        for row, label in enumerate(study.labels.tolist())
+        for row, label in enumerate(STUDY.labels.tolist())
     ]
-    return final.train(study, shown, TokenHead, TRAINING, 0, "0" * 64, described(), {"protocol": "composite"})
+    return final.train(STUDY, shown, TokenHead, TRAINING, 0, "0" * 64, described(), {"protocol": "composite"})
 
 
-def test_the_head_knows_every_subject(made: Readers) -> None:
-    study = token_set(clips=(12,) * 6, noise=0.2)
-    classes, _ = made(study.tokens[:, 0])
-    assert (classes.argmax(1) == study.labels).float().mean() > 0.95
-    torch.testing.assert_close(classes.sum(1), torch.ones(len(classes)))
-
-
-def test_units_are_read_where_they_can_be(made: Readers) -> None:
+def test_every_subject_is_known_and_units_are_read_where_they_can_be(made: Readers) -> None:
     assert made.about.units == (12,)  # 1 is always shown, 9 hardly ever, 4 cannot be read
     assert made.about.unit_f1["AU12"] > 0.9
-    study = token_set(clips=(12,) * 6, noise=0.2)
-    _, shares = made(study.tokens[:, 0])
-    assert ((shares[:, 0] > 0.5) == (study.labels == 1)).float().mean() > 0.95
+    classes, shares = made(STUDY.tokens[:, 0])
+    assert (classes.argmax(1) == STUDY.labels).float().mean() > 0.95
+    torch.testing.assert_close(classes.sum(1), torch.ones(len(classes)))
+    assert ((shares[:, 0] > 0.5) == (STUDY.labels == 1)).float().mean() > 0.95
 
 
-def test_sentences_come_along(made: Readers) -> None:
-    assert (
-        made.about.sentences == tuple(f"sentence {n}" for n in range(4)) and made.about.text_model == "tower"
-    )
+def test_they_are_written_with_their_sentences_and_read_back(made: Readers, tmp_path: Path) -> None:
+    assert made.about.sentences == tuple(f"sentence {n}" for n in range(4))
+    assert made.about.text_model == "tower"
     torch.testing.assert_close(made.vectors, described().vectors)
-
-
-def test_they_are_written_and_read_back(made: Readers, tmp_path: Path) -> None:
     made.save(tmp_path / "readers.safetensors")
     back = Readers.load(tmp_path / "readers.safetensors")
     assert back.about == made.about
-    tokens = token_set().tokens[:, 0]
-    for one, other in zip(made(tokens), back(tokens), strict=True):
+    for one, other in zip(made(STUDY.tokens[:, 0]), back(STUDY.tokens[:, 0]), strict=True):
         assert torch.equal(one, other)
 
 
