@@ -38,8 +38,8 @@ from mefar.loso.token_table import TokenTable
 from mefar.tokenizer.module import FacialActionTokenizer
 from mefar.tokenizer.warp_network import WarpNetwork
 
-SMALL = ["--faces", "precropped", "--views", "2", "--epochs", "2", "--head.dim", "8", "--head.heads", "2",
-         "--accelerator", "cpu", "--devices", "1"]  # fmt: skip
+QUICK = ["--faces", "precropped", "--accelerator", "cpu", "--devices", "1", "--views", "2", "--epochs", "2"]
+SMALL = [*QUICK, "--head.dim", "8", "--head.heads", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,7 @@ def test_from_databases_to_report(
 ) -> None:
     assert loso("--shuffled-control") == 0
     out, printed = tmp_path / "run", capsys.readouterr().out
-    for words in (
-        "last",
-        "oracle*",
-        "leaks; only to compare",
-        "pixels",
-        "shuffled",
-        "report.html",
-    ):
+    for words in ("last", "oracle*", "leaks; only to compare", "pixels", "shuffled", "report.html"):
         assert words in printed
     assert "samm/007/007_9_9" in printed
     lines = printed.splitlines()
@@ -285,11 +278,7 @@ def test_folds_that_adapt_the_tokenizer(
 def test_a_head_in_a_users_file(
     loso: Callable[..., int], tmp_path: Path, words: list[str], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = SMALL.copy()
-    for option in ("--head.dim", "--head.heads"):
-        at = small.index(option)
-        del small[at : at + 2]
-    assert loso(*words, "--pixels=false", dataset="smic", small=small) == 0
+    assert loso(*words, "--pixels=false", dataset="smic", small=QUICK) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["head"]["class_path"] == f"foreign_heads.{kind}"
     for option, value in zip(words[2::2], words[3::2], strict=True):
@@ -320,15 +309,13 @@ def test_folds_that_are_told_to_end_end_and_go_on(
 def test_folds_that_start_from_a_head_in_a_file(loso: Callable[..., int], tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     save_head(TokenHead(16, 17, 7, dim=8, heads=2, feedforward=4), path)
-    at = SMALL.index("--head.dim")
-    small = SMALL[:at] + SMALL[at + 4 :]
     words = ["--head", "mefar.classifier.pretrained.PretrainedHead", "--head.weights", str(path)]
     words += ["--pixels=false", "--keep-models=true"]
-    assert loso(*words, dataset="smic", small=small) == 0
+    assert loso(*words, dataset="smic", small=QUICK) == 0
     kept = next((tmp_path / "run" / "heads").iterdir())
     assert PretrainedHead(16, 17, 3, weights=kept, heads=2), "what loso keeps can be started from"
     save_head(TokenHead(16, 17, 7, dim=8, heads=2, feedforward=4), path)
-    assert loso(*words, dataset="smic", small=small) == 2, "other weights in the file are another study"
+    assert loso(*words, dataset="smic", small=QUICK) == 2, "other weights in the file are another study"
 
 
 def test_a_tokenizer_in_a_users_file(loso: Callable[..., int], tmp_path: Path) -> None:
@@ -527,18 +514,8 @@ def test_torchrun_writes_the_bytes_of_one_process(
 def test_a_study_without_action_units_is_probed_but_for_them(
     data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "probe",
-        str(checkpoint),
-        str(data),
-        "--dataset",
-        "smic",
-        "--faces",
-        "precropped",
-        "--views",
-        "1",
-    ]
-    words += ["--cache-dir", str(tmp_path / "cache"), "--out"]
+    words = ["probe", str(checkpoint), str(data), "--dataset", "smic", "--faces", "precropped"]
+    words += ["--views", "1", "--cache-dir", str(tmp_path / "cache"), "--out"]
     assert main([*words, str(tmp_path / "numbers.json")]) == 0
     assert "action units: none is shown by 10 clips" in capsys.readouterr().out
     (numbers,) = {tuple(each["probes"]["tokens"]) for each in json.loads(
@@ -557,7 +534,7 @@ def test_a_baseline_stands_where_the_tokenizer_stands(
     loso: Callable[..., int], data: Path, tmp_path: Path
 ) -> None:
     words = ["loso", "--dataset", "composite", "--data", str(data), "--cache-dir", str(tmp_path / "cache"),
-             "--out", str(tmp_path / "run"), *SMALL[:2], *SMALL[-4:]]  # fmt: skip
+             "--out", str(tmp_path / "run"), *QUICK[:6]]  # fmt: skip
     assert main([*words, "--method", "STSTNet", "--epochs", "2"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["method"] == "mefar.baselines.ststnet.STSTNet"
