@@ -120,11 +120,9 @@ def one_by_one(
 
 KINDS: dict[str, HeadFactory] = {
     "token": SMALL,
-    "shared": partial(SMALL, embedding="shared", initial="published"),
-    "cls on a grid": partial(SMALL, embedding="shared", position="2d", pooling="cls"),
-    "mean of no positions, learned temperature": partial(
-        SMALL, embedding="shared", position="none", pooling="mean", learn_temperature=True
-    ),
+    "a matrix per position": partial(SMALL, embedding="per_position", initial="published"),
+    "cls on a grid": partial(SMALL, position="2d", pooling="cls"),
+    "mean, learned temperature": partial(SMALL, position="none", pooling="mean", learn_temperature=True),
     "mean": partial(MeanHead, dropout=0.0),
     "convolution": ConvolutionHead,
     "one hot": OneHotHead,
