@@ -65,7 +65,8 @@ def _predict(gram: Tensor, labels: Tensor, train: Tensor, test: Tensor, penalty:
     scale = max(float(inner_c.diagonal().mean()), 1e-12)
     # Dual coefficients (n, C) of weighted kernel ridge: (K + penalty / w) a = y.
     coefficients = torch.linalg.solve(inner_c + torch.diag(penalty * scale / weights), targets - offset)
-    return (cross_c @ coefficients + offset).argmax(1)
+    predictions: Tensor = (cross_c @ coefficients + offset).argmax(1)
+    return predictions
 
 
 @single_threaded()

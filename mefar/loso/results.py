@@ -230,10 +230,12 @@ def read_run(run: Path) -> FinishedRun:
     confusion: Confusion = _json(run / "confusion.json", Confusion, {})
     attention: Attention = _json(run / "attention.json", Attention, {})
     C = len(summary["classes"])
-    for name, rows in [("attention.json", rows) for rows in attention.values()] + [
-        ("confusion.json", rows) for places in confusion.values() for rows in places.values()
-    ]:
-        if len(rows) != C or (name == "confusion.json" and any(len(row) != C for row in rows)):
+    squares = [rows for places in confusion.values() for rows in places.values()]
+    for name, fits in (
+        ("attention.json", all(len(rows) == C for rows in attention.values())),
+        ("confusion.json", all([len(row) for row in rows] == [C] * C for rows in squares)),
+    ):
+        if not fits:
             raise UserError(f"{run / name}: not of the {C} classes of summary.json; run `mefar loso` again")
     predictions = read_predictions(run) if (run / "predictions.csv").is_file() else None
     pictures = read_pictures(run / "pictures.npz")
