@@ -20,6 +20,7 @@ import mefar
 from datamodules.demo.render import Pose
 from mefar.commands.model import Model
 from mefar.errors import UserError
+from mefar.readers import weights_of
 
 ONSET, APEX, OTHER = (mefar.example(name) for name in ("onset", "apex", "other"))
 
@@ -78,6 +79,13 @@ def test_gray_pictures_read_alike(model: Model) -> None:
     gray = [np.asarray(Image.open(path).convert("L")) for path in (ONSET, APEX)]
     one, other = model.tokenize(*gray), model.tokenize(ONSET, APEX)
     assert (one.indices == other.indices).float().mean() > 0.7
+
+
+@pytest.mark.parametrize(("name", "size"), [("demo", 64), ("demo128", 128)])
+def test_models_that_ship_have_readers_of_their_own_tokens(name: str, size: int) -> None:
+    made = mefar.load(name)
+    assert made.image_size == size and made.readers is not None
+    assert made.readers.about.tokenizer == weights_of(made.tokenizer)
 
 
 def test_many_at_once_are_as_one_by_one(model: Model) -> None:
