@@ -27,12 +27,15 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 def token_set(
     clips: tuple[int, ...] = (5, 3, 9, 4, 7, 6),
+    views: int = 2,
+    L: int = 4,
+    D: int = 6,
     dtype: torch.dtype = torch.float32,
     noise: float = 0.4,
     subjects: tuple[str, ...] | None = None,
 ) -> StudyTokens:
     """A composite study, subjects of unequal size; label i % 3, so no class is absent from a training set."""
-    generator, N, views, L, D = torch.Generator().manual_seed(0), sum(clips), 2, 4, 6
+    generator, N = torch.Generator().manual_seed(0), sum(clips)
     labels = torch.arange(N) % len(CLASSES)
     names = subjects or tuple(f"{DATABASES[i % 3]}/{i // 3:02d}" for i in range(len(clips)))
     patterns = torch.randn(len(CLASSES), L, D, generator=generator, dtype=torch.float64)

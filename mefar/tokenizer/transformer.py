@@ -101,7 +101,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, head_dim: int, cross: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_dim = heads, head_dim
         self.norm = nn.LayerNorm(dim, bias=False)
         self.context_norm = nn.LayerNorm(dim, bias=False) if cross else None
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
