@@ -190,7 +190,7 @@ def guard(prog: str, call: Callable[[], int], argv: Sequence[str] = ()) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
             return _interrupted(prog)
         if type(stop).__name__ == "SIGTERMException":  # Lightning's, after the step; it would exit with 0
-            print(f"{prog}: ended by SIGTERM; with --ckpt_path last it goes on", file=sys.stderr)
+            print(f"{prog}: ended by SIGTERM", file=sys.stderr)
             return TERMINATED
         if isinstance(stop.code, str):
             return _complain(prog, stop.code)

@@ -22,7 +22,7 @@ from mefar.files import fingerprint, lock, write_text
 TINY_FIT = ["--trainer.max_epochs", "1", "--data.init_args.pairs_per_epoch", "96",
             "--data.init_args.val_pairs", "16", "--data.init_args.val_fraction", "0.2"]  # fmt: skip
 TINY_LOSO = ["--epochs", "3", "--views", "2"]
-FEW_VIEWS = ["--views", "8"]  # a quarter of the default's: a minute less
+FEW_VIEWS = ["--views", "8"]  # a quarter of the default's, for time
 
 
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0, size: Literal["demo", "tiny"] = "demo") -> int:

@@ -83,11 +83,11 @@ def export(run: Path, out: Path, *, onnx: bool = False) -> None:
     """
     from mefar.commands import model as models
     from mefar.tokenizer.plain import load as load_tokenizer
-    from mefar.tokenizer.plain import located
+    from mefar.tokenizer.plain import ships
 
     if out.exists():
         raise UserError(f"{out}: is there already; give another folder")
-    if located(run) != run:  # one that comes with mefar
+    if ships(run):
         made = models.load(run)
     else:
         readers = _readers(run)

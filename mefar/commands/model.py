@@ -40,18 +40,17 @@ from datamodules.faces.align import FaceMode
 from mefar import __version__
 from mefar.classifier.text_anchors import encode_descriptions
 from mefar.commands.anchors import locate
-from mefar.commands.pictures import AlignedFace, Picture, Pictures, align, arrays, as_uint8, pair
+from mefar.commands.pictures import AlignedFace, Picture, Pictures, UInt8, align, arrays, as_uint8, pair
 from mefar.errors import UserError, one_line
 from mefar.files import replacing, write_text
 from mefar.generation.editing import steerable
 from mefar.generation.transfer import Target, carry
 from mefar.readers import FAINTEST, NOTHING, About, Readers, encoded, weights_of
 from mefar.tokenizer.network import describe
-from mefar.tokenizer.plain import SHIPPED, PlainTokenizer, build, located, under
+from mefar.tokenizer.plain import SHIPPED, PlainTokenizer, build, located, ships, under
 from mefar.tokenizer.plain import load as load_tokenizer
 from mefar.tokens import ActionTokens, feature_dim
 
-UInt8 = NDArray[np.uint8]
 AT_ONCE = 32
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -420,10 +419,9 @@ def load(name: str | Path = "demo", device: str | torch.device = "cpu", download
         made = _from_hub(str(name), download)
     else:
         tokenizer, readers = load_tokenizer(name), None
-        found = located(name)
-        shipped = SHIPPED / f"readers_{found.stem.removeprefix('tokenizer_')}.safetensors"
-        if found.parent == SHIPPED and shipped.is_file():
-            readers = Readers.load(shipped)
+        beside = SHIPPED / f"readers_{located(name).stem.removeprefix('tokenizer_')}.safetensors"
+        if ships(name) and beside.is_file():
+            readers = Readers.load(beside)
             # A tokenizer that was shipped without new readers still makes tokens; a test says so.
             readers = readers if readers.about.tokenizer == weights_of(tokenizer) else None
         made = Model(tokenizer, readers)

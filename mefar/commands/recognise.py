@@ -160,12 +160,12 @@ def _model(
         return How("", "", onset, apex, threshold, fps), None, []
     from mefar.commands.model import load  # brings torch
     from mefar.readers import weights_of
-    from mefar.tokenizer.plain import located
+    from mefar.tokenizer.plain import ships
 
     rendered = "classes, action units and descriptions are read by what rendered faces taught"
     made = load(model)
     how = How(model, weights_of(made), onset, apex, threshold, fps)
-    return how, made, [rendered] if located(model) != Path(model) else []
+    return how, made, [rendered] if ships(model) else []
 
 
 def _recognise_into(

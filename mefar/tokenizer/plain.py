@@ -124,6 +124,11 @@ def located(path: str | Path) -> Path:
     return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
 
 
+def ships(path: str | Path) -> bool:
+    """Whether a name stands for what comes with mefar, trained on rendered faces."""
+    return located(path).parent == SHIPPED
+
+
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
