@@ -386,6 +386,13 @@ def test_another_configuration_and_a_checkpoint_that_is_none(
     ):
         assert loso(option, value, dataset="smic") == 2
         assert says in capsys.readouterr().err
+    torch.manual_seed(1)
+    other = FacialActionTokenizer(WarpNetwork(48, 16, 1, 8, code_dim=4))
+    torch.save(
+        {"state_dict": other.state_dict(), "hyper_parameters": dict(other.hparams)}, tmp_path / "o.ckpt"
+    )
+    assert loso("--tokenizer", str(tmp_path / "o.ckpt"), dataset="smic") == 2
+    assert "made otherwise" in capsys.readouterr().err
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"nothing of the kind")
     assert loso("--tokenizer", str(broken), dataset="smic") == 2

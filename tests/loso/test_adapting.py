@@ -212,8 +212,10 @@ def test_a_run_with_folds_left_goes_on_and_ends_the_same(
 # What is refused
 
 
-def test_other_adaptations_never_mix_and_two_commands_do_not_train_twice(tmp_path: Path) -> None:
+def test_adapted_and_frozen_folds_never_mix_and_two_commands_do_not_train_twice(tmp_path: Path) -> None:
     run(tmp_path)
+    with pytest.raises(UserError, match=r"adapt_tokenizer \(0.1 there, None asked for\)"):
+        Run(material(), tmp_path, SMALL, TRAINING, where=replace(CPU, group=1))
     with pytest.raises(UserError, match=r"adapt_tokenizer \(0.1 there, 0.2 asked for\)"):
         run(tmp_path, given=adaptation(weight=0.2))
     with pytest.raises(UserError, match=r"otherwise \(pairs"):
