@@ -29,8 +29,8 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0, size: Literal["demo", 
     """Render faces, pretrain a tokenizer on them, run composite LOSO at two strengths, write report pages.
 
     First on micro-expressions as weak as real ones, then on the demo's own, three times as strong.
-    About 15 minutes on 2 CPU cores. What is finished is kept: a second call reuses it, and after an
-    interruption the demo goes on.
+    A quarter of an hour on 2 quick CPU cores, longer on slow ones. What is finished is kept: a second call
+    reuses it, and after an interruption the demo goes on.
 
     Args:
         out: folder for everything the demo makes.
